@@ -1,0 +1,155 @@
+#!/usr/bin/python
+"""Unpack Debian packages into directories from which image layers are made."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: debian_layers
+short_description: Unpack the distribution's packages into one directory per image layer
+description:
+  - Resolves, downloads and checks packages with the host's own apt, so its mirror and keys count.
+  - Nothing is installed, and no maintainer script runs; documentation and locales are left out.
+options:
+  destination:
+    description: Directory in which a directory for each layer is made, replacing what is there.
+    type: path
+    required: true
+  layers:
+    description:
+      - Layer to the packages it is for. A layer holds what these depend on, except what the first
+        layer has already.
+    type: dict
+    required: true
+  left_out:
+    description: Packages that no layer shall hold.
+    type: list
+    elements: str
+    default: []
+author: celery-metal
+"""
+
+EXAMPLES = r"""
+- name: Unpack the layers of the Redis image
+  debian_layers:
+    destination: /var/lib/celery-metal/image
+    layers: {base: [libc6], redis: [redis-server]}
+"""
+
+RETURN = r"""
+packages: {description: Layer to its packages with versions, type: dict, returned: always}
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+LEFT_OUT = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/info",
+    "usr/share/locale",
+    "usr/share/lintian",
+    "usr/share/bug",
+    "usr/share/common-licenses/*-*",
+    "usr/lib/*/gconv",
+    "usr/lib/python3*/test",
+    "usr/lib/python3*/pydoc_data",
+)
+CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+PIP_CONFIG = Path("/etc/pip.conf")
+
+
+class AptFailed(Exception):
+    """apt or dpkg-deb ended with an error; the text is theirs."""
+
+
+def run(*argv: str) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AptFailed(f"{' '.join(argv[:2])} ...: {done.stderr.strip()}")
+    return done.stdout
+
+
+def apt(work: Path, *words: str) -> str:
+    """Run apt-get as if on a machine with nothing installed, so that it resolves everything."""
+    return run(
+        "apt-get",
+        "--yes",
+        "--no-install-recommends",
+        "-o",
+        f"Dir::State::status={work}/status",
+        "-o",
+        f"Dir::Cache::archives={work}/archives",
+        # The work directory is root's alone; apt's own user could not write there.
+        "-o",
+        "APT::Sandbox::User=root",
+        *words,
+    )
+
+
+def archives(uris: str) -> dict[str, str]:
+    """Package to file name, from ``apt-get install --print-uris``.
+
+    >>> archives("'http://m/p/libc6_2.41_amd64.deb' libc6_2.41_amd64.deb 2846580 SHA256:00")
+    {'libc6': 'libc6_2.41_amd64.deb'}
+    """
+    names = re.findall(r"^'\S+' (\S+\.deb) \d+", uris, re.M)
+    return {name.split("_")[0]: name for name in names}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "destination": {"type": "path", "required": True},
+            "layers": {"type": "dict", "required": True},
+            "left_out": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    if module.check_mode:
+        module.exit_json(changed=True, packages={})
+    top, layers = Path(module.params["destination"]), module.params["layers"]
+    work = top / ".apt"
+    # --print-uris leaves out what is downloaded already, so it must find nothing.
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "archives" / "partial").mkdir(parents=True)
+    (work / "status").write_text("")
+    try:
+        files: dict[str, dict[str, str]] = {}
+        taken = set(module.params["left_out"])
+        for number, (layer, packages) in enumerate(layers.items()):
+            wanted = archives(apt(work, "install", "--print-uris", *packages))
+            files[layer] = {name: one for name, one in wanted.items() if name not in taken}
+            # Only the first layer lies below all others.
+            taken |= set(wanted) if number == 0 else set()
+        apt(work, "install", "--download-only", *sorted(set(sum(layers.values(), []))))
+        for layer, debs in files.items():
+            shutil.rmtree(top / layer, ignore_errors=True)
+            (top / layer).mkdir()
+            # base-files first: it has the links from /bin and /lib into /usr.
+            for name in sorted(debs, key=lambda name: (name != "base-files", name)):
+                run("dpkg-deb", "-x", str(work / "archives" / debs[name]), str(top / layer))
+            for pattern in LEFT_OUT:
+                for path in (top / layer).glob(pattern):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except AptFailed as failed:
+        module.fail_json(msg=f"Nothing was built. {failed}")
+    trust = top / next(iter(layers)) / "etc/ssl/certs"
+    trust.mkdir(parents=True, exist_ok=True)
+    # The build host's trust store, private authorities included: containers reach what it reaches.
+    shutil.copy(CA_BUNDLE, trust / CA_BUNDLE.name)
+    (top / "host").mkdir(exist_ok=True)
+    pip_config = PIP_CONFIG.read_text() if PIP_CONFIG.exists() else ""
+    (top / "host" / "pip.conf").write_text(pip_config)
+    shutil.rmtree(work)
+    module.exit_json(
+        changed=True,
+        packages={layer: sorted(debs.values()) for layer, debs in files.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

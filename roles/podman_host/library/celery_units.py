@@ -1,0 +1,320 @@
+#!/usr/bin/python
+"""Bring a whole set of unit files to a host in one call, and say which units that concerns."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_units
+short_description: Compare, check, write and prune a set of Quadlet and systemd unit files
+description:
+  - Compares the whole desired set with the host; when all is equal, nothing is written.
+  - Otherwise the set is staged in a temporary directory, run through Podman's Quadlet generator in
+    dry-run and through C(systemd-analyze verify), and only then written. An unsupported key makes
+    the generator drop a unit while C(daemon-reload) still succeeds, so it is noticed here.
+  - Each container is labelled with its generation, a hash of its unit file. What must restart is
+    read from the labels of the running containers; the next run completes one that was cut off.
+  - What is there under I(owned) and not in the set is gone. It is removed with I(prune), which is
+    for a second call when the units in C(stop) have drained.
+options:
+  files:
+    description: Absolute path to content. Mode is 0644.
+    type: dict
+    default: {}
+  links:
+    description: Absolute path to the target of a symbolic link.
+    type: dict
+    default: {}
+  owned:
+    description: Glob patterns of the paths that belong to the caller, and to nobody else.
+    type: list
+    elements: str
+    default: []
+  prune:
+    description: Remove what is gone.
+    type: bool
+    default: false
+author: celery-metal
+"""
+
+EXAMPLES = r"""
+- name: Write the units of all queues
+  celery_units:
+    files: {/etc/containers/systemd/celery-metal/celery-mail@.container: "..."}
+    links: {/etc/containers/systemd/celery-metal/celery-mail@1.container: celery-mail@.container}
+    owned: ["/etc/containers/systemd/celery-metal/celery-*@*.container"]
+  register: celery_worker_units
+"""
+
+RETURN = r"""
+new: {description: Paths that were not there, type: list, returned: always}
+written: {description: Paths that were there and differed, type: list, returned: always}
+gone: {description: Owned paths that are not in the set, type: list, returned: always}
+start: {description: Services of the set that do not run, type: list, returned: always}
+restart: {description: Services that run another generation, type: list, returned: always}
+stop: {description: Services that run and are not in the set, type: list, returned: always}
+"""
+
+import fnmatch
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+QUADLET = "/usr/libexec/podman/quadlet"
+QUADLET_ROOT = "/etc/containers/systemd/"
+LABEL = "celery-metal.generation"
+RUNNING = ("active", "activating", "reloading", "deactivating")
+
+
+class InvalidUnits(Exception):
+    """The staged files are refused by Quadlet or systemd; the text is theirs."""
+
+
+def with_generation(content: str) -> str:
+    """A container unit labelled with the hash of its own content.
+
+    >>> with_generation("[Container]\\nImage=x\\n").splitlines()[1]
+    'Label=celery-metal.generation=11ecb40bd05c'
+    """
+    mark = hashlib.sha256(content.encode()).hexdigest()[:12]
+    return content.replace("[Container]\n", f"[Container]\nLabel={LABEL}={mark}\n", 1)
+
+
+def generation(content: str) -> str:
+    """The generation that a container unit is labelled with, or an empty string."""
+    found = re.search(rf"^Label={re.escape(LABEL)}=(\S+)$", content, re.M)
+    return found.group(1) if found else ""
+
+
+def service_of(path: str) -> str:
+    """The service that Quadlet makes of a file: ``a@1.container`` gives ``a@1.service``."""
+    return Path(path).name.removesuffix(".container") + ".service"
+
+
+def template_of(service: str) -> str:
+    """The template of an instance: ``a@1.service`` gives ``a@.service``; others are their own."""
+    return re.sub(r"@.+\.service$", "@.service", service)
+
+
+def is_template(service: str) -> bool:
+    return service.endswith("@.service")
+
+
+def desired_services(files: dict[str, str], links: dict[str, str]) -> set[str]:
+    """The services that shall run: plain containers and the instances that are linked."""
+    containers = [path for path in [*files, *links] if path.endswith(".container")]
+    return {service for service in map(service_of, containers) if not is_template(service)}
+
+
+def gone_patterns(gone: list[str]) -> list[str]:
+    """Names of services whose unit file is gone; a template takes all its instances along."""
+    services = [service_of(path) for path in gone if path.endswith(".container")]
+    return [one.replace("@.service", "@*.service") for one in services]
+
+
+def actions(
+    wanted: set[str],
+    generations: dict[str, str],
+    patterns: list[str],
+    states: dict[str, str],
+    running: dict[str, str],
+) -> dict[str, list[str]]:
+    """What to do to which service.
+
+    :param wanted: services that shall run.
+    :param generations: template or plain service to the generation it shall run.
+    :param patterns: names, with ``*``, of services that shall not run.
+    :param states: service to its ActiveState, as systemd says.
+    :param running: service to the generation of its running container.
+    :returns: sorted lists under ``start``, ``restart`` and ``stop``; no service is in two of them.
+    """
+    up = {name for name, state in states.items() if state in RUNNING}
+    stop = {name for name in up - wanted if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+    # An instance that somebody started by hand follows its template too.
+    known = {name for name in up - stop if template_of(name) in generations}
+    settled = {name for name in known if states[name] == "active"}
+    restart = {n for n in settled if running.get(n) != generations[template_of(n)]}
+    return {
+        "start": sorted(wanted - settled),
+        "restart": sorted(restart),
+        "stop": sorted(stop),
+    }
+
+
+def present(path: str) -> str | None:
+    """Content of a file or ``-> target`` of a link; None when there is nothing."""
+    if os.path.islink(path):
+        return f"-> {os.readlink(path)}"
+    return Path(path).read_text(errors="replace") if os.path.exists(path) else None
+
+
+def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+def validate(files: dict[str, str], links: dict[str, str]) -> None:
+    """Run the set through Quadlet's dry-run and ``systemd-analyze verify``.
+
+    :raises InvalidUnits: with what Quadlet or systemd said.
+    """
+    with tempfile.TemporaryDirectory(prefix="celery-metal-") as top:
+        quadlets, units = Path(top, "quadlets"), Path(top, "units")
+        quadlets.mkdir()
+        units.mkdir()
+        for path, content in files.items():
+            quadlet = path.startswith(QUADLET_ROOT)
+            if quadlet or path.startswith("/etc/systemd/system/"):
+                Path(quadlets if quadlet else units, Path(path).name).write_text(content)
+        for path, target in links.items():
+            if path.startswith(QUADLET_ROOT):
+                Path(quadlets, Path(path).name).symlink_to(target)
+        if any(quadlets.iterdir()):
+            dry = run(QUADLET, "-dryrun", QUADLET_UNIT_DIRS=str(quadlets))
+            if dry.returncode:
+                said = [line for line in dry.stderr.splitlines() if "Loading source" not in line]
+                raise InvalidUnits("Podman's Quadlet generator refuses: " + "\n".join(said))
+            for name, text in re.findall(
+                r"^---(\S+)---\n(.*?)(?=^---\S+---\n|\Z)", dry.stdout, re.M | re.S
+            ):
+                Path(units, name).write_text(text)
+        # One instance of a template stands for all: they differ in nothing that verify looks at.
+        names = [p.name for p in units.iterdir() if "@" not in p.name or "@." in p.name]
+        if not names:
+            return
+        checked = run(
+            "systemd-analyze",
+            "verify",
+            "--man=no",
+            "--recursive-errors=no",
+            *(str(units / re.sub(r"@\.", "@1.", name)) for name in sorted(names)),
+            SYSTEMD_UNIT_PATH=f"{units}:",
+        )
+        said = [line for line in checked.stderr.splitlines() if top in line]
+        if checked.returncode or said:
+            text = "\n".join(said) or checked.stderr
+            raise InvalidUnits("systemd-analyze verify: " + text.replace(f"{units}/", ""))
+
+
+def write(path: str, content: str | None, target: str | None) -> None:
+    """Put a file or link in place at once; a reader never sees a half of it."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.new"
+    if target is not None:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        os.symlink(target, temporary)
+    else:
+        Path(temporary).write_text(content or "")
+        os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def service_states(names: set[str], patterns: list[str]) -> tuple[dict[str, str], bool]:
+    """ActiveState of each service, and whether systemd still has to read some unit file."""
+    templates = {template_of(name).replace("@.", "@*.") for name in names}
+    asked = sorted(names | templates | set(patterns))
+    if not asked or not shutil.which("systemctl"):
+        return {}, False
+    shown = run("systemctl", "show", "-p", "Id,LoadState,ActiveState,NeedDaemonReload", *asked)
+    states, stale = {}, False
+    for block in shown.stdout.strip().split("\n\n"):
+        unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if unit.get("Id"):
+            states[unit["Id"]] = unit["ActiveState"]
+            missing = unit["LoadState"] == "not-found" and unit["Id"] in names
+            stale = stale or missing or unit["NeedDaemonReload"] == "yes"
+    return states, stale
+
+
+def running_generations() -> dict[str, str]:
+    """Service to the generation label of its running container."""
+    if not shutil.which("podman"):
+        return {}
+    listed = run("podman", "ps", "--filter", f"label={LABEL}", "--format", "json").stdout
+    labels = [one["Labels"] for one in json.loads(listed or "[]")]
+    return {one.get("PODMAN_SYSTEMD_UNIT", ""): one[LABEL] for one in labels}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "files": {"type": "dict", "default": {}},
+            "links": {"type": "dict", "default": {}},
+            "owned": {"type": "list", "elements": "str", "default": []},
+            "prune": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    links = module.params["links"]
+    files = {
+        path: with_generation(content) if path.endswith(".container") else content
+        for path, content in module.params["files"].items()
+    }
+    wanted = {**files, **{path: f"-> {target}" for path, target in links.items()}}
+    before = {path: present(path) for path in wanted}
+    owned = {path for pattern in module.params["owned"] for path in glob.glob(pattern)}
+    gone = sorted(owned - set(wanted))
+    new = sorted(path for path, was in before.items() if was is None)
+    written = sorted(p for p, was in before.items() if was is not None and was != wanted[p])
+    remove = gone if module.params["prune"] else []
+
+    if new or written:
+        if os.path.exists(QUADLET) and shutil.which("systemd-analyze"):
+            try:
+                validate(files, links)
+            except InvalidUnits as refused:
+                module.fail_json(msg=f"Nothing was written. {refused}")
+        elif not module.check_mode:
+            module.fail_json(msg=f"Nothing was written: {QUADLET} is missing; podman >= 5.0 has it.")
+
+    diff = [
+        {"before_header": p, "after_header": p, "before": before[p] or "", "after": wanted[p]}
+        for p in [*new, *written]
+    ]
+    diff += [{"before_header": p, "before": present(p) or "", "after": ""} for p in remove]
+
+    services = desired_services(files, links)
+    patterns = gone_patterns(gone)
+    if not module.check_mode:
+        for path in [*new, *written]:
+            write(path, files.get(path), links.get(path))
+        for path in remove:
+            os.unlink(path)
+    states, stale = service_states(services, patterns)
+    if (new or written or remove or stale) and not module.check_mode:
+        reloaded = run("systemctl", "daemon-reload")
+        if reloaded.returncode:
+            module.fail_json(msg=f"systemctl daemon-reload: {reloaded.stderr.strip()}")
+        states, stale = service_states(services, patterns)
+        lost = sorted(name for name in services if name not in states)
+        if stale or lost:
+            module.fail_json(
+                msg=f"systemd does not know what was written ({', '.join(lost) or 'stale units'}): "
+                f"run '{QUADLET} -dryrun' on the host to see why."
+            )
+    generations = {
+        service_of(path): generation(content)
+        for path, content in files.items()
+        if path.endswith(".container")
+    }
+    module.exit_json(
+        changed=bool(new or written or remove),
+        new=new,
+        written=written,
+        gone=gone,
+        diff=diff,
+        **actions(services, generations, patterns, states, running_generations()),
+    )
+
+
+if __name__ == "__main__":
+    main()
