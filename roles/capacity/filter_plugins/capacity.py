@@ -1,0 +1,933 @@
+"""Queues in, plan out: what celery_queues may say, and how many processes it becomes on a host.
+
+Everything above FilterModule is pure: no facts, no files, no clock, no Ansible. The same input
+gives the same output, and a host with more vCPUs or memory never gives a queue fewer processes.
+All memory is in MB of 1024 x 1024 bytes, as in Ansible's facts and systemd's "M".
+"""
+
+import difflib
+import heapq
+import json
+import math
+import re
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
+
+try:
+    from ansible.errors import AnsibleFilterError
+except ImportError:  # the functions also serve where Ansible is not installed
+    AnsibleFilterError = ValueError
+
+
+class QueuesError(ValueError):
+    """celery_queues is refused; the text lists every problem, one to a line."""
+
+
+class PlanError(ValueError):
+    """The queues do not fit the host; the text names host, variable, sum and remedy."""
+
+
+# ------------------------------------------------------------------------------------------
+# What may be written: ranges live here, the schema in meta/argument_specs.yml; a test compares them
+
+
+class Rule(NamedTuple):
+    """What one key accepts, bounds included.
+
+    kind: name | choice | int | auto_int | concurrency | bool.
+    """
+
+    kind: str
+    default: Any = None
+    low: int = 0
+    high: int = 0
+    choices: tuple[str, ...] = ()
+
+
+QUEUE_RULES: dict[str, Rule] = {
+    "name": Rule("name"),
+    "workload": Rule("choice", "cpu", choices=("cpu", "io")),
+    "pool": Rule("choice", "prefork", choices=("prefork", "threads", "gevent", "solo")),
+    "weight": Rule("int", 1, 1, 1000),
+    "concurrency": Rule("concurrency", "auto", 1, 10000),
+    "instances": Rule("int", 1, 1, 100),
+    "memory_per_process_mb": Rule("int", 150, 16, 1048576),
+    "drain_seconds": Rule("int", 60, 1, 86400),
+}
+
+SETTING_RULES: dict[str, Rule] = {
+    "capacity_runs_workers": Rule("bool", True),
+    "capacity_redis_host": Rule("bool", False),
+    "capacity_reserve_mb": Rule("auto_int", "auto", 0, 16777216),
+    "capacity_redis_memory_mb": Rule("auto_int", "auto", 64, 16777216),
+    "capacity_process_factor": Rule("int", 4, 1, 32),
+    "capacity_threads_per_vcpu": Rule("int", 10, 1, 1000),
+    "capacity_greenlets_per_vcpu": Rule("int", 100, 1, 10000),
+    "capacity_main_process_mb": Rule("int", 64, 16, 65536),
+    "capacity_numa_nodes": Rule("int", 1, 1, 1024),
+}
+
+# celery 5.7: only these pools have the grow() and shrink() that worker/autoscale.py calls.
+AUTOSCALE_POOLS = ("prefork", "gevent")
+
+# A file name has 255 bytes: "celery-", "@100.container", ".d" and a temporary name must fit beside.
+SLUG_BYTES = 200
+
+# What a terminal does not show: control, format, surrogate, line and paragraph separator.
+INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+# Longest value that a message quotes in full.
+SHOWN_LENGTH = 70
+
+
+class Autoscale(TypedDict):
+    """The bounds of Celery's --autoscale per instance, in processes (prefork) or greenlets."""
+
+    min: int
+    max: int
+
+
+class Queue(TypedDict):
+    """One queue with every default filled in, and `unit`: its name as units and files take it."""
+
+    name: str
+    unit: str
+    workload: str
+    pool: str
+    weight: int
+    concurrency: str | int | Autoscale
+    instances: int
+    memory_per_process_mb: int
+    drain_seconds: int
+
+
+def unit_slug(name: str) -> str:
+    """Return a queue's name as the middle of a unit's name: what is outside [A-Za-z0-9_.-] becomes
+    "_" and two hex digits for each of its UTF-8 bytes. Two names may share a slug ("a/", "a_2f");
+    validate_queues refuses such a pair.
+    """
+    return re.sub(
+        r"[^A-Za-z0-9_.-]",
+        lambda found: "".join(f"_{byte:02x}" for byte in found[0].encode("utf-8", "surrogatepass")),
+        name,
+    )
+
+
+def validate_queues(queues: Any) -> list[Queue]:
+    """Return celery_queues with defaults filled in and `unit` added, in the order it was written.
+
+    Raises QueuesError with all problems at once, each with item, key, value and remedy.
+    """
+    problems = queue_problems(queues)
+    if problems:
+        raise QueuesError(report(problems))
+    return [_normalised(queue) for queue in queues]
+
+
+def queue_problems(queues: Any) -> list[str]:
+    """Return what is wrong with celery_queues, one line each; an empty list when it is good."""
+    example = "write a list such as [{name: emails}]"
+    if queues is None:
+        return [f"celery_queues is not set: {example}"]
+    if not isinstance(queues, (list, tuple)):
+        return [f"celery_queues is {_show(queues)}, not a list: {example}"]
+    if not queues:
+        return [f"celery_queues is an empty list: {example}"]
+    found = [
+        line for position, item in enumerate(queues, 1) for line in _item_problems(position, item)
+    ]
+    return found + _clashes(queues)
+
+
+def setting_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the capacity_* variables, one line each; absent means default."""
+    found = []
+    for key, rule in SETTING_RULES.items():
+        problem = _value_problem(key, settings.get(key, rule.default), rule)
+        if problem:
+            text_value = isinstance(settings.get(key), str) and rule.kind != "choice"
+            hint = " (-e key=value always gives text: use -e '{key: value}')" if text_value else ""
+            found.append(problem + hint)
+    return found
+
+
+def report(problems: list[str]) -> str:
+    """Return the problems as text: alone as they are, several under a count, one to a line."""
+    if len(problems) > 1:
+        return "\n".join([f"{len(problems)} problems:", *(f"- {problem}" for problem in problems)])
+    return "".join(problems)
+
+
+def _normalised(queue: Mapping[str, Any]) -> Queue:
+    values = {key: queue.get(key, rule.default) for key, rule in QUEUE_RULES.items()}
+    if isinstance(values["concurrency"], Mapping):
+        values["concurrency"] = {bound: values["concurrency"][bound] for bound in ("min", "max")}
+    return {"name": values.pop("name"), "unit": unit_slug(queue["name"]), **values}
+
+
+def _item_problems(position: int, item: Any) -> list[str]:
+    where = f"celery_queues item {position}"
+    if not isinstance(item, Mapping):
+        return [f"{where} is {_show(item)}, not a mapping: write {{name: ...}}"]
+    if isinstance(item.get("name"), str) and item["name"]:
+        where += f" ({_show(item['name'])})"
+    found = [_unknown_key(key) for key in item if key not in QUEUE_RULES]
+    if "name" not in item:
+        found.append("name is missing: every queue needs one")
+    bad_keys = set()
+    for key, rule in QUEUE_RULES.items():
+        if key in item:
+            problem = _value_problem(key, item[key], rule)
+            if problem:
+                bad_keys.add(key)
+                found.append(problem)
+    if not bad_keys & {"pool", "concurrency"}:
+        found += _pool_problems(item)
+    return [f"{where}: {problem}" for problem in found]
+
+
+def _unknown_key(key: Any) -> str:
+    near = difflib.get_close_matches(str(key).lower(), QUEUE_RULES, n=1, cutoff=0.5)
+    known = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(QUEUE_RULES)}"
+    return f"{_show(key).strip(chr(34))} is an unknown key: {known}"
+
+
+def _pool_problems(item: Mapping[str, Any]) -> list[str]:
+    pool = item.get("pool", "prefork")
+    size = item.get("concurrency", "auto")
+    if pool == "solo" and size not in ("auto", 1):
+        return [
+            f"concurrency is {_show(size)} with pool solo, which runs each task in the worker's "
+            "main process and ignores concurrency: remove it, raise instances, or choose another "
+            "pool"
+        ]
+    if isinstance(size, Mapping) and pool not in AUTOSCALE_POOLS:
+        return [
+            f"concurrency is {_show(size)} with pool {pool}, which cannot grow or shrink while it "
+            f"runs: write a number, or choose pool {' or '.join(AUTOSCALE_POOLS)}"
+        ]
+    return []
+
+
+def _clashes(queues: Iterable[Any]) -> list[str]:
+    names: dict[str, list[int]] = {}
+    for position, item in enumerate(queues, 1):
+        if isinstance(item, Mapping) and isinstance(item.get("name"), str) and item["name"]:
+            names.setdefault(item["name"], []).append(position)
+    found = [
+        f"celery_queues items {' and '.join(map(str, positions))} are named {_show(name)}: "
+        "keep one (instances: starts several workers of a queue)"
+        for name, positions in names.items()
+        if len(positions) > 1
+    ]
+    slugs: dict[str, list[str]] = {}
+    for name in names:
+        slugs.setdefault(unit_slug(name), []).append(name)
+    return found + [
+        f"celery_queues names {' and '.join(map(_show, same))} would share the units "
+        f"celery-{slug}@: rename one"
+        for slug, same in slugs.items()
+        if len(same) > 1
+    ]
+
+
+def _value_problem(key: str, value: Any, rule: Rule) -> str | None:
+    if rule.kind == "name":
+        return _name_problem(value)
+    if value is None:
+        return f"{key} is empty: give it a value, or remove the key (default {_show(rule.default)})"
+    if rule.kind == "choice":
+        return _choice_problem(key, value, rule)
+    if rule.kind == "bool":
+        return None if isinstance(value, bool) else f"{key} is {_show(value)}: write true or false"
+    if rule.kind in ("auto_int", "concurrency") and isinstance(value, str) and value == "auto":
+        return None
+    if rule.kind == "concurrency" and isinstance(value, Mapping):
+        return _autoscale_problem(value, rule)
+    return _int_problem(key, value, rule)
+
+
+def _name_problem(value: Any) -> str | None:
+    if value is None or value == "":
+        return "name is empty: every queue needs a name"
+    if isinstance(value, bool):
+        example = "yes" if value else "no"
+        return (
+            f"name is {_show(value)} (YAML reads yes, no, on and off as booleans): put what you "
+            f'wrote in quotes, as in name: "{example}"'
+        )
+    if not isinstance(value, str):
+        return (
+            f"name is {_show(value)}, not text: put it in quotes, as in name: {_show(str(value))}"
+        )
+    if "," in value:
+        return (
+            f"name is {_show(value)}: Celery's -Q splits names at commas; choose a name without one"
+        )
+    if any(unicodedata.category(char) in INVISIBLE for char in value):
+        shown = _show(value, ascii_only=True)
+        return f"name is {shown}: it holds an invisible or control character; remove it"
+    if value != value.strip():
+        return f"name is {_show(value)}: remove the space at its start or end"
+    if len(unit_slug(value)) > SLUG_BYTES:
+        size = f"{len(unit_slug(value))} bytes as a unit's name"
+        return f"name is {_show(value)}: {size}; shorten it to {SLUG_BYTES} or fewer"
+    return None
+
+
+def _choice_problem(key: str, value: Any, rule: Rule) -> str | None:
+    if isinstance(value, str) and value in rule.choices:
+        return None
+    near = difflib.get_close_matches(str(value).strip().lower(), rule.choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{key} is {_show(value)}: write one of {', '.join(rule.choices)}{hint}"
+
+
+def _int_problem(key: str, value: Any, rule: Rule) -> str | None:
+    wanted = f"write a whole number from {rule.low} to {rule.high}"
+    if rule.kind == "auto_int":
+        wanted = f"write auto, or a whole number from {rule.low} to {rule.high}"
+    elif rule.kind == "concurrency":
+        wanted = (
+            f"write auto, a whole number from {rule.low} to {rule.high}, or {{min: ..., max: ...}}"
+        )
+    if isinstance(value, bool):
+        return f"{key} is {_show(value)} (YAML reads yes, no, on and off as booleans): {wanted}"
+    if isinstance(value, str) and re.fullmatch(r"0[0-9]+", value.strip()):
+        number = int(value)
+        return (
+            f"{key} is {_show(value)} (YAML reads a leading zero as text or octal): write {number}"
+        )
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value.strip()):
+        return f"{key} is {_show(value)}, a string: drop the quotes and write {int(value)}"
+    if not isinstance(value, int) or not rule.low <= value <= rule.high:
+        return f"{key} is {_show(value)}: {wanted}"
+    return None
+
+
+def _autoscale_problem(value: Mapping[str, Any], rule: Rule) -> str | None:
+    if set(value) != {"min", "max"}:
+        return f"concurrency is {_show(value)}: as a mapping it takes exactly the keys min and max"
+    bound = rule._replace(kind="int")
+    for key in ("min", "max"):
+        problem = _int_problem(f"concurrency.{key}", value[key], bound)
+        if problem or value[key] is None:
+            return problem
+    if value["min"] > value["max"]:
+        return f"concurrency is {_show(value)}: min is above max; swap them"
+    return None
+
+
+def _show(value: Any, ascii_only: bool = False) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=ascii_only, default=str)
+        text.encode()
+    except (TypeError, ValueError):
+        text = ascii(value)
+    return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."
+
+
+# ------------------------------------------------------------------------------------------
+# The plan
+
+
+# On fewer vCPUs, one for Redis alone would cost the queues too much.
+REDIS_VCPU_FROM = 4
+
+
+class Host(TypedDict):
+    """One host: vcpus that its processes may use, memory_mb in all, numa_nodes for a note only."""
+
+    name: str
+    vcpus: int
+    memory_mb: int
+    numa_nodes: int
+
+
+class Limits(TypedDict):
+    """What the planner keeps to; redis is None where no Redis runs."""
+
+    reserve_mb: str | int
+    process_factor: int
+    threads_per_vcpu: int
+    greenlets_per_vcpu: int
+    main_process_mb: int
+    redis: dict[str, str | int] | None
+
+
+@dataclass
+class _Pool:
+    """A queue while it is being sized; size is its concurrency per instance."""
+
+    queue: Queue
+    size: int
+    explicit: bool
+
+    @property
+    def prefork(self) -> bool:
+        return self.queue["pool"] == "prefork"
+
+    @property
+    def automatic(self) -> bool:
+        return self.prefork and not self.explicit
+
+    @property
+    def instances(self) -> int:
+        return self.queue["instances"]
+
+    @property
+    def per_instance(self) -> int:
+        """Processes that run tasks in one instance: only prefork has more than the main one."""
+        return self.size if self.prefork else 1
+
+    @property
+    def processes(self) -> int:
+        return self.instances * self.per_instance
+
+    @property
+    def seat_mb(self) -> int:
+        """Memory of one more process in each instance."""
+        return self.instances * self.queue["memory_per_process_mb"]
+
+    def memory_mb(self, main_process_mb: int) -> int:
+        """Memory of one instance; a prefork worker's main process comes on top of its pool."""
+        own = main_process_mb if self.prefork else 0
+        return own + self.per_instance * self.queue["memory_per_process_mb"]
+
+
+class _Memory(NamedTuple):
+    """How a host's memory is divided before any queue is sized."""
+
+    reserve: int
+    redis: int
+    redis_reason: str
+    workers: int  # what is left; below zero when the rest does not fit
+
+
+class _Stop(NamedTuple):
+    """The seat that memory refused, and what was left for it."""
+
+    pool: _Pool
+    spare: int
+
+
+class _Sized(NamedTuple):
+    """All that a reason may speak of, once every queue is sized."""
+
+    host: Host
+    limits: Limits
+    pools: list[_Pool]
+    cap: int
+    stop: _Stop | None
+
+
+def plan(host: Host, queues: list[Queue], limits: Limits) -> dict[str, Any]:
+    """Return how many processes each queue gets on this host, how much memory, and why.
+
+    host: see Host. queues: from validate_queues, or [] on a pure Redis host. limits: see Limits.
+    Numbers that users wrote are kept or refused, only automatic ones shrink. Raises PlanError when
+    explicit numbers, or one process for each instance of an automatic queue, cannot fit.
+
+    Automatic prefork queues are filled vCPU by vCPU (see _grant_seats), so the plan of a smaller
+    host is the beginning of a larger one's: per queue it never falls as vCPUs or memory grow.
+    """
+    memory = _divide_memory(host, bool(queues), limits)
+    pools = [_start(queue, host, limits) for queue in queues]
+    _refuse_processes(host, pools, limits)
+    _refuse_memory(host, pools, memory, limits)
+    wanted = [_start(queue, host, limits) for queue in queues]
+    _grant_seats(wanted, host, limits, math.inf)
+    spare = memory.workers - sum(_total_mb(pool, limits) for pool in pools)
+    stop = _grant_seats(pools, host, limits, spare)
+    sized = _Sized(host, limits, pools, _process_cap(host, pools, limits), stop)
+    rows = [
+        _row(pool, free.size, weight, sized)
+        for pool, free, weight in zip(pools, wanted, _cpu_weights(queues), strict=True)
+    ]
+    workers = sum(_total_mb(pool, limits) for pool in pools)
+    return {
+        "host": {key: host[key] for key in ("name", "vcpus", "memory_mb", "numa_nodes")},
+        "queues": rows,
+        "redis": _redis_share(host, rows, memory) if limits["redis"] else None,
+        "totals": {
+            "processes": sum(pool.processes for pool in pools),
+            "process_cap": sized.cap,
+            "workers_mb": workers,
+            "redis_mb": memory.redis,
+            "reserve_mb": memory.reserve,
+            "free_mb": memory.workers - workers,
+            "memory_mb": host["memory_mb"],
+        },
+    }
+
+
+def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> dict[str, Any]:
+    queue = pool.queue
+    return {
+        **{key: queue[key] for key in ("name", "unit", "pool", "workload", "weight", "instances")},
+        "concurrency": pool.size,
+        "autoscale": _autoscale(queue),
+        "processes": pool.per_instance,
+        "memory_per_process_mb": queue["memory_per_process_mb"],
+        "memory_mb": pool.memory_mb(sized.limits["main_process_mb"]),
+        "cpu_weight": weight[0],
+        "drain_seconds": queue["drain_seconds"],
+        "reasons": {
+            "concurrency": _size_reason(pool, wanted, sized),
+            "memory_mb": _memory_reason(pool, sized.limits),
+            "cpu_weight": weight[1],
+        },
+    }
+
+
+def usable_vcpus(vcpus: int, runs_redis: bool) -> int:
+    """Return the vCPUs that cpu queues share: a Redis beside them gets one from 4 vCPUs on."""
+    return vcpus - 1 if runs_redis and vcpus >= REDIS_VCPU_FROM else vcpus
+
+
+def _divide_memory(host: Host, runs_workers: bool, limits: Limits) -> _Memory:
+    # Floor division takes at most 1 of each MB more: what is left never falls as memory grows.
+    total = host["memory_mb"]
+    reserve = limits["reserve_mb"]
+    if reserve == "auto":
+        reserve = max(256, total // 10)
+    redis, reason = 0, ""
+    if limits["redis"]:
+        redis, reason = limits["redis"]["memory_mb"], "explicit"
+        if redis == "auto":
+            percent = 20 if runs_workers else 70
+            left = total - reserve
+            redis = max(96, left * percent // 100)
+            reason = f"{percent}% of the {left} MB beside the reserve"
+            if redis > left * percent // 100:
+                reason = f"the least, more than {reason}"
+    return _Memory(reserve, redis, reason, total - reserve - redis)
+
+
+def _start(queue: Queue, host: Host, limits: Limits) -> _Pool:
+    """Size a queue before seats are granted: explicit, by its pool's rule, or one process."""
+    size = queue["concurrency"]
+    if isinstance(size, Mapping):
+        return _Pool(queue, size["max"], True)
+    if size != "auto":
+        return _Pool(queue, size, True)
+    return _Pool(queue, _per_vcpu(queue, limits) * host["vcpus"] or 1, False)
+
+
+def _per_vcpu(queue: Queue, limits: Limits) -> int:
+    """Threads or greenlets per vCPU; 0 for pools that are not sized so."""
+    per_vcpu = {"threads": limits["threads_per_vcpu"], "gevent": limits["greenlets_per_vcpu"]}
+    if queue["pool"] not in per_vcpu:
+        return 0
+    return per_vcpu[queue["pool"]] if queue["workload"] == "io" else 1
+
+
+def _total_mb(pool: _Pool, limits: Limits) -> int:
+    return pool.instances * pool.memory_mb(limits["main_process_mb"])
+
+
+def _process_cap(host: Host, pools: list[_Pool], limits: Limits) -> int:
+    """vCPUs x the factor, but never below the one process that every instance must have."""
+    return max(host["vcpus"] * limits["process_factor"], sum(pool.instances for pool in pools))
+
+
+def _refuse_processes(host: Host, pools: list[_Pool], limits: Limits) -> None:
+    vcpus, factor = host["vcpus"], limits["process_factor"]
+    allowed = vcpus * factor
+    most = f"{vcpus} vCPUs x capacity_process_factor {factor} = {allowed} processes"
+    remedy = (
+        "lower concurrency or instances, write concurrency: auto, or raise capacity_process_factor"
+    )
+    found = [
+        f"host {host['name']}: {_named(pool)}: concurrency {_show(pool.queue['concurrency'])} "
+        f"with instances {pool.instances} needs {pool.processes} processes, and the host may run "
+        f"{most}: {remedy}"
+        for pool in pools
+        if pool.prefork and pool.size > 1 and pool.processes > allowed
+    ]
+    if found:
+        raise PlanError(report(found))
+    least = sum(pool.processes for pool in pools)
+    cap = _process_cap(host, pools, limits)
+    if least > cap:
+        terms = [(_named(p), f"{p.instances} x {p.per_instance}", p.processes) for p in pools]
+        instances = sum(pool.instances for pool in pools)
+        why = most if cap == allowed else f"one for each of {instances} instances, more than {most}"
+        raise PlanError(
+            f"host {host['name']}: celery_queues needs {least} processes, and the host may run "
+            f"{cap} ({why}):\n{_sum_lines(terms, '')}\n{remedy}"
+        )
+
+
+def _refuse_memory(host: Host, pools: list[_Pool], memory: _Memory, limits: Limits) -> None:
+    needed = memory.reserve + memory.redis + sum(_total_mb(pool, limits) for pool in pools)
+    total = host["memory_mb"]
+    if needed <= total:
+        return
+    terms = [("reserve", f"capacity_reserve_mb: {limits['reserve_mb']}", memory.reserve)]
+    if limits["redis"]:
+        terms.append(
+            ("Redis", f"capacity_redis_memory_mb: {limits['redis']['memory_mb']}", memory.redis)
+        )
+    for pool in pools:
+        least = ", auto at its least" if pool.automatic else ""
+        text = f"{pool.instances} x ({_memory_reason(pool, limits)}){least}"
+        terms.append((_named(pool), text, _total_mb(pool, limits)))
+    what = "celery_queues" if pools else "Redis"
+    remedy = (
+        "lower concurrency, instances or memory_per_process_mb, move a queue to another host, "
+        "or add memory"
+    )
+    if not pools:
+        remedy = "lower capacity_redis_memory_mb or capacity_reserve_mb, or add memory"
+    raise PlanError(
+        f"host {host['name']}: {what} needs {needed} MB, {needed - total} MB more than the {total} "
+        f"MB that the host has:\n{_sum_lines(terms, 'MB')}\n{remedy}"
+    )
+
+
+def _named(pool: _Pool) -> str:
+    return f"queue {_show(pool.queue['name'])}"
+
+
+def _sum_lines(terms: list[tuple[str, str, int]], unit: str) -> str:
+    rows = [*terms, ("sum", "", sum(value for *_, value in terms))]
+    names, texts, values = (max(len(str(row[column])) for row in rows) for column in range(3))
+    return "\n".join(
+        f"  {name:<{names}}  {text:<{texts}}  {value:>{values}} {unit}".rstrip()
+        for name, text, value in rows
+    )
+
+
+def _grant_seats(pools: list[_Pool], host: Host, limits: Limits, spare: float) -> _Stop | None:
+    """Give automatic prefork queues their processes, in place; return the seat that memory refused.
+
+    A seat is one process in each instance of a queue. vCPU by vCPU, cpu queues get seats until they
+    fill the usable vCPUs, then io queues until all processes reach the factor. No step looks at how
+    many vCPUs or MB follow, and the first seat that memory refuses ends it: the grants of a smaller
+    host are a prefix of a larger one's. Who is next is Webster's (Sainte-Lague's) divisor rule,
+    weight / (processes + half a seat), ties by order in the list. Largest remainders could take a
+    seat away as the house grows, the Alabama paradox (Balinski, Young: Fair Representation, 1982).
+    """
+    waiting = {kind: _waiting(pools, kind) for kind in ("cpu", "io")}
+    busy = {
+        kind: sum(p.processes for p in pools if p.queue["workload"] == kind)
+        for kind in ("cpu", "io")
+    }
+    for level in range(1, host["vcpus"] + 1):
+        for kind, heap in waiting.items():
+            while heap:
+                pool = pools[heap[0][1]]
+                if pool.instances > _room(kind, level, busy, bool(waiting["cpu"]), limits):
+                    break  # it waits for a later vCPU; nobody overtakes it
+                if pool.seat_mb > spare:
+                    return _Stop(pool, int(spare))
+                spare -= pool.seat_mb
+                busy[kind] += pool.instances
+                pool.size += 1
+                heapq.heapreplace(heap, (_turn(pool), heap[0][1]))
+    return None
+
+
+def _waiting(pools: list[_Pool], kind: str) -> list[tuple[float, int]]:
+    heap = [
+        (_turn(p), i) for i, p in enumerate(pools) if p.automatic and p.queue["workload"] == kind
+    ]
+    heapq.heapify(heap)
+    return heap
+
+
+def _turn(pool: _Pool) -> float:
+    # Equal ratios of small integers are equal floats, so ties fall to the order in the list.
+    return -pool.queue["weight"] / (2 * pool.processes + pool.instances)
+
+
+def _room(kind: str, level: int, busy: Mapping[str, int], cpu_waits: bool, limits: Limits) -> int:
+    """Return how many processes more this kind may have once `level` vCPUs are counted."""
+    room = limits["process_factor"] * level - busy["cpu"] - busy["io"]
+    cpu_room = usable_vcpus(level, bool(limits["redis"])) - busy["cpu"]
+    if kind == "cpu":
+        return min(room, cpu_room)
+    # What cpu queues still wait for is kept free, or a queue of many instances would wait forever.
+    return room - max(0, cpu_room) if cpu_waits else room
+
+
+def _cpu_weights(queues: list[Queue]) -> list[tuple[int, str]]:
+    """Return CPUWeight per instance and why; all scale down together to systemd's 1 to 10000."""
+    if not queues:
+        return []
+    peak = max(100 * queue["weight"] / queue["instances"] for queue in queues)
+    scale = min(1.0, 10000 / peak)
+    note = "" if scale == 1 else f", all scaled by {scale:.2g} to systemd's 10000"
+    return [
+        (
+            max(1, int(scale * 100 * queue["weight"] / queue["instances"] + 1e-9)),
+            f"100 x weight {queue['weight']} / {_count(queue['instances'], 'instance')}{note}",
+        )
+        for queue in queues
+    ]
+
+
+def _redis_share(host: Host, rows: list[dict[str, Any]], memory: _Memory) -> dict[str, Any]:
+    """Return Redis's part of the plan.
+
+    The third above maxmemory is for copy-on-write while the AOF is rewritten, fragmentation and
+    client buffers: https://redis.io/docs/latest/operate/oss_and_stack/management/admin/
+    """
+    rivals = sum(row["cpu_weight"] * row["instances"] for row in rows)
+    # weight / (weight + rivals) >= 1 / vCPUs
+    weight = min(10000, max(100, math.ceil(rivals / max(1, host["vcpus"] - 1))))
+    share = "half of the one vCPU" if host["vcpus"] == 1 else f"one of {host['vcpus']} vCPUs"
+    return {
+        "memory_mb": memory.redis,
+        "maxmemory_mb": memory.redis * 2 // 3,
+        "cpu_weight": weight,
+        "reasons": {
+            "memory_mb": memory.redis_reason,
+            "maxmemory_mb": "2/3 of its memory; the rest: copy-on-write, fragmentation, clients",
+            "cpu_weight": f"{share} even when every queue is busy"
+            if rows
+            else "no queue beside it",
+        },
+    }
+
+
+def _autoscale(queue: Queue) -> Autoscale | None:
+    return queue["concurrency"] if isinstance(queue["concurrency"], Mapping) else None
+
+
+def _memory_reason(pool: _Pool, limits: Limits) -> str:
+    own = f"main process {limits['main_process_mb']} + " if pool.prefork else ""
+    return f"{own}{pool.per_instance} x {pool.queue['memory_per_process_mb']} MB"
+
+
+def _size_reason(pool: _Pool, wanted: int, sized: _Sized) -> str:
+    host, limits = sized.host, sized.limits
+    nodes = host["numa_nodes"]
+    note = f"; {nodes} NUMA nodes, not pinned" if nodes > 1 else ""
+    bounds = _autoscale(pool.queue)
+    if bounds:
+        return f"explicit, autoscale {bounds['min']} to {bounds['max']}{note}"
+    if pool.explicit:
+        return f"explicit{note}"
+    if pool.queue["pool"] == "solo":
+        return f"solo runs one task at a time{note}"
+    if not pool.prefork:
+        kind = "thread" if pool.queue["pool"] == "threads" else "greenlet"
+        each = _count(_per_vcpu(pool.queue, limits), kind)
+        return f"{each} per vCPU, {_count(host['vcpus'], 'vCPU')}{note}"
+    if sized.stop and wanted > pool.size:
+        return _shrunk_reason(pool, wanted, sized.stop) + note
+    return _share_reason(pool, sized) + note
+
+
+def _shrunk_reason(pool: _Pool, wanted: int, stop: _Stop) -> str:
+    several = stop.pool.instances > 1
+    seat = f"{stop.pool.instances} processes" if several else "process"
+    whose = "" if stop.pool is pool else f", for {_show(stop.pool.queue['name'])},"
+    return (
+        f"shrunk from {wanted} to {pool.size}: the next {seat} of "
+        f"{stop.pool.queue['memory_per_process_mb']} MB{whose} {'do' if several else 'does'} "
+        f"not fit in {stop.spare} MB"
+    )
+
+
+def _share_reason(pool: _Pool, sized: _Sized) -> str:
+    kind = pool.queue["workload"]
+    alike = [other for other in sized.pools if other.queue["workload"] == kind]
+    weights = sum(other.queue["weight"] for other in alike if other.automatic)
+    weight = f"weight {pool.queue['weight']} of {weights}"
+    if kind == "io":
+        return f"{pool.processes} of at most {_processes(sized.cap)}, {weight}"
+    usable = usable_vcpus(sized.host["vcpus"], bool(sized.limits["redis"]))
+    busy = sum(other.processes for other in alike)
+    where = _count(usable, "usable vCPU")
+    if pool.size == 1 and busy > usable:
+        return f"the least: {busy} cpu processes on {where}"
+    return f"{pool.processes} of {where}, {weight}"
+
+
+def _count(number: int, one: str) -> str:
+    return f"{number} {one}" if number == 1 else f"{number} {one}s"
+
+
+def _processes(number: int) -> str:
+    return f"{number} process" if number == 1 else f"{number} processes"
+
+
+# ------------------------------------------------------------------------------------------
+# The plan for people
+
+COLUMNS = ("queue", "pool", "inst.", "conc.", "procs", "MB each", "CPU weight", "why")
+LEFT_ALIGNED = ("queue", "pool", "why")
+TABLE_WIDTH = 110
+NAME_WIDTH = 24
+
+
+def plan_table(plan: Mapping[str, Any]) -> str:
+    """Return a plan as aligned plain text, at most 110 columns wide, without a last newline."""
+    host = plan["host"]
+    head = f"host {host['name']}: {_count(host['vcpus'], 'vCPU')}, {host['memory_mb']} MB memory"
+    rows = [_queue_cells(queue) for queue in plan["queues"]]
+    if plan["redis"]:
+        redis = plan["redis"]
+        why = f"maxmemory {redis['maxmemory_mb']} MB; {redis['reasons']['memory_mb']}"
+        rows.append(
+            ("Redis", "", "1", "", "", str(redis["memory_mb"]), str(redis["cpu_weight"]), why)
+        )
+    return "\n".join([head, *_aligned([COLUMNS, *rows]), _sum_line(plan)])
+
+
+def _queue_cells(queue: Mapping[str, Any]) -> tuple[str, ...]:
+    bounds = queue["autoscale"]
+    size = f"{bounds['min']} to {bounds['max']}" if bounds else str(queue["concurrency"])
+    numbers = (queue["processes"], queue["memory_mb"], queue["cpu_weight"])
+    cells = (
+        _shortened(queue["name"]),
+        queue["pool"],
+        str(queue["instances"]),
+        size,
+        *map(str, numbers),
+    )
+    return (*cells, queue["reasons"]["concurrency"])
+
+
+def _shortened(name: str) -> str:
+    """Cut the middle out of a long name: what tells queues apart is mostly at the ends."""
+    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 12]}..{name[-10:]}"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for *cells, why in rows:
+        padded = (
+            cell.ljust(width) if title in LEFT_ALIGNED else cell.rjust(width)
+            for title, cell, width in zip(COLUMNS, cells, widths, strict=False)
+        )
+        first, *more = textwrap.wrap(why, TABLE_WIDTH - indent) or [""]
+        lines.append("".join(f"{cell}  " for cell in padded) + first)
+        lines += [" " * indent + line for line in more]
+    return lines
+
+
+def _sum_line(plan: Mapping[str, Any]) -> str:
+    totals = plan["totals"]
+    terms = [
+        ("workers", totals["workers_mb"]),
+        ("Redis", totals["redis_mb"]),
+        ("reserve", totals["reserve_mb"]),
+    ]
+    absent = {"workers": not plan["queues"], "Redis": not plan["redis"], "reserve": False}
+    parts = " + ".join(f"{name} {value}" for name, value in terms if not absent[name])
+    total = sum(value for _, value in terms)
+    text = f"{parts} = {total} of {totals['memory_mb']} MB"
+    if plan["queues"]:
+        text += f", {totals['processes']} of {_processes(totals['process_cap'])}"
+    return text
+
+
+# ------------------------------------------------------------------------------------------
+# From Ansible's variables, and back
+
+
+def host_from_facts(facts: Mapping[str, Any], name: str, numa_nodes: int) -> Host:
+    """Return the planner's host from ansible_facts; processor_nproc respects affinity and wins.
+
+    Raises PlanError when the facts are missing.
+    """
+    vcpus = facts.get("processor_nproc") or facts.get("processor_vcpus")
+    memory_mb = facts.get("memtotal_mb")
+    if not vcpus or not memory_mb:
+        absent = [
+            key
+            for key, value in (("processor_nproc", vcpus), ("memtotal_mb", memory_mb))
+            if not value
+        ]
+        raise PlanError(
+            f"host {name}: ansible_facts has no {' and no '.join(absent)}: gather facts first "
+            "(gather_facts: true, or ansible.builtin.setup with gather_subset: [hardware])"
+        )
+    return {
+        "name": str(name),
+        "vcpus": int(vcpus),
+        "memory_mb": int(memory_mb),
+        "numa_nodes": numa_nodes,
+    }
+
+
+def limits_from_settings(settings: Mapping[str, Any]) -> Limits:
+    """Return the planner's limits from the capacity_* variables; an absent one is its default."""
+    value = {key: settings.get(key, rule.default) for key, rule in SETTING_RULES.items()}
+    redis = (
+        {"memory_mb": value["capacity_redis_memory_mb"]} if value["capacity_redis_host"] else None
+    )
+    return {
+        "reserve_mb": value["capacity_reserve_mb"],
+        "process_factor": value["capacity_process_factor"],
+        "threads_per_vcpu": value["capacity_threads_per_vcpu"],
+        "greenlets_per_vcpu": value["capacity_greenlets_per_vcpu"],
+        "main_process_mb": value["capacity_main_process_mb"],
+        "redis": redis,
+    }
+
+
+def problems_text(queues: Any, settings: Mapping[str, Any]) -> str:
+    """Return all that is wrong with celery_queues and the capacity_* variables; "" when nothing is.
+
+    A host that runs no workers (capacity_runs_workers: false) needs no celery_queues.
+    """
+    runs_workers = settings.get("capacity_runs_workers", True)
+    return report(setting_problems(settings) + (queue_problems(queues) if runs_workers else []))
+
+
+def plan_or_error(
+    queues: Any, facts: Mapping[str, Any], name: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the plan of one host, or {"error": text}.
+
+    Text instead of an exception: Ansible buries a filter's exception under three layers of its own,
+    while assert shows a text as it is.
+    """
+    problems = problems_text(queues, settings)
+    if problems:
+        return {"error": f"host {name}: {problems}"}
+    valid = validate_queues(queues) if settings.get("capacity_runs_workers", True) else []
+    try:
+        host = host_from_facts(facts, name, settings.get("capacity_numa_nodes", 1))
+        return plan(host, valid, limits_from_settings(settings))
+    except PlanError as error:
+        return {"error": str(error)}
+
+
+def table_or_error(plan: Mapping[str, Any]) -> str:
+    """Return what plan_or_error gave as text: its table, or its error."""
+    return plan["error"] if "error" in plan else plan_table(plan)
+
+
+def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (QueuesError, PlanError) as error:
+            raise AnsibleFilterError(str(error)) from error
+
+    return filtered
+
+
+class FilterModule:
+    """The filters: the first two return text, the others raise."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "celery_problems": problems_text,
+            "celery_plan_or_error": plan_or_error,
+            "celery_plan_table": table_or_error,
+            "celery_queues_valid": _raising(validate_queues),
+            "celery_plan": _raising(lambda queues, host, limits: plan(host, queues, limits)),
+        }

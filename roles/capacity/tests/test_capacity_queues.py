@@ -1,0 +1,282 @@
+"""celery_queues: what is accepted, what is refused, and what the refusal says."""
+
+import re
+from pathlib import Path
+
+import capacity
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROLE = Path(__file__).parents[1]
+SPEC = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]
+OPTIONS = SPEC["options"]
+KINDS = {
+    "name": "str",
+    "choice": "str",
+    "int": "int",
+    "auto_int": "raw",
+    "concurrency": "raw",
+    "bool": "bool",
+}
+
+
+def refusal(queues):
+    with pytest.raises(capacity.QueuesError) as caught:
+        capacity.validate_queues(queues)
+    return str(caught.value)
+
+
+def test_defaults_are_filled_in_and_order_is_kept():
+    valid = capacity.validate_queues([{"name": "b"}, {"name": "a/1", "weight": 3}])
+    assert valid[0] == {
+        "name": "b",
+        "unit": "b",
+        "workload": "cpu",
+        "pool": "prefork",
+        "weight": 1,
+        "concurrency": "auto",
+        "instances": 1,
+        "memory_per_process_mb": 150,
+        "drain_seconds": 60,
+    }
+    assert (valid[1]["unit"], valid[1]["weight"]) == ("a_2f1", 3)
+
+
+def test_input_is_left_alone():
+    queues = [{"name": "a", "concurrency": {"max": 8, "min": 2}}]
+    valid = capacity.validate_queues(queues)
+    valid[0]["concurrency"]["min"] = 7
+    assert queues == [{"name": "a", "concurrency": {"max": 8, "min": 2}}]
+
+
+@pytest.mark.parametrize(
+    "queue",
+    [
+        {"pool": "solo"},
+        {"pool": "solo", "concurrency": 1},
+        {"pool": "gevent", "workload": "cpu"},
+        {"pool": "gevent", "concurrency": {"min": 1, "max": 1}},
+        {"concurrency": {"min": 2, "max": 8}},
+        {"pool": "threads", "concurrency": 10000},
+        *({key: rule.low} for key, rule in capacity.QUEUE_RULES.items() if rule.high),
+        *({key: rule.high} for key, rule in capacity.QUEUE_RULES.items() if rule.high),
+    ],
+)
+def test_accepted(queue):
+    assert capacity.validate_queues([{"name": "a", **queue}])
+
+
+@pytest.mark.parametrize(
+    ("queues", "text"),
+    [
+        (None, "celery_queues is not set: write a list such as [{name: emails}]"),
+        ([], "celery_queues is an empty list: write a list such as"),
+        ({"name": "a"}, 'celery_queues is {"name": "a"}, not a list: write a list such as'),
+        (["a"], 'celery_queues item 1 is "a", not a mapping: write {name: ...}'),
+        ([{}], "celery_queues item 1: name is missing: every queue needs one"),
+        (
+            [{"name": "a"}, {"name": "b"}, {"name": "a"}],
+            'celery_queues items 1 and 3 are named "a": keep one',
+        ),
+        (
+            [{"name": "a/"}, {"name": "a_2f"}],
+            'names "a/" and "a_2f" would share the units celery-a_2f@: rename one',
+        ),
+    ],
+)
+def test_refused_list(queues, text):
+    assert text in refusal(queues)
+    assert "\n" not in refusal(queues)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("name", None, "name is empty: every queue needs a name"),
+        ("name", "", "name is empty: every queue needs a name"),
+        ("name", False, "name is false (YAML reads yes, no, on and off as booleans): put what"),
+        ("name", 12, 'name is 12, not text: put it in quotes, as in name: "12"'),
+        ("name", "a,b", 'name is "a,b": Celery\'s -Q splits names at commas'),
+        ("name", "a\nb", 'name is "a\\nb": it holds an invisible or control character; remove it'),
+        ("name", "a\u200bb", 'name is "a\\u200bb": it holds an invisible'),
+        ("name", "\ud800", 'name is "\\ud800": it holds an invisible'),
+        ("name", " a", 'name is " a": remove the space at its start or end'),
+        ("name", "a" * 201, "201 bytes as a unit's name; shorten it to 200 or fewer"),
+        ("name", "é" * 34, "204 bytes as a unit's name; shorten it to 200 or fewer"),
+        ("wieght", 1, "wieght is an unknown key: did you mean weight?"),
+        ("Pool", "solo", "Pool is an unknown key: did you mean pool?"),
+        ("zzz", 1, "zzz is an unknown key: the keys are name, workload, pool, weight, concurrency"),
+        ("workload", "IO", 'workload is "IO": write one of cpu, io; did you mean io?'),
+        ("workload", True, "workload is true: write one of cpu, io"),
+        ("pool", "thread", 'pool is "thread": write one of prefork, threads, gevent, solo; did'),
+        ("pool", ["solo"], 'pool is ["solo"]: write one of'),
+        ("weight", "8", 'weight is "8", a string: drop the quotes and write 8'),
+        ("weight", "08", 'weight is "08" (YAML reads a leading zero as text or octal): write 8'),
+        ("weight", True, "weight is true (YAML reads yes, no, on and off as booleans): write a"),
+        ("weight", 1.0, "weight is 1.0: write a whole number from 1 to 1000"),
+        ("weight", None, "weight is empty: give it a value, or remove the key (default 1)"),
+        ("weight", "auto", 'weight is "auto": write a whole number from 1 to 1000'),
+        (
+            "concurrency",
+            "Auto",
+            'concurrency is "Auto": write auto, a whole number from 1 to 10000',
+        ),
+        (
+            "concurrency",
+            0,
+            "concurrency is 0: write auto, a whole number from 1 to 10000, or {min:",
+        ),
+        ("concurrency", {"min": 1}, "as a mapping it takes exactly the keys min and max"),
+        ("concurrency", {"min": 3, "max": 2}, "min is above max; swap them"),
+        ("concurrency", {"min": 0, "max": 2}, "concurrency.min is 0: write a whole number from 1"),
+        ("concurrency", {"min": 1, "max": "2"}, 'concurrency.max is "2", a string: drop the'),
+        ("concurrency", {"min": None, "max": 2}, "concurrency.min is null: write a whole number"),
+        *(
+            (key, value, f"{key} is {value}: write a")
+            for key, rule in capacity.QUEUE_RULES.items()
+            if rule.high
+            for value in (rule.low - 1, rule.high + 1)
+        ),
+    ],
+)
+def test_refused_value(key, value, text):
+    said = refusal([{"name": "a"} | {key: value}])
+    assert text in said
+    assert said.startswith("celery_queues item 1")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("size", [2, {"min": 1, "max": 1}])
+def test_solo_has_no_concurrency(size):
+    assert "runs each task in the worker's main process and ignores concurrency" in refusal(
+        [{"name": "a", "pool": "solo", "concurrency": size}]
+    )
+
+
+def test_threads_cannot_autoscale():
+    said = refusal([{"name": "a", "pool": "threads", "concurrency": {"min": 1, "max": 2}}])
+    assert "pool threads, which cannot grow or shrink while it runs" in said
+    assert "choose pool prefork or gevent" in said
+
+
+def test_all_problems_at_once():
+    said = refusal([{"name": "a", "weight": 0, "pool": "x"}, {"nmae": "b"}, 3])
+    lines = said.splitlines()
+    assert lines[0] == "5 problems:"
+    assert len(lines) == 6
+    assert all(line.startswith("- celery_queues item ") for line in lines[1:])
+    assert 'item 1 ("a")' in lines[1]
+    assert lines[-1] == "- celery_queues item 3 is 3, not a mapping: write {name: ...}"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("a.b-C_9", "a.b-C_9"),
+        ("a b", "a_20b"),
+        ("é", "_c3_a9"),
+        ("%i@x", "_25i_40x"),
+        ("\n", "_0a"),
+    ],
+)
+def test_unit_names(name, unit):
+    assert capacity.unit_slug(name) == unit
+
+
+NAMES = st.text(min_size=1, max_size=8) | st.text("a/_2f", min_size=1, max_size=4)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=6))
+def test_units_differ_or_are_refused(names):
+    try:
+        valid = capacity.validate_queues([{"name": name} for name in names])
+    except capacity.QueuesError:
+        return
+    units = [queue["unit"] for queue in valid]
+    assert len(set(units)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", unit) for unit in units)
+
+
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from([*capacity.QUEUE_RULES, "min"]) | st.text(),
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats()
+            | st.text()
+            | st.sampled_from(["prefork", "solo", "auto", "io"])
+            | st.dictionaries(st.sampled_from(["min", "max"]), st.none() | st.integers(-1, 5)),
+        )
+    )
+    | st.text()
+    | st.dictionaries(st.text(), st.integers())
+)
+def test_anything_is_accepted_or_refused_in_words(queues):
+    try:
+        assert len(capacity.validate_queues(queues)) == len(queues)
+    except capacity.QueuesError as error:
+        said = str(error)
+        assert "celery_queues" in said
+
+
+# The schema stands twice, for Ansible's documentation and for these messages: both must agree.
+
+
+def described(rule, option):
+    assert option["type"] == KINDS[rule.kind]
+    assert tuple(option.get("choices", ())) == rule.choices
+    assert option.get("default") == rule.default
+    if rule.high:
+        assert f"{rule.low} to {rule.high}" in option["description"]
+    assert "\n" not in option["description"]
+
+
+def test_argument_spec_and_queue_rules_agree():
+    options = OPTIONS["celery_queues"]["options"]
+    assert list(options) == list(capacity.QUEUE_RULES)
+    assert options["name"]["required"] is True
+    for key, rule in capacity.QUEUE_RULES.items():
+        described(rule, options[key])
+
+
+def test_argument_spec_and_setting_rules_agree():
+    assert list(OPTIONS) == ["celery_queues", *capacity.SETTING_RULES]
+    for key, rule in capacity.SETTING_RULES.items():
+        described(rule, OPTIONS[key])
+
+
+def test_defaults_and_argument_spec_agree():
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    spec = {key: option["default"] for key, option in OPTIONS.items() if key != "celery_queues"}
+    assert defaults == spec
+
+
+def test_every_setting_reaches_the_filters():
+    settings = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__capacity_settings"]
+    assert settings == {key: f"{{{{ {key} }}}}" for key in capacity.SETTING_RULES}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("capacity_process_factor", 33, "is 33: write a whole number from 1 to 32"),
+        ("capacity_process_factor", "4", "drop the quotes and write 4 (-e key=value always gives"),
+        ("capacity_reserve_mb", -1, "is -1: write auto, or a whole number from 0 to 16777216"),
+        ("capacity_redis_memory_mb", 63, "is 63: write auto, or a whole number from 64 to"),
+        ("capacity_redis_host", "yes", 'is "yes": write true or false (-e key=value'),
+        ("capacity_runs_workers", 1, "is 1: write true or false"),
+    ],
+)
+def test_refused_setting(key, value, text):
+    (problem,) = capacity.setting_problems({key: value})
+    assert problem.startswith(key)
+    assert text in problem
+
+
+def test_queues_are_not_needed_without_workers():
+    assert capacity.problems_text(None, {"capacity_runs_workers": False}) == ""
+    assert "celery_queues is not set" in capacity.problems_text(None, {})
