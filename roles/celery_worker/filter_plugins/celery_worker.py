@@ -42,8 +42,8 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
     :param plan: what ``roles/capacity`` returned for the host.
     :param templates: the role's template directory, which mirrors the host's paths.
     :param context: what all queues share: image, app, broker_url, ...
-    :returns: ``files`` (path to content), ``links`` (path to target) and ``owned`` (globs), as
-        the module ``celery_units`` takes them.
+    :returns: the options of the module ``celery_units``: ``files`` (path to content), ``links``
+        (path to target), ``owned`` (globs) and ``running`` (units).
     :raises jinja2.UndefinedError: when the context lacks something that a template names.
     """
     jinja = Environment(
@@ -63,7 +63,7 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
         links[f"{UNITS}/celery.target.wants/{unit}.target"] = f"{UNITS}/{unit}.target"
         for number in range(1, queue["instances"] + 1):
             links[f"{QUADLETS}/{unit}@{number}.container"] = f"{unit}@.container"
-    return {"files": files, "links": links, "owned": list(OWNED)}
+    return {"files": files, "links": links, "owned": list(OWNED), "running": ["celery.target"]}
 
 
 class FilterModule:

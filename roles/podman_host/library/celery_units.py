@@ -29,6 +29,13 @@ options:
     type: list
     elements: str
     default: []
+  running:
+    description:
+      - Units that shall run besides the containers and targets of the set, such as a target that
+        another role wrote. A target that is not active passes no stop or restart on to its members.
+    type: list
+    elements: str
+    default: []
   prune:
     description: Remove what is gone.
     type: bool
@@ -49,9 +56,9 @@ RETURN = r"""
 new: {description: Paths that were not there, type: list, returned: always}
 written: {description: Paths that were there and differed, type: list, returned: always}
 gone: {description: Owned paths that are not in the set, type: list, returned: always}
-start: {description: Services of the set that do not run, type: list, returned: always}
+start: {description: Units of the set that do not run, type: list, returned: always}
 restart: {description: Services that run another generation, type: list, returned: always}
-stop: {description: Services that run and are not in the set, type: list, returned: always}
+stop: {description: Units that run and are not in the set, type: list, returned: always}
 """
 
 import fnmatch
@@ -63,6 +70,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -93,30 +101,28 @@ def generation(content: str) -> str:
     return found.group(1) if found else ""
 
 
-def service_of(path: str) -> str:
-    """The service that Quadlet makes of a file: ``a@1.container`` gives ``a@1.service``."""
-    return Path(path).name.removesuffix(".container") + ".service"
+def unit_of(path: str) -> str:
+    """The unit that a file makes: ``a@1.container`` gives ``a@1.service``; others their name."""
+    name = Path(path).name
+    stem = name.removesuffix(".container")
+    return name if stem == name else f"{stem}.service"
 
 
-def template_of(service: str) -> str:
+def template_of(unit: str) -> str:
     """The template of an instance: ``a@1.service`` gives ``a@.service``; others are their own."""
-    return re.sub(r"@.+\.service$", "@.service", service)
+    return re.sub(r"@.+\.service$", "@.service", unit)
 
 
-def is_template(service: str) -> bool:
-    return service.endswith("@.service")
-
-
-def desired_services(files: dict[str, str], links: dict[str, str]) -> set[str]:
-    """The services that shall run: plain containers and the instances that are linked."""
-    containers = [path for path in [*files, *links] if path.endswith(".container")]
-    return {service for service in map(service_of, containers) if not is_template(service)}
+def runnable(paths: Iterable[str]) -> set[str]:
+    """The units among files and links that can run: containers, their instances, and targets."""
+    units = {unit_of(path) for path in paths if path.endswith((".container", ".target"))}
+    return {unit for unit in units if "@." not in unit}
 
 
 def gone_patterns(gone: list[str]) -> list[str]:
-    """Names of services whose unit file is gone; a template takes all its instances along."""
-    services = [service_of(path) for path in gone if path.endswith(".container")]
-    return [one.replace("@.service", "@*.service") for one in services]
+    """Names of units whose file is gone; a template takes all its instances along."""
+    units = {unit_of(path) for path in gone if path.endswith((".container", ".target"))}
+    return sorted(unit.replace("@.", "@*.") for unit in units)
 
 
 def actions(
@@ -126,21 +132,21 @@ def actions(
     states: dict[str, str],
     running: dict[str, str],
 ) -> dict[str, list[str]]:
-    """What to do to which service.
+    """What to do to which unit.
 
-    :param wanted: services that shall run.
+    :param wanted: units that shall run.
     :param generations: template or plain service to the generation it shall run.
-    :param patterns: names, with ``*``, of services that shall not run.
-    :param states: service to its ActiveState, as systemd says.
+    :param patterns: names, with ``*``, of units that shall not run.
+    :param states: unit to its ActiveState, as systemd says.
     :param running: service to the generation of its running container.
-    :returns: sorted lists under ``start``, ``restart`` and ``stop``; no service is in two of them.
+    :returns: sorted lists under ``start``, ``restart`` and ``stop``; no unit is in two of them.
     """
     up = {name for name, state in states.items() if state in RUNNING}
     stop = {name for name in up - wanted if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
     # An instance that somebody started by hand follows its template too.
     known = {name for name in up - stop if template_of(name) in generations}
-    settled = {name for name in known if states[name] == "active"}
-    restart = {n for n in settled if running.get(n) != generations[template_of(n)]}
+    settled = {name for name in up if states[name] == "active"}
+    restart = {n for n in known & settled if running.get(n) != generations[template_of(n)]}
     return {
         "start": sorted(wanted - settled),
         "restart": sorted(restart),
@@ -218,8 +224,8 @@ def write(path: str, content: str | None, target: str | None) -> None:
     os.replace(temporary, path)
 
 
-def service_states(names: set[str], patterns: list[str]) -> tuple[dict[str, str], bool]:
-    """ActiveState of each service, and whether systemd still has to read some unit file."""
+def unit_states(names: set[str], patterns: list[str]) -> tuple[dict[str, str], bool]:
+    """ActiveState of each unit, and whether systemd still has to read some unit file."""
     templates = {template_of(name).replace("@.", "@*.") for name in names}
     asked = sorted(names | templates | set(patterns))
     if not asked or not shutil.which("systemctl"):
@@ -250,6 +256,7 @@ def main() -> None:
             "files": {"type": "dict", "default": {}},
             "links": {"type": "dict", "default": {}},
             "owned": {"type": "list", "elements": "str", "default": []},
+            "running": {"type": "list", "elements": "str", "default": []},
             "prune": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -282,27 +289,30 @@ def main() -> None:
     ]
     diff += [{"before_header": p, "before": present(p) or "", "after": ""} for p in remove]
 
-    services = desired_services(files, links)
+    units = runnable(wanted) | set(module.params["running"])
     patterns = gone_patterns(gone)
     if not module.check_mode:
         for path in [*new, *written]:
             write(path, files.get(path), links.get(path))
         for path in remove:
             os.unlink(path)
-    states, stale = service_states(services, patterns)
+    states, stale = unit_states(units, patterns)
     if (new or written or remove or stale) and not module.check_mode:
         reloaded = run("systemctl", "daemon-reload")
         if reloaded.returncode:
             module.fail_json(msg=f"systemctl daemon-reload: {reloaded.stderr.strip()}")
-        states, stale = service_states(services, patterns)
-        lost = sorted(name for name in services if name not in states)
+        if remove and patterns:
+            # A unit that failed before it was removed would be listed for ever.
+            run("systemctl", "reset-failed", *patterns)
+        states, stale = unit_states(units, patterns)
+        lost = sorted(name for name in units if name not in states)
         if stale or lost:
             module.fail_json(
                 msg=f"systemd does not know what was written ({', '.join(lost) or 'stale units'}): "
                 f"run '{QUADLET} -dryrun' on the host to see why."
             )
     generations = {
-        service_of(path): generation(content)
+        unit_of(path): generation(content)
         for path, content in files.items()
         if path.endswith(".container")
     }
@@ -312,7 +322,7 @@ def main() -> None:
         written=written,
         gone=gone,
         diff=diff,
-        **actions(services, generations, patterns, states, running_generations()),
+        **actions(units, generations, patterns, states, running_generations()),
     )
 
 
