@@ -10,13 +10,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 QUADLETS = "/etc/containers/systemd/celery-metal"
 UNITS = "/etc/systemd/system"
 
-# What the role may remove: workers' units only; celery-redis.container and celery.target stay.
-OWNED = (
-    f"{QUADLETS}/celery-*@*.container",
-    f"{UNITS}/celery-*.target",
-    f"{UNITS}/celery.target.wants/celery-*.target",
-)
-
 
 def specifier(text: str) -> str:
     """Text for a unit file where systemd expands ``%`` specifiers but reads no quotes."""
@@ -42,8 +35,8 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
     :param plan: what ``roles/capacity`` returned for the host.
     :param templates: the role's template directory, which mirrors the host's paths.
     :param context: what all queues share: image, app, broker_url, ...
-    :returns: the options of the module ``celery_units``: ``files`` (path to content), ``links``
-        (path to target), ``owned`` (globs) and ``running`` (units).
+    :returns: ``files`` (path to content) and ``links`` (path to target), two options of the
+        module ``celery_units``.
     :raises jinja2.UndefinedError: when the context lacks something that a template names.
     """
     jinja = Environment(
@@ -63,7 +56,7 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
         links[f"{UNITS}/celery.target.wants/{unit}.target"] = f"{UNITS}/{unit}.target"
         for number in range(1, queue["instances"] + 1):
             links[f"{QUADLETS}/{unit}@{number}.container"] = f"{unit}@.container"
-    return {"files": files, "links": links, "owned": list(OWNED), "running": ["celery.target"]}
+    return {"files": files, "links": links}
 
 
 class FilterModule:

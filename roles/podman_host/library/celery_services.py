@@ -1,23 +1,18 @@
 #!/usr/bin/python
-"""Stop, restart and start any number of units with one systemctl call per kind."""
+"""Restart and start any number of units with one systemctl call per kind."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: celery_services
-short_description: Stop, restart and start any number of systemd units, one call per kind
+short_description: Restart and start any number of systemd units, one call per kind
 description:
   - C(ansible.builtin.systemd_service) takes one unit a task, so its cost grows with the queues.
-  - Waits until every unit has reached the state; for a stop that is the end of its drain.
+  - Waits until every unit is up; a worker is when it consumes.
   - On failure the message holds each failed unit's last journal lines.
 options:
-  stop:
-    description: Units to stop, first.
-    type: list
-    elements: str
-    default: []
   restart:
-    description: Units to restart, when those have stopped.
+    description: Units to restart, first. Workers drain before they stop.
     type: list
     elements: str
     default: []
@@ -44,8 +39,7 @@ import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
 
-# In this order: what goes makes room for what comes.
-VERBS = ("stop", "restart", "start")
+VERBS = ("restart", "start")
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -66,7 +60,7 @@ def journal(unit: str, lines: int) -> str:
 def bring(verb: str, units: list[str], lines: int) -> str:
     """Run one systemctl call; returns what went wrong, or an empty string."""
     done = run("systemctl", verb, "--", *units)
-    failed = [unit for unit in units if active(unit) != (verb != "stop")]
+    failed = [unit for unit in units if not active(unit)]
     if not done.returncode and not failed:
         return ""
     logs = "\n".join(journal(unit, lines) for unit in failed)

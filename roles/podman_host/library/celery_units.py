@@ -13,8 +13,8 @@ description:
     the generator drop a unit while C(daemon-reload) still succeeds, so it is noticed here.
   - Each container is labelled with its generation, a hash of its unit file. What must restart is
     read from the labels of the running containers; the next run completes one that was cut off.
-  - What is there under I(owned) and not in the set is gone. It is removed with I(prune), which is
-    for a second call when the units in C(stop) have drained.
+  - What is there under I(owned) and not in the set is gone. With I(prune), units that run from it
+    are stopped, which drains workers, and then it is removed. An empty set removes everything.
 options:
   files:
     description: Absolute path to content. Mode is 0644.
@@ -37,7 +37,7 @@ options:
     elements: str
     default: []
   prune:
-    description: Remove what is gone.
+    description: Stop and remove what is gone.
     type: bool
     default: false
 author: celery-metal
@@ -49,7 +49,7 @@ EXAMPLES = r"""
     files: {/etc/containers/systemd/celery-metal/celery-mail@.container: "..."}
     links: {/etc/containers/systemd/celery-metal/celery-mail@1.container: celery-mail@.container}
     owned: ["/etc/containers/systemd/celery-metal/celery-*@*.container"]
-  register: celery_worker_units
+  register: celery_worker_written
 """
 
 RETURN = r"""
@@ -121,7 +121,7 @@ def runnable(paths: Iterable[str]) -> set[str]:
 
 def gone_patterns(gone: list[str]) -> list[str]:
     """Names of units whose file is gone; a template takes all its instances along."""
-    units = {unit_of(path) for path in gone if path.endswith((".container", ".target"))}
+    units = {unit_of(path) for path in gone if path.endswith((".container", ".target", ".slice"))}
     return sorted(unit.replace("@.", "@*.") for unit in units)
 
 
@@ -250,6 +250,23 @@ def running_generations() -> dict[str, str]:
     return {one.get("PODMAN_SYSTEMD_UNIT", ""): one[LABEL] for one in labels}
 
 
+def reload(module: AnsibleModule, units: set[str], removed: list[str]) -> None:
+    """Let systemd read the unit files, and fail when it does not know one of them afterwards."""
+    reloaded = run("systemctl", "daemon-reload")
+    if reloaded.returncode:
+        module.fail_json(msg=f"systemctl daemon-reload: {reloaded.stderr.strip()}")
+    if removed:
+        # A unit that failed before its file was removed would be listed for ever.
+        run("systemctl", "reset-failed", *removed)
+    states, stale = unit_states(units, [])
+    lost = sorted(units - set(states))
+    if stale or lost:
+        module.fail_json(
+            msg=f"systemd does not know what was written ({', '.join(lost) or 'stale units'}): "
+            f"run '{QUADLET} -dryrun' on the host to see why."
+        )
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -291,38 +308,35 @@ def main() -> None:
 
     units = runnable(wanted) | set(module.params["running"])
     patterns = gone_patterns(gone)
-    if not module.check_mode:
-        for path in [*new, *written]:
-            write(path, files.get(path), links.get(path))
-        for path in remove:
-            os.unlink(path)
-    states, stale = unit_states(units, patterns)
-    if (new or written or remove or stale) and not module.check_mode:
-        reloaded = run("systemctl", "daemon-reload")
-        if reloaded.returncode:
-            module.fail_json(msg=f"systemctl daemon-reload: {reloaded.stderr.strip()}")
-        if remove and patterns:
-            # A unit that failed before it was removed would be listed for ever.
-            run("systemctl", "reset-failed", *patterns)
-        states, stale = unit_states(units, patterns)
-        lost = sorted(name for name in units if name not in states)
-        if stale or lost:
-            module.fail_json(
-                msg=f"systemd does not know what was written ({', '.join(lost) or 'stale units'}): "
-                f"run '{QUADLET} -dryrun' on the host to see why."
-            )
     generations = {
         unit_of(path): generation(content)
         for path, content in files.items()
         if path.endswith(".container")
     }
+    states, stale = unit_states(units, patterns)
+    todo = actions(units, generations, patterns, states, running_generations())
+    if not module.check_mode:
+        for path in [*new, *written]:
+            write(path, files.get(path), links.get(path))
+        if remove and todo["stop"]:
+            # Before the files go: after a reload systemd would no longer know how to stop them.
+            stopped = run("systemctl", "stop", "--", *todo["stop"])
+            if stopped.returncode:
+                module.fail_json(msg=f"Nothing was removed: {stopped.stderr.strip()}")
+        for path in remove:
+            os.unlink(path)
+        if new or written or remove or stale:
+            reload(module, units, patterns if remove else [])
+            # What has been written just now shows in what must be started and restarted.
+            states, stale = unit_states(units, patterns)
+            todo = actions(units, generations, patterns, states, running_generations())
     module.exit_json(
         changed=bool(new or written or remove),
         new=new,
         written=written,
         gone=gone,
         diff=diff,
-        **actions(units, generations, patterns, states, running_generations()),
+        **todo,
     )
 
 
