@@ -47,7 +47,8 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def active(unit: str) -> bool:
-    return run("systemctl", "is-active", unit).stdout.strip() in ("active", "activating")
+    """Whether a unit is up; one that waits for its next try ("activating") has failed."""
+    return run("systemctl", "is-active", unit).stdout.strip() == "active"
 
 
 def journal(unit: str, lines: int) -> str:
