@@ -456,6 +456,7 @@ def plan(host: Host, queues: list[Queue], limits: Limits) -> dict[str, Any]:
         "totals": {
             "processes": sum(pool.processes for pool in pools),
             "process_cap": sized.cap,
+            "process_factor": limits["process_factor"],
             "workers_mb": workers,
             "redis_mb": memory.redis,
             "reserve_mb": memory.reserve,

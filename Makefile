@@ -1,0 +1,34 @@
+# Thin: every verb is a script that can also be called by itself.
+PYTHON = .venv/bin/python
+
+.PHONY: help demo test lint unit molecule bench clean
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand --tabs=12
+
+demo: ## deploy Celery to test hosts of your own machine, and look around
+	@tools/bootstrap.sh --lab
+	@$(PYTHON) tools/demo.py
+
+test: ## run all checks: lint, unit tests, and every scenario on test hosts
+	@tools/bootstrap.sh --lab
+	@$(PYTHON) tools/test.py
+
+lint: ## run the linters
+	@tools/bootstrap.sh --venv
+	@$(PYTHON) tools/test.py lint
+
+unit: ## run the unit tests
+	@tools/bootstrap.sh --venv
+	@$(PYTHON) tools/test.py unit
+
+molecule: ## run the scenarios, or one: make molecule S=default
+	@tools/bootstrap.sh --lab
+	@$(PYTHON) tools/test.py molecule $(S)
+
+bench: ## measure
+	@tools/bootstrap.sh --lab
+	@$(PYTHON) bench/run.py
+
+clean: ## remove this checkout's test hosts, .venv and caches
+	@tools/clean.sh

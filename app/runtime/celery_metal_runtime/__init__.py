@@ -1,0 +1,49 @@
+"""What runs as PID 1 in a worker container: Celery, told by the environment what to be.
+
+    python -m celery_metal_runtime                  # a worker
+    python -m celery_metal_runtime worker -E        # a worker, with an option of Celery's own
+    python -m celery_metal_runtime inspect ping     # any other Celery command, same broker
+
+The environment; an empty variable counts as unset:
+
+CELERY_APP
+    The app, as for ``celery -A``: ``metal_sample.celery:app``. Required.
+CELERY_METAL_QUEUE
+    The one queue that the worker consumes. Required for a worker.
+CELERY_METAL_POOL
+    ``prefork`` (default), ``threads``, ``gevent`` or ``solo``.
+CONCURRENCY
+    How many processes, threads or greenlets; goes before all that follow.
+CPU_COUNT
+    Reckon with so many CPUs, whatever the machine has; goes before the plan.
+CELERY_METAL_PLAN_CONCURRENCY, CELERY_METAL_PLAN_AUTOSCALE
+    What the planner chose for this host: a number, or ``max,min`` for Celery's autoscaler.
+    Where none of these is set, Celery counts the CPUs (``--concurrency auto``).
+CELERY_METAL_PROCESS_FACTOR
+    Processes never exceed the CPUs times this (4).
+CELERY_METAL_INSTANCE, CELERY_METAL_HOST
+    Which of the queue's workers (1) on which host (the container's name): for the node name.
+CELERY_METAL_LOGLEVEL
+    ``debug`` to ``critical`` (``info``).
+CELERY_METAL_BROKER
+    ``redis://host:6379/0`` or ``redis+socket:///path?virtual_host=0``, with a user but without
+    the password. Unset: what the app itself says.
+CELERY_METAL_RESULT_BACKEND
+    Where results go, likewise. Unset: an app that keeps results in a Redis keeps them in the
+    broker's; any other stays as it is.
+CELERY_METAL_PASSWORD_FILE
+    Holds the password for both (``/run/secrets/celery-redis-password``, which may be absent).
+CELERY_METAL_WATCHDOG_SECONDS
+    systemd's WatchdogSec (0: off).
+NOTIFY_SOCKET
+    systemd's, as Podman passes it on. Unset: nothing is told.
+
+Exit codes: Celery's own; 64 for a setting that cannot be used; 70 when the worker has found itself
+stuck and gave up, so that systemd starts a new one; 1 when it could not even find that.
+
+Nothing but the standard library is imported here: gevent must patch it before others do.
+"""
+
+from celery_metal_runtime.broker import configure
+
+__all__ = ["configure"]

@@ -1,0 +1,174 @@
+"""The entry point: turns the environment into a Celery command line and runs it in this process.
+
+Celery stays PID 1 and gets the signals itself: there is no shell, no wrapper and no init between.
+"""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from celery_metal_runtime.broker import configure
+from celery_metal_runtime.settings import EX_USAGE, UsageError, choice, required, seconds, text
+from celery_metal_runtime.sizing import POOLS, Sizing, size
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+LOGLEVELS = ("debug", "info", "warning", "error", "critical", "fatal")
+# Given as arguments these would pass by the checks on the variables.
+RESERVED = {
+    ("-P", "--pool"): "CELERY_METAL_POOL",
+    ("-c", "--concurrency", "--autoscale"): "CONCURRENCY",
+    ("-Q", "--queues"): "CELERY_METAL_QUEUE",
+}
+
+
+class Order(NamedTuple):
+    """What the environment orders a worker to be."""
+
+    queue: str
+    pool: str
+    node: str
+    loglevel: str
+    watchdog: float
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run a Celery command, `worker` by default, and exit with its code, or 64 (EX_USAGE)."""
+    argv = sys.argv[1:] if argv is None else argv
+    # SIGHUP makes Celery execute sys.executable with these in its own place.
+    sys.argv = ["-m", "celery_metal_runtime", *argv]
+    try:
+        _run(argv or ["worker"], required(os.environ, "CELERY_APP", "name it as for celery -A"))
+    except UsageError as error:
+        _say(str(error))
+        sys.exit(EX_USAGE)
+
+
+def _run(command: list[str], app_name: str) -> NoReturn:
+    if command[0] != "worker":
+        _start(app_name, _load_after_patching(app_name, "prefork"), command)
+    # The kernel ignores SIGTERM for a PID 1 without a handler; Celery sets its own when it starts.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    _check_arguments(command[1:])
+    order = _order(os.environ)
+    app = _load_after_patching(app_name, order.pool)
+    sizing = size(os.environ, order.pool, lambda: _count_cpus(order.pool))
+    for line in sizing.lines:
+        _say(f"{order.queue}: {line}")
+    if order.pool == "prefork":
+        # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
+        app.conf.worker_pool = "prefork"
+    _install_health(app, order)
+    _start(app_name, app, ["worker", *_worker_options(order, sizing), *command[1:]])
+
+
+def _start(app_name: str, app: "Celery", command: list[str]) -> NoReturn:
+    from celery.bin.celery import celery
+
+    sys.exit(celery(["-A", app_name, *command], prog_name="celery", auto_envvar_prefix="CELERY"))
+
+
+def _order(environ: Mapping[str, str]) -> Order:
+    queue = required(environ, "CELERY_METAL_QUEUE", "name the queue that this worker consumes")
+    if "," in queue:
+        raise UsageError(
+            f"CELERY_METAL_QUEUE={queue!r} contains a comma: name one queue per worker"
+        )
+    instance = text(environ, "CELERY_METAL_INSTANCE", "1")
+    host = text(environ, "CELERY_METAL_HOST")
+    # Celery splits the name at @ and expands % in it, with no way to escape either.
+    name = re.sub(r"[^\w.:-]", "_", f"{queue}-{instance}")
+    return Order(
+        queue=queue,
+        pool=choice(environ, "CELERY_METAL_POOL", POOLS, "prefork"),
+        node=f"{name}@{re.sub(r'[^\w.:-]', '_', host) or '%h'}",
+        loglevel=choice(environ, "CELERY_METAL_LOGLEVEL", LOGLEVELS, "info"),
+        watchdog=seconds(environ, "CELERY_METAL_WATCHDOG_SECONDS"),
+    )
+
+
+def _worker_options(order: Order, sizing: Sizing) -> list[str]:
+    return [
+        f"--queues={order.queue}",
+        f"--pool={order.pool}",
+        *sizing.options,
+        f"--hostname={order.node}",
+        f"--loglevel={order.loglevel}",
+        # They cost a second at the start, and chatter between all workers from then on.
+        "--without-gossip",
+        "--without-mingle",
+    ]
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    for options, variable in RESERVED.items():
+        for argument in arguments:
+            long = argument.partition("=")[0]
+            if long in options or (argument[:2] in options and not argument.startswith("--")):
+                raise UsageError(f"the argument {argument!r} is not taken: set {variable} instead")
+
+
+def _load_after_patching(app_name: str, pool: str) -> "Celery":
+    """The app, configured; under gevent all that is imported finds a patched standard library."""
+    if pool == "gevent":
+        _patch_by_gevent()
+    app = _find_app(app_name)
+    configure(app, os.environ)
+    return app
+
+
+def _patch_by_gevent() -> None:
+    """What Celery does for --pool=gevent, but before Celery itself is imported.
+
+    gevent looks at every object for locks to patch, meets Celery's lazy proxies, and thereby loads
+    kombu while time.sleep is still the old one: each pause between two attempts to reconnect
+    would then stop all greenlets.
+    """
+    try:
+        from gevent import monkey
+    except ImportError:
+        raise UsageError(
+            "CELERY_METAL_POOL='gevent' cannot be loaded: add gevent to the image"
+        ) from None
+    monkey.patch_all()
+
+
+def _find_app(app_name: str) -> "Celery":
+    from celery.app.utils import find_app
+
+    module = app_name.partition(":")[0]
+    try:
+        return find_app(app_name)
+    except ModuleNotFoundError as error:
+        name = error.name or ""
+        if name == app_name != module:  # Celery's second guess, after it has loaded the module
+            reason = f"module {module!r} has no such attribute"
+        elif name and f"{module}.".startswith(f"{name}."):
+            reason = f"no module {name!r}; check its spelling and PYTHONPATH"
+        else:  # a module that the app misses is the app's own error, with its traceback
+            raise
+        raise UsageError(f"CELERY_APP={app_name!r} cannot be loaded: {reason}") from None
+    except AttributeError as error:
+        raise UsageError(f"CELERY_APP={app_name!r} cannot be loaded: {error}") from error
+
+
+def _install_health(app: "Celery", order: Order) -> None:
+    # Imports Celery's worker: not before gevent has patched.
+    from celery_metal_runtime.health import install
+
+    install(app, os.environ, order.queue, order.pool, order.watchdog)
+
+
+def _count_cpus(pool: str) -> int:
+    from celery.utils.sysinfo import cpu_budget
+
+    # As Celery's own --concurrency auto: a quota binds what computes, not what waits.
+    return cpu_budget(use_cgroup_quota=pool == "prefork").count
+
+
+def _say(line: Any) -> None:
+    print(f"celery-metal: {line}", file=sys.stderr, flush=True)

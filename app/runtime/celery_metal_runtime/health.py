@@ -1,0 +1,278 @@
+"""Whether this worker works: told to systemd, and acted upon before systemd has to.
+
+Who does what:
+
+- The consumer's own loop stamps `last_turn` each time its timer fires, and `last_served` when
+  Redis has lately answered the consumer's own request for tasks, or none is due (see `_is_served`).
+- Celery's bootsteps tell when the consumer has a connection, and when it waits for one.
+- While it waits, a probe connects beside it: is it the broker that is away, or the consumer?
+- A thread of the operating system, under gevent too, compares the stamps with the clock, and sends
+  WATCHDOG and STATUS. When the worker is stuck it writes all stacks to the log and ends the
+  process with EX_SOFTWARE: systemd's own watchdog would kill conmon, but not what it watches over.
+
+The thread neither logs nor takes a lock: what it watches may hold them.
+"""
+
+import faulthandler
+import os
+import signal
+import threading
+from collections.abc import MutableMapping
+from contextlib import suppress
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery import bootsteps, signals
+from celery.worker import state as worker_state
+
+from celery_metal_runtime.notify import Notifier, unpatched
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from celery.worker.consumer import Consumer
+
+EX_SOFTWARE = 70
+STDERR = 2
+LONGEST_TICK = 1.0
+STATUS_SECONDS = 2.0
+PROBE_SECONDS = 2.0
+# Redis answers a request for tasks within a second, with or without a task.
+ANSWER_SECONDS = 5.0
+# kombu pauses up to 30 s between two attempts to connect.
+RECONNECT_SECONDS = 120.0
+WORDS = {
+    "prefork": ("process", "processes"),
+    "threads": ("thread", "threads"),
+    "gevent": ("greenlet", "greenlets"),
+    "solo": ("process", "processes"),
+}
+
+
+class Health:
+    """What is known about one worker.
+
+    `watchdog` is systemd's WatchdogSec in seconds; 0 switches the watching off, not the telling.
+    All times are in seconds of the monotonic clock.
+    """
+
+    def __init__(self, app: "Celery", queue: str, pool: str, watchdog: float) -> None:
+        self.app, self.queue, self.pool_name, self.watchdog = app, queue, pool, watchdog
+        self.tick = min(LONGEST_TICK, watchdog / 6) if watchdog else LONGEST_TICK
+        self.limit = watchdog * 2 / 3
+        check = (app.conf.broker_transport_options or {}).get("health_check_interval") or 25
+        # Later than kombu's own repair of a silent connection, which keeps the running tasks.
+        self.serve_limit = max(self.limit, ANSWER_SECONDS + 3 * check)
+        self.pool: Any = None
+        self.last_turn = self.last_served = self.waiting_since = monotonic()
+        self.waiting = True
+        self.answered_since: float | None = None
+        self.broker_error = ""
+        self.draining = self.finished = False
+
+    # In the consumer's loop
+
+    def connected(self) -> None:
+        """The consumer has a connection and has set up its tasks."""
+        self.last_turn = self.last_served = monotonic()
+        self.waiting = False
+
+    def disconnected(self) -> None:
+        """The consumer is about to connect, or to connect again."""
+        self.waiting_since = monotonic()
+        self.waiting, self.answered_since, self.broker_error = True, None, ""
+        # A greenlet under gevent, where connecting in another thread would need a hub of its own.
+        threading.Thread(target=self._probe, args=(self.waiting_since,), daemon=True).start()
+
+    def turn(self, consumer: "Consumer") -> None:
+        """One turn of the consumer's loop."""
+        self.last_turn = monotonic()
+        if _is_served(consumer, self.last_turn):
+            self.last_served = self.last_turn
+
+    def _probe(self, outage: float) -> None:
+        """Connect beside the consumer until its outage, known by its beginning, is over."""
+        while True:
+            sleep(PROBE_SECONDS)
+            if not self.waiting or self.waiting_since != outage or self.draining:
+                return
+            try:
+                with self.app.connection_for_read() as connection:
+                    connection.connect()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the broker does not answer
+                self.answered_since, self.broker_error = None, str(error).partition("\n")[0][:120]
+            else:
+                self.answered_since, self.broker_error = self.answered_since or monotonic(), ""
+
+    # In the watching thread
+
+    def status(self, now: float) -> str:
+        """One line for `systemctl status`."""
+        busy = len(worker_state.active_requests)
+        if self.draining:
+            return f"{self.queue}: draining, {busy} busy"
+        if self.waiting:
+            reason = f" ({self.broker_error})" if self.broker_error else ""
+            seconds = int(now - self.waiting_since)
+            return f"{self.queue}: waiting for the broker since {seconds} s{reason}"
+        done = worker_state.all_total_count[0] - busy
+        size = self.pool.num_processes
+        word = WORDS[self.pool_name][size != 1]
+        return f"{self.queue}: {size} {word}, {busy} busy, {done} done"
+
+    def verdict(self, now: float) -> str:
+        """Why this worker should be replaced by a new one, or nothing while it should not."""
+        if self.draining:
+            return ""
+        if self.waiting:
+            return self._verdict_waiting(now)
+        turn, served = now - self.last_turn, now - self.last_served
+        if turn > self.limit:
+            # The solo pool runs its task in the loop: it is merely busy.
+            if self.pool_name == "solo" and worker_state.active_requests:
+                return ""
+            return f"the consumer's loop has not turned for {turn:.0f} s"
+        if served > self.serve_limit:
+            return f"the consumer has got no answer from the broker for {served:.0f} s"
+        return ""
+
+    def _verdict_waiting(self, now: float) -> str:
+        """A broker that is away is not this worker's fault; one that answers others is."""
+        if self.answered_since is None or now - self.answered_since <= RECONNECT_SECONDS:
+            return ""
+        return f"the broker answers, but not for this consumer, for {RECONNECT_SECONDS:.0f} s"
+
+    def give_up(self, reason: str) -> NoReturn:
+        """Write why and where, and end this process and its pool at once."""
+        # Nobody may be reading: a full pipe must not keep the process alive.
+        os.set_blocking(STDERR, False)
+        with suppress(OSError):
+            os.write(STDERR, f"celery-metal: {reason}: giving up; all threads:\n".encode())
+        faulthandler.dump_traceback(STDERR)
+        # Python's processes only: gevent's and the thread pool's are this very process.
+        for child in list(getattr(getattr(self.pool, "_pool", None), "_pool", ())):
+            with suppress(OSError):
+                os.kill(child.pid, signal.SIGKILL)
+        os._exit(EX_SOFTWARE)
+
+
+class Watch:
+    """The thread that looks at a Health, and tells systemd."""
+
+    def __init__(self, health: Health, notifier: Notifier) -> None:
+        self.health, self.notifier = health, notifier
+        self.beat_due, self.status_due = 0.0, monotonic() + STATUS_SECONDS
+        self.status = ""
+
+    def start(self) -> None:
+        """Start a daemon thread of the operating system; a forked child does not have it."""
+        unpatched("_thread", "start_new_thread")(self._run, ())
+
+    def ready(self) -> None:
+        """The worker consumes."""
+        self.status = self.health.status(monotonic())
+        self.notifier.send("READY=1", f"STATUS={self.status}")
+
+    def drain(self) -> None:
+        """The worker takes no more tasks and finishes those that it has."""
+        if not self.health.draining:
+            self.health.draining = True
+            self.notifier.send("STOPPING=1", f"STATUS={self.health.status(monotonic())}")
+
+    def finish(self) -> None:
+        """The worker is done; nothing may be ended or started any more."""
+        self.health.finished = True
+        faulthandler.cancel_dump_traceback_later()
+
+    def _run(self) -> None:
+        health, pause, looked = self.health, unpatched("time", "sleep"), monotonic()
+        while not health.finished:
+            now = monotonic()
+            # A process that was frozen as a whole (podman pause) is late, not stuck.
+            if now - looked > health.limit / 2 + LONGEST_TICK:
+                health.last_turn = health.last_served = now
+            looked = now
+            if health.watchdog and (reason := health.verdict(now)):
+                health.give_up(reason)
+            self._tell(now)
+            pause(health.tick)
+
+    def _tell(self, now: float) -> None:
+        if self.health.watchdog and now >= self.beat_due:
+            self.beat_due = now + self.health.watchdog / 3 - self.health.tick / 2
+            self.notifier.send("WATCHDOG=1")
+            # Where even this thread cannot run, as C code keeps the interpreter's lock.
+            faulthandler.dump_traceback_later(self.health.watchdog * 0.9, exit=True, file=STDERR)
+        if now >= self.status_due and (status := self.health.status(now)) != self.status:
+            self.status, self.status_due = status, now + STATUS_SECONDS
+            self.notifier.send(f"STATUS={status}")
+
+
+def install(
+    app: "Celery", environ: MutableMapping[str, str], queue: str, pool: str, watchdog: float
+) -> None:
+    """Have the worker that `app` is about to start watched; see Health for the arguments.
+
+    Takes NOTIFY_SOCKET out of `environ`.
+    """
+    health, notifier = Health(app, queue, pool, watchdog), Notifier(environ)
+    watch = Watch(health, notifier)
+
+    class WatchStep(bootsteps.StartStopStep):
+        """Starts the thread, after the pool has forked and before the consumer connects."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def start(self, worker: Any) -> None:
+            health.pool = worker.pool
+            health.disconnected()
+            watch.start()
+
+    class ConsumeStep(bootsteps.StartStopStep):
+        """Runs while the consumer has a connection: from its tasks' start to its next restart."""
+
+        requires = ("celery.worker.consumer.tasks:Tasks",)
+
+        def start(self, consumer: "Consumer") -> None:
+            health.connected()
+            self.timer = consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))
+
+        def stop(self, consumer: "Consumer") -> None:
+            self.timer.cancel()
+            if not health.draining:
+                health.disconnected()
+
+        def close(self, consumer: "Consumer") -> None:
+            watch.drain()
+
+    app.steps["worker"].add(WatchStep)
+    app.steps["consumer"].add(ConsumeStep)
+
+    def on_ready(**_: Any) -> None:
+        watch.ready()
+
+    def on_shutting_down(**_: Any) -> None:
+        watch.drain()
+
+    def on_shutdown(**_: Any) -> None:
+        watch.finish()
+        notifier.give_back(environ)
+
+    signals.worker_ready.connect(on_ready, weak=False)
+    signals.worker_shutting_down.connect(on_shutting_down, weak=False)
+    signals.worker_shutdown.connect(on_shutdown, weak=False)
+    # A child would inherit the alarm's lock without its thread, and wait for it at its end.
+    os.register_at_fork(before=faulthandler.cancel_dump_traceback_later)
+
+
+def _is_served(consumer: "Consumer", now: float) -> bool:
+    """Whether Redis answers the consumer's own request for tasks, or none is due.
+
+    kombu asks anew each time an answer, or the notice that there is no task, has come.
+    """
+    channel = consumer.task_consumer.channel
+    if not hasattr(channel, "_brpop_sent_at"):  # another kind of broker
+        return True
+    full = len(worker_state.active_requests) >= consumer.pool.num_processes
+    if full or not channel.active_queues or not channel.qos.can_consume():
+        return True
+    return channel._brpop_sent_at is not None and now - channel._brpop_sent_at < ANSWER_SECONDS

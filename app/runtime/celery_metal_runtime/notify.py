@@ -1,0 +1,44 @@
+"""sd_notify(3) in plain Python."""
+
+import os
+import sys
+from collections.abc import MutableMapping
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+VARIABLE = "NOTIFY_SOCKET"
+SEND_SECONDS = 1.0
+
+
+def unpatched(module: str, name: str) -> Any:
+    """The standard library's own `module.name`, also where gevent has replaced it."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey.get_original(module, name) if monkey else getattr(import_module(module), name)
+
+
+class Notifier:
+    """Tells systemd how this process is; silent without NOTIFY_SOCKET and in forked children."""
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        # Taken out, so that neither pool children nor what tasks start can speak for the worker.
+        self._given = environ.pop(VARIABLE, "")
+        # A leading @ means Linux's abstract namespace, which the kernel marks by a zero byte.
+        self._address = "\0" + self._given[1:] if self._given.startswith("@") else self._given
+        self._pid = os.getpid()
+        if self._given:
+            family, kind = unpatched("socket", "AF_UNIX"), unpatched("socket", "SOCK_DGRAM")
+            self._socket = unpatched("socket", "socket")(family, kind)
+            self._socket.settimeout(SEND_SECONDS)
+
+    def send(self, *lines: str) -> None:
+        """Send assignments such as READY=1 as one message; a lost one is no error."""
+        if not self._given or os.getpid() != self._pid:
+            return
+        with suppress(OSError):
+            self._socket.sendto("\n".join(lines).encode(), self._address)
+
+    def give_back(self, environ: MutableMapping[str, str]) -> None:
+        """Restore the variable, for the Celery that SIGHUP executes in this one's place."""
+        if self._given:
+            environ[VARIABLE] = self._given

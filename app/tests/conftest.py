@@ -1,0 +1,50 @@
+"""Fixtures: see runtime_lab for what they are made of."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# None is installed: in the image they are found by PYTHONPATH.
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("runtime", "sample", "tests")]
+
+from runtime_lab import Producer, Redis, Worker  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    server = Redis(tmp_path_factory.mktemp("session") / "redis")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[Redis]:
+    """A Redis that the test may stop."""
+    server = Redis(tmp_path / "own-redis")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def start(redis: Redis, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Starts workers, each on a queue of its own, and ends them with the test."""
+    workers: list[Worker] = []
+
+    def start_worker(*arguments: str, server: Redis = redis, **environ: str) -> Worker:
+        name = f"{tmp_path.name}-{len(workers)}"
+        defaults = server.environ() | {"CELERY_METAL_QUEUE": name, "CONCURRENCY": "2"}
+        worker = Worker(tmp_path / name, defaults | environ, *arguments)
+        workers.append(worker)
+        return worker
+
+    yield start_worker
+    for worker in workers:
+        worker.process.kill()
+        worker.process.wait()
+
+
+@pytest.fixture
+def producer(redis: Redis) -> Producer:
+    return Producer(redis)

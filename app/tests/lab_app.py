@@ -1,0 +1,70 @@
+"""An app for the tests: it tells what runs it, and can be made to fail as workers do."""
+
+import ctypes
+import os
+import threading
+import time
+from pathlib import Path
+
+from celery import Celery
+from celery.worker.control import control_command
+
+app = Celery(
+    "lab",
+    broker="redis://broker.invalid:6379/0",
+    backend="redis://results.invalid:6379/0",
+    include=["metal_sample.tasks"],
+)
+# Short, so that the time in which kombu repairs a connection by itself is short too.
+app.conf.broker_transport_options = {"health_check_interval": 1}
+
+_lock = threading.Lock()
+_crowd = {"now": 0, "peak": 0}
+
+
+@app.task
+def crowd(seconds):
+    """Where this ran, and the most of these that have ever run at once in this process."""
+    with _lock:
+        _crowd["now"] += 1
+        _crowd["peak"] = max(_crowd.values())
+    time.sleep(seconds)
+    with _lock:
+        _crowd["now"] -= 1
+    return {"pid": os.getpid(), "thread": threading.get_native_id(), "peak": _crowd["peak"]}
+
+
+@app.task
+def inside():
+    """What a task sees of its process."""
+    names = {name: os.environ.get(name) for name in ("NOTIFY_SOCKET", "CELERY_BROKER_URL")}
+    return names | {"pid": os.getpid(), "threads": len(os.listdir("/proc/self/task"))}
+
+
+@app.task
+def touch(path, seconds):
+    """Leave a mark before and after some work, for who cannot wait for a result."""
+    Path(path).write_text("begun")
+    time.sleep(seconds)
+    Path(path).write_text("done")
+
+
+@app.task
+def tick(path):
+    """Leave ten marks a second, until a file of the name with .stop appears."""
+    while not Path(f"{path}.stop").exists():
+        with Path(path).open("a") as file:
+            file.write(".")
+        time.sleep(0.1)
+
+
+@control_command(args=[("seconds", int), ("hold_lock", bool)])
+def block(state, seconds, hold_lock=False):
+    """Block the consumer's loop; with the interpreter's lock held, every other thread as well."""
+    (ctypes.PyDLL if hold_lock else ctypes.CDLL)(None).sleep(seconds)
+
+
+@control_command()
+def deafen(state):
+    """Have the loop turn without asking Redis for tasks, as after a reconnect gone wrong."""
+    state.consumer.connection.transport.cycle._channels.clear()

@@ -1,0 +1,198 @@
+"""A real Redis with a password, real workers, and the place of systemd."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from celery import Celery
+from celery.result import ResultSet
+from celery_metal_runtime import configure
+
+HERE = Path(__file__).parent
+PASSWORD = "p@ss:/?#%;,+ end"  # all that means something in a URL
+PATIENCE = 20.0
+
+
+def wait_until(condition: Callable[[], object], what: object, seconds: float = PATIENCE) -> object:
+    """The condition's value once it is true; an assertion error that says what was missing."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"after {seconds} s still not: {what}"
+        time.sleep(0.02)
+    return value
+
+
+class Redis:
+    """A redis-server on a Unix socket and a free loopback port."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("redis-server")
+        assert program, "these tests need redis-server: install the package of that name"
+        folder.mkdir()
+        self.path = folder / "redis.sock"
+        self.password_file = folder / "password"
+        self.password_file.write_text(PASSWORD + "\n")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        config = folder / "redis.conf"
+        config.write_text(
+            f'port {self.port}\nbind 127.0.0.1\nunixsocket {self.path}\nsave ""\n'
+            f'requirepass "{PASSWORD}"\ndir {folder}\n'
+        )
+        self.command = [program, str(config)]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        wait_until(self._answers, "Redis listens")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.path)) == 0
+
+    @property
+    def socket_url(self) -> str:
+        return f"redis+socket://{self.path}?virtual_host=0"
+
+    @property
+    def tcp_url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def environ(self, url: str = "") -> dict[str, str]:
+        return {
+            "CELERY_METAL_BROKER": url or self.socket_url,
+            "CELERY_METAL_PASSWORD_FILE": str(self.password_file),
+        }
+
+
+class _Heard:
+    """Put into words only when it is too late: more may be heard until then."""
+
+    def __init__(self, part: str, heard: list) -> None:
+        self.part, self.heard = part, heard
+
+    def __str__(self) -> str:
+        return f"{self.part!r} among {self.heard[-5:]}"
+
+
+class Systemd:
+    """The receiving end of sd_notify."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.heard: list[tuple[float, int, str]] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            data, extra, *_ = self.socket.recvmsg(4096, 256)
+            sender = int.from_bytes(extra[0][2][:4], sys.byteorder)
+            for line in data.decode().splitlines():
+                self.heard.append((time.monotonic(), sender, line))
+
+    def lines(self, start: str) -> list[str]:
+        return [line for _, _, line in self.heard if line.startswith(start)]
+
+    def since(self, begun: float, start: str) -> list[str]:
+        return [line for when, _, line in self.heard if when >= begun and line.startswith(start)]
+
+    def wait_for(self, part: str, seconds: float = PATIENCE, since: float = 0.0) -> str:
+        """The first line since then that contains `part`."""
+
+        def found() -> str:
+            heard = list(self.heard)
+            return next((line for when, _, line in heard if when >= since and part in line), "")
+
+        return wait_until(found, _Heard(part, self.heard), seconds)
+
+
+class Worker:
+    """A worker as in its container, but for the container."""
+
+    def __init__(self, folder: Path, environ: dict[str, str], *arguments: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.log_file = folder / "log"
+        address = environ.pop("ADDRESS", str(folder / "notify"))
+        self.systemd = Systemd(address)
+        self.queue = environ["CELERY_METAL_QUEUE"]
+        self.node = f"{self.queue}-1@{socket.gethostname()}"
+        self.environ = base_environ() | {"NOTIFY_SOCKET": address} | environ
+        self.begun = time.monotonic()
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "celery_metal_runtime", *arguments],
+                env=self.environ,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+            )
+        self.pid = self.process.pid
+
+    def ready(self) -> "Worker":
+        def told() -> bool:
+            assert self.process.poll() is None, self.log
+            return bool(self.systemd.lines("READY=1"))
+
+        wait_until(told, "READY")
+        self.ready_seconds = time.monotonic() - self.begun
+        return self
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    @property
+    def children(self) -> list[int]:
+        found = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [int(pid) for path in found for pid in path.read_text().split()]
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+
+def base_environ() -> dict[str, str]:
+    paths = [HERE.parent / "runtime", HERE.parent / "sample", HERE]
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": ":".join(map(str, paths)),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CELERY_APP": "lab_app:app",
+    }
+
+
+class Producer:
+    """Sends tasks by name, as a program that has nothing but the deployment's broker."""
+
+    def __init__(self, server: Redis) -> None:
+        self.app = Celery("producer", backend="redis://here", set_as_current=False)
+        configure(self.app, server.environ())
+
+    def post(self, worker: Worker, task: str, *arguments: object, times: int = 1) -> None:
+        """Send without waiting for a result, which may never come."""
+        for _ in range(times):
+            self.app.send_task(task, arguments, queue=worker.queue, ignore_result=True)
+
+    def command(self, worker: Worker, name: str, **arguments: object) -> None:
+        """Have the worker's loop run a remote control command, which may never answer."""
+        # READY is for tasks; commands are heard a moment later.
+        wait_until(lambda: self.app.control.ping([worker.node], timeout=0.5), "ping is answered")
+        self.app.control.broadcast(name, arguments=arguments, destination=[worker.node])
+
+    def answers(self, worker: Worker, task: str, *arguments: object, times: int = 1) -> list:
+        sent = [self.app.send_task(task, arguments, queue=worker.queue) for _ in range(times)]
+        return ResultSet(sent, app=self.app).join_native(timeout=PATIENCE)

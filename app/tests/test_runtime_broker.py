@@ -1,0 +1,189 @@
+"""Addresses and defaults, as kombu, Celery's Redis backend and redis-py understand them."""
+
+import pytest
+from celery import Celery
+from celery_metal_runtime import configure
+from celery_metal_runtime.settings import UsageError
+from runtime_lab import PASSWORD
+
+
+def app_with(**settings):
+    app = Celery("user", set_as_current=False)
+    app.conf.update(settings)
+    return app
+
+
+@pytest.fixture(params=["socket_url", "tcp_url"])
+def environ(request, redis):
+    return redis.environ(getattr(redis, request.param))
+
+
+def test_broker_and_results_log_in_and_use_the_timeouts(environ):
+    app = app_with(result_backend="redis://elsewhere.invalid/1")
+    configure(app, environ)
+    with app.connection_for_read() as connection:
+        client = connection.default_channel.client
+        assert client.ping()
+        used = client.connection_pool.connection_kwargs
+        with Made(client) as made:
+            timeout, interval = made.socket_timeout, made.health_check_interval
+    assert used["password"] == PASSWORD
+    assert used["db"] == 0
+    assert (timeout, interval) == (15, 10)
+
+    results = app.backend.client
+    assert results.ping()
+    with Made(results) as made:
+        assert (made.socket_timeout, made.health_check_interval) == (15, 10)
+        assert made.password == PASSWORD
+
+
+class Made:
+    """A connection of a client's pool, as redis-py has made it."""
+
+    def __init__(self, client):
+        self.pool = client.connection_pool
+
+    def __enter__(self):
+        self.connection = self.pool.get_connection()
+        return self.connection
+
+    def __exit__(self, *_):
+        self.pool.release(self.connection)
+
+
+def test_tcp_connections_are_kept_alive_and_bounded(redis):
+    app = app_with(result_backend="redis://elsewhere.invalid/1")
+    configure(app, redis.environ(redis.tcp_url))
+    with app.connection_for_read() as connection, Made(connection.default_channel.client) as made:
+        assert (made.socket_keepalive, made.socket_connect_timeout) == (True, 5)
+    with Made(app.backend.client) as made:
+        assert (made.socket_keepalive, made.socket_connect_timeout) == (True, 5)
+
+
+def test_addresses_are_masked_where_celery_shows_them(environ):
+    app = app_with(result_backend="redis://elsewhere.invalid/1")
+    configure(app, environ)
+    shown = [
+        app.connection_for_read().as_uri(),
+        app.backend.as_uri(),
+        app.bugreport(),
+        str(app.conf.table()),
+    ]
+    for text in shown:
+        assert PASSWORD not in text
+        assert "p%40ss" not in text
+
+
+def test_without_a_broker_the_app_keeps_its_own():
+    app = app_with(broker_url="redis://mine.invalid/3", result_backend="redis://mine.invalid/4")
+    configure(app, {})
+    assert app.conf.broker_read_url == "redis://mine.invalid/3"
+    assert app.conf.result_backend == "redis://mine.invalid/4"
+
+
+def test_the_environments_broker_wins_over_every_way_to_name_one(redis, monkeypatch):
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://variable.invalid/0")
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", "redis://variable.invalid/0")
+    app = app_with(broker_read_url="redis://a.invalid/0", broker_write_url="redis://b.invalid/0")
+    for name, value in redis.environ(redis.tcp_url).items():
+        monkeypatch.setenv(name, value)
+    configure(app)
+    for connection in (app.connection_for_read(), app.connection_for_write()):
+        assert (connection.hostname, connection.port) == ("127.0.0.1", redis.port)
+    assert f":{redis.port}/" in app.conf.result_backend
+
+
+@pytest.mark.parametrize("own", [None, "rpc://", "db+postgresql://results.invalid/x"])
+def test_results_that_are_not_in_redis_stay_where_they_are(redis, own):
+    app = app_with(result_backend=own)
+    configure(app, redis.environ())
+    assert app.conf.result_backend == own
+
+
+def test_results_can_be_sent_elsewhere(redis):
+    app = app_with()
+    environ = redis.environ() | {"CELERY_METAL_RESULT_BACKEND": "redis://bob@results.invalid/2"}
+    configure(app, environ)
+    assert app.backend.connparams["host"] == "results.invalid"
+    assert app.backend.connparams["username"] == "bob"
+    assert app.backend.connparams["password"] == PASSWORD
+
+
+EXPLICIT = {
+    "broker_connection_retry_on_startup": False,
+    "broker_connection_max_retries": 7,
+    "redis_socket_timeout": 77.0,
+    "redis_socket_keepalive": False,
+    "redis_socket_connect_timeout": 9.0,
+    "redis_backend_health_check_interval": 99,
+    "task_serializer": "pickle",
+    "accept_content": ["pickle"],
+}
+
+
+@pytest.mark.parametrize("how", ["new names", "namespace", "old names"])
+def test_what_the_app_sets_itself_stays(redis, how):
+    app = Celery("user", set_as_current=False)
+    if how == "new names":
+        expected = EXPLICIT
+        app.conf.update(EXPLICIT)
+    elif how == "namespace":
+        expected = EXPLICIT
+        source = {f"MY_{name.upper()}": value for name, value in EXPLICIT.items()}
+        app.config_from_object(source, namespace="MY")
+    else:
+        expected = {"broker_connection_max_retries": 7, "task_serializer": "pickle"}
+        source = {"BROKER_CONNECTION_MAX_RETRIES": 7, "CELERY_TASK_SERIALIZER": "pickle"}
+        app.config_from_object(source)
+    configure(app, redis.environ(redis.tcp_url))
+    assert {name: app.conf[name] for name in expected} == expected
+    assert app.connection_for_read().port == redis.port
+
+
+def test_what_the_app_does_not_set_is_set_for_a_service(redis):
+    app = app_with(broker_transport_options={"visibility_timeout": 7, "socket_timeout": 3})
+    configure(app, redis.environ())
+    assert app.conf.broker_connection_retry_on_startup is True
+    assert app.conf.broker_connection_max_retries is None
+    assert app.conf.task_serializer == "json"
+    assert list(app.conf.accept_content) == ["json"]
+    options = app.conf.broker_transport_options
+    assert (options["visibility_timeout"], options["socket_timeout"]) == (7, 3)
+    assert options["health_check_interval"] == 10
+
+
+def test_another_kind_of_broker_gets_no_options_of_redis():
+    app = app_with(broker_url="amqp://mine.invalid//")
+    configure(app, {})
+    assert not app.conf.broker_transport_options
+    assert app.conf.broker_connection_max_retries is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost", "http://x/", "amqp://x//", "redis://x:port/0", "redis://[::1/0", "redis://x:0/0"],
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(UsageError, match=r"CELERY_METAL_BROKER=.*set it to redis://"):
+        configure(app_with(), {"CELERY_METAL_BROKER": url})
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@x/0", "redis+socket://u:secret@/run/x.sock"])
+def test_a_password_in_the_address_is_refused_and_not_repeated(url):
+    with pytest.raises(UsageError) as error:
+        configure(app_with(), {"CELERY_METAL_BROKER": url})
+    assert "secret" not in str(error.value)
+    assert "CELERY_METAL_PASSWORD_FILE" in str(error.value)
+
+
+def test_a_named_password_file_must_be_there(tmp_path):
+    environ = {"CELERY_METAL_BROKER": "redis://x/0"}
+    missing = {"CELERY_METAL_PASSWORD_FILE": str(tmp_path / "none")}
+    with pytest.raises(UsageError, match="no such file"):
+        configure(app_with(), environ | missing)
+    with pytest.raises(UsageError, match="Is a directory"):
+        configure(app_with(), environ | {"CELERY_METAL_PASSWORD_FILE": str(tmp_path)})
+    app = app_with()
+    configure(app, environ)
+    assert app.conf.broker_url == "redis://x/0"

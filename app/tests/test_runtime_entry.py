@@ -1,0 +1,124 @@
+"""The command line: what it refuses, and what it hands to Celery."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from celery_metal_runtime.entry import _check_arguments, _order
+from celery_metal_runtime.settings import UsageError
+from runtime_lab import PASSWORD, base_environ, wait_until
+
+
+def run(environ, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "celery_metal_runtime", *arguments],
+        env=base_environ() | environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+WORKER = {"CELERY_METAL_QUEUE": "q"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        (WORKER | {"CELERY_APP": ""}, ["CELERY_APP", "not set", "celery -A"]),
+        (WORKER | {"CELERY_APP": "no_such:app"}, ["CELERY_APP='no_such:app'", "PYTHONPATH"]),
+        (WORKER | {"CELERY_APP": "lab_app:nothing"}, ["CELERY_APP='lab_app:nothing'", "attribute"]),
+        ({}, ["CELERY_METAL_QUEUE", "not set", "name the queue"]),
+        ({"CELERY_METAL_QUEUE": "a,b"}, ["CELERY_METAL_QUEUE='a,b'", "comma"]),
+        (WORKER | {"CELERY_METAL_POOL": "fork"}, ["CELERY_METAL_POOL='fork'", "prefork, threads"]),
+        (WORKER | {"CELERY_METAL_LOGLEVEL": "loud"}, ["CELERY_METAL_LOGLEVEL='loud'", "debug"]),
+        (WORKER | {"CELERY_METAL_WATCHDOG_SECONDS": "-1"}, ["WATCHDOG_SECONDS='-1'", "0 or more"]),
+        (WORKER | {"CONCURRENCY": "many"}, ["CONCURRENCY='many'", "1 or more"]),
+        (WORKER | {"CELERY_METAL_BROKER": "here"}, ["CELERY_METAL_BROKER='here'", "redis://"]),
+    ],
+)
+def test_a_bad_setting_is_one_clear_line_and_exit_64(environ, words):
+    done = run(environ)
+    assert done.returncode == 64
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    for word in ["celery-metal: ", *words]:
+        assert word in lines[0]
+
+
+def test_an_apps_own_missing_module_keeps_its_traceback(tmp_path):
+    (tmp_path / "broken.py").write_text("import module_that_the_app_needs\n")
+    done = run(WORKER | {"CELERY_APP": "broken:app", "PYTHONPATH": path_with(tmp_path)})
+    assert done.returncode == 1
+    assert "broken.py" in done.stderr
+    assert "module_that_the_app_needs" in done.stderr
+
+
+def path_with(folder):
+    return f"{folder}:{base_environ()['PYTHONPATH']}"
+
+
+@pytest.mark.parametrize(
+    ("argument", "variable"),
+    [
+        ("-Pgevent", "CELERY_METAL_POOL"),
+        ("--pool=gevent", "CELERY_METAL_POOL"),
+        ("-c4", "CONCURRENCY"),
+        ("--autoscale", "CONCURRENCY"),
+        ("-Q", "CELERY_METAL_QUEUE"),
+    ],
+)
+def test_arguments_cannot_pass_by_the_variables(argument, variable):
+    with pytest.raises(UsageError, match=f"set {variable} instead"):
+        _check_arguments(["-E", argument])
+    _check_arguments(["-E", "--prefetch-multiplier=1", "-Ofair"])
+
+
+@pytest.mark.parametrize(
+    ("environ", "node"),
+    [
+        ({}, "q-1@%h"),
+        ({"CELERY_METAL_INSTANCE": "3", "CELERY_METAL_HOST": "web1.example.org"}, None),
+        ({"CELERY_METAL_QUEUE": "a@b%h c"}, "a_b_h_c-1@%h"),
+    ],
+)
+def test_the_node_name(environ, node):
+    assert _order(WORKER | environ).node == (node or "q-3@web1.example.org")
+
+
+def test_other_commands_use_the_same_broker(redis, start):
+    worker = start(server=redis, CELERY_METAL_INSTANCE="7", CELERY_METAL_HOST="node").ready()
+    node = f"{worker.queue}-7@node"
+    environ = redis.environ(redis.tcp_url)
+    answer = run(environ, "inspect", "ping", "-d", node)
+    assert answer.returncode == 0, answer.stderr
+    assert node in answer.stdout
+    sent = run(environ, "call", "metal_sample.tasks.add", "--args=[1,2]", f"--queue={worker.queue}")
+    assert sent.returncode == 0, sent.stderr
+    result = run(environ, "result", sent.stdout.strip())
+    assert result.stdout.strip() == "3"
+    conf = run(environ, "inspect", "conf", "-d", node)
+    for text in (conf.stdout, run(environ, "report").stdout, answer.stdout, sent.stdout):
+        assert PASSWORD not in text
+        assert "p%40ss" not in text
+    assert ":**" in conf.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may start a PID namespace")
+def test_sigterm_ends_a_pid_1_that_still_loads_its_app(tmp_path):
+    (tmp_path / "slow.py").write_text("print('loading', flush=True)\nimport time\ntime.sleep(60)\n")
+    command = ["unshare", "--fork", "--pid", "--kill-child", sys.executable]
+    with subprocess.Popen(
+        [*command, "-m", "celery_metal_runtime"],
+        env=base_environ() | WORKER | {"CELERY_APP": "slow:app", "PYTHONPATH": path_with(tmp_path)},
+        stdout=subprocess.PIPE,
+    ) as outer:
+        assert outer.stdout.readline() == b"loading\n"
+        children = f"/proc/{outer.pid}/task/{outer.pid}/children"
+        with open(children) as file:
+            os.kill(int(file.read()), signal.SIGTERM)
+        wait_until(lambda: outer.poll() is not None, "the process ends", 5)
+        assert outer.returncode == 0

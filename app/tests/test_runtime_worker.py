@@ -1,0 +1,315 @@
+"""Real workers against a real Redis."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from runtime_lab import PASSWORD, Producer, base_environ, wait_until
+
+GIVE_UP = 70
+
+
+CROWD, INSIDE, TOUCH = "lab_app.crowd", "lab_app.inside", "lab_app.touch"
+
+
+def gone(pid):
+    return (
+        not Path(f"/proc/{pid}").exists()
+        or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    )
+
+
+POOLS = {
+    "prefork": (3, "3 processes"),
+    "threads": (3, "3 threads"),
+    "gevent": (20, "20 greenlets"),
+    "solo": (1, "1 process"),
+}
+
+
+def test_each_pool_becomes_ready_and_really_runs_its_size(start, producer):
+    workers = {
+        pool: start(
+            CELERY_METAL_POOL=pool,
+            CONCURRENCY=str(size),
+            ADDRESS=f"@celery-metal-test-{os.getpid()}-{pool}",
+        )
+        for pool, (size, _) in POOLS.items()
+    }
+    for pool, (size, status) in POOLS.items():
+        worker = workers[pool].ready()
+        told = worker.systemd.lines(f"STATUS={worker.queue}: {size}")
+        assert told[0] == f"STATUS={worker.queue}: {status}, 0 busy, 0 done"
+        assert f"{worker.queue}: concurrency {size}: " in worker.log
+        assert_pool(pool, size, worker, producer.answers(worker, CROWD, 0.4, times=2 * size))
+    for pool, (size, status) in POOLS.items():
+        workers[pool].systemd.wait_for(f"{status}, 0 busy, {2 * size} done")
+        # Nobody but the worker itself has spoken for it.
+        senders = {sender for _, sender, _ in workers[pool].systemd.heard}
+        assert senders == {workers[pool].pid}
+
+
+def assert_pool(pool, size, worker, answers):
+    pids = {answer["pid"] for answer in answers}
+    threads = {answer["thread"] for answer in answers}
+    peak = max(answer["peak"] for answer in answers)
+    if pool == "prefork":
+        assert len(worker.children) == size
+        assert pids == set(worker.children)
+        assert peak == 1
+    else:
+        assert pids == {worker.pid}
+        assert len(threads) == (size if pool == "threads" else 1)
+        assert peak == size
+
+
+def test_processes_beyond_the_cap_are_not_started(start):
+    worker = start(CONCURRENCY="9", CPU_COUNT="1", CELERY_METAL_PROCESS_FACTOR="2").ready()
+    assert len(worker.children) == 2
+    assert "clamped to 2 = 1 CPUs x 2" in worker.log
+
+
+def test_the_plans_autoscale_grows_and_the_sample_tells_its_workers_size(start, producer):
+    worker = start(CONCURRENCY="", CELERY_METAL_PLAN_AUTOSCALE="3,1").ready()
+    assert len(worker.children) == 1
+    answers = producer.answers(worker, "metal_sample.tasks.whoami", 0.3, times=9)
+    assert len({answer["pid"] for answer in answers}) == 3
+    assert answers[0]["autoscale"] == [3, 1]
+
+
+def test_without_numbers_celery_counts_the_cpus(start):
+    one = sorted(os.sched_getaffinity(0))[0]
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {one})
+    try:
+        worker = start(CONCURRENCY="").ready()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert len(worker.children) == 1
+    assert "concurrency 1: the CPUs that this container may use" in worker.log
+
+
+def test_children_have_neither_the_watch_nor_the_way_to_systemd(start, producer):
+    worker = start(
+        CELERY_METAL_WATCHDOG_SECONDS="30", CELERY_BROKER_URL="redis://no.invalid"
+    ).ready()
+    seen = producer.answers(worker, INSIDE)[0]
+    assert seen["pid"] in worker.children
+    assert seen["NOTIFY_SOCKET"] is None
+    assert seen["CELERY_BROKER_URL"] is None
+    assert seen["threads"] == 1
+    assert len(os.listdir(f"/proc/{worker.pid}/task")) > 1
+
+
+def test_a_busy_worker_keeps_its_watchdog(start, producer):
+    watched = {"CELERY_METAL_WATCHDOG_SECONDS": "1.5"}
+    prefork, solo = start(**watched), start(CELERY_METAL_POOL="solo", CONCURRENCY="1", **watched)
+    for worker, size in ((prefork.ready(), 2), (solo.ready(), 1)):
+        producer.post(worker, CROWD, 3, times=size)
+        worker.begun = time.monotonic()
+    for worker, size in ((prefork, 2), (solo, 1)):
+        worker.systemd.wait_for(f"0 busy, {size} done")
+        assert len(worker.systemd.since(worker.begun, "WATCHDOG=1")) >= 5
+        assert worker.systemd.lines(f"STATUS={worker.queue}: {size} process")
+        assert worker.stop() == 0
+
+
+def test_a_blocked_loop_ends_the_worker_and_its_pool(start, producer):
+    pools = ("prefork", "threads", "gevent")
+    watched = {"CELERY_METAL_WATCHDOG_SECONDS": "3"}
+    workers = {pool: start(CELERY_METAL_POOL=pool, **watched) for pool in pools}
+    for worker in workers.values():
+        producer.post(worker.ready(), CROWD, 60, times=2)
+    for worker in workers.values():
+        worker.systemd.wait_for("2 busy")
+    children = {pool: worker.children for pool, worker in workers.items()}
+    assert [len(children[pool]) for pool in pools] == [2, 0, 0]
+    for worker in workers.values():
+        producer.command(worker, "block", seconds=60)
+    assert workers["prefork"].process.wait(10) == GIVE_UP
+    # Before systemd's own watchdog would have struck.
+    beats = [when for when, _, line in workers["prefork"].systemd.heard if line == "WATCHDOG=1"]
+    assert time.monotonic() - max(beats) < 3
+    for worker in workers.values():
+        assert worker.process.wait(10) == GIVE_UP
+        assert "the consumer's loop has not turned for" in worker.log
+        assert "in block" in worker.log  # the stack that names the culprit
+    wait_until(lambda: all(map(gone, children["prefork"])), "no child is left", 2)
+
+
+def test_a_held_lock_or_a_loop_that_asks_for_no_tasks_ends_the_worker_too(start, producer):
+    deaf = start(CELERY_METAL_WATCHDOG_SECONDS="3").ready()
+    held = start(CELERY_METAL_WATCHDOG_SECONDS="2").ready()
+    producer.command(deaf, "deafen")
+    children = held.children
+    producer.command(held, "block", seconds=60, hold_lock=True)
+    assert held.process.wait(10) == 1
+    assert "Timeout" in held.log
+    assert "in block" in held.log
+    wait_until(lambda: all(map(gone, children)), "no child is left", 2)
+    assert deaf.process.wait(25) == GIVE_UP
+    assert "the consumer has got no answer from the broker" in deaf.log
+
+
+def test_a_frozen_worker_is_not_stuck(start, producer):
+    worker = start(CELERY_METAL_WATCHDOG_SECONDS="3").ready()
+    worker.systemd.wait_for("WATCHDOG=1", since=time.monotonic())
+    worker.process.send_signal(signal.SIGSTOP)
+    # Longer than the limit of 2 s; there is nothing to wait for while all stands still.
+    time.sleep(2.3)
+    worker.process.send_signal(signal.SIGCONT)
+    worker.systemd.wait_for("WATCHDOG=1", since=time.monotonic())
+    assert producer.answers(worker, CROWD, 0)
+    assert worker.stop() == 0
+
+
+def test_a_broker_that_goes_is_waited_for(start, own_redis):
+    producer = Producer(own_redis)
+    watched = {"server": own_redis, "CELERY_METAL_WATCHDOG_SECONDS": "1.5"}
+    workers = [start(CELERY_METAL_POOL=pool, **watched) for pool in ("prefork", "gevent")]
+    for worker in workers:
+        worker.ready()
+    # Greenlets run on while the consumer pauses between two attempts to connect.
+    ticks = workers[1].log_file.with_name("ticks")
+    producer.post(workers[1], "lab_app.tick", str(ticks))
+    wait_until(ticks.exists, "the greenlet runs")
+    own_redis.stop()
+    begun = time.monotonic()
+    for worker in workers:
+        # With the reason, which the probe has found.
+        worker.systemd.wait_for("s (Error", since=begun)
+    seconds = time.monotonic() - begun
+    for worker in workers:
+        assert worker.systemd.since(begun, f"STATUS={worker.queue}: waiting for the broker since ")
+        assert len(worker.systemd.since(begun, "WATCHDOG=1")) >= seconds / 1.5
+        assert worker.process.poll() is None
+    assert len(ticks.read_text()) > seconds * 5
+    ticks.with_name("ticks.stop").touch()
+    own_redis.start()
+    for worker in workers:
+        assert len(producer.answers(worker, CROWD, 0, times=4)) == 4
+        assert worker.stop() == 0
+
+
+def test_a_broker_that_is_not_there_yet_is_waited_for(start, own_redis, tmp_path):
+    own_redis.stop()
+    (tmp_path / "wrong").write_text("wrong")
+    refused = start(CELERY_METAL_PASSWORD_FILE=str(tmp_path / "wrong"))
+    worker = start(server=own_redis, CELERY_METAL_WATCHDOG_SECONDS="1.5")
+    worker.systemd.wait_for("waiting for the broker since")
+    assert not worker.systemd.lines("READY=1")
+    begun = time.monotonic()
+    assert worker.stop() == 0
+    assert time.monotonic() - begun < 5
+    refused.systemd.wait_for("invalid username-password pair")
+    assert not refused.systemd.lines("READY=1")
+    own_redis.start()
+
+
+def test_sigterm_finishes_what_runs(start, producer, tmp_path):
+    pools = ("prefork", "threads", "gevent", "solo")
+    watched = {"CONCURRENCY": "1", "CELERY_METAL_WATCHDOG_SECONDS": "1.5"}
+    workers = {pool: start(CELERY_METAL_POOL=pool, **watched) for pool in pools}
+    for pool, worker in workers.items():
+        producer.post(worker.ready(), TOUCH, str(tmp_path / pool), 3)
+    for pool in pools:
+        wait_until((tmp_path / pool).exists, "the task runs")
+    begun = time.monotonic()
+    for worker in workers.values():
+        worker.process.send_signal(signal.SIGTERM)
+    for pool, worker in workers.items():
+        assert worker.process.wait(10) == 0
+        assert (tmp_path / pool).read_text() == "done"
+        assert worker.systemd.since(begun, "STOPPING=1")
+        assert worker.systemd.since(begun, f"STATUS={worker.queue}: draining, 1 busy")
+        # Nor does the watchdog strike a worker that takes longer than its limit to finish.
+        assert worker.systemd.since(begun + 1, "WATCHDOG=1")
+
+
+def test_sighup_restarts_the_worker_in_place(start, producer):
+    worker = start().ready()
+    begun = time.monotonic()
+    worker.process.send_signal(signal.SIGHUP)
+    worker.systemd.wait_for("READY=1", since=begun)
+    assert producer.answers(worker, CROWD, 0)
+    assert worker.stop() == 0
+
+
+def test_the_password_is_nowhere_to_be_read(start, redis, producer):
+    verbose = {"CELERY_METAL_LOGLEVEL": "debug"}
+    for url in (redis.socket_url, redis.tcp_url):
+        worker = start(CELERY_METAL_BROKER=url, **verbose).ready()
+        assert producer.answers(worker, CROWD, 0)
+        for pid in [worker.pid, *worker.children]:
+            for name in ("environ", "cmdline"):
+                assert_secret(Path(f"/proc/{pid}/{name}").read_text())
+        assert worker.stop() == 0
+        assert_secret(worker.log)
+        assert ":**@" in worker.log  # the banner did show the address
+
+
+def test_errors_of_the_connection_keep_the_password(start, own_redis):
+    worker = start(server=own_redis, CELERY_METAL_LOGLEVEL="debug").ready()
+    own_redis.stop()
+    wait_until(lambda: "Cannot connect to" in worker.log, "the log tells of the outage")
+    assert_secret(worker.log + "\n".join(worker.systemd.lines("")))
+    own_redis.start()
+
+
+def assert_secret(text):
+    assert PASSWORD not in text
+    assert "p%40ss" not in text
+
+
+def test_smoke_checks_each_answer_of_both_queues(start, redis):
+    for queue in ("add_queue", "multiply_queue"):
+        start(CELERY_METAL_QUEUE=queue, CELERY_APP="metal_sample.celery:app").ready()
+    done = smoke(redis, "--count", "50", "--json")
+    assert done.returncode == 0, done.stderr
+    reports = json.loads(done.stdout)
+    assert set(reports) == {"add_queue", "multiply_queue"}
+    for report in reports.values():
+        assert report["sent"] == report["done"] == 82
+        assert report["wrong"] == report["missing"] == 0
+        assert set(report["workers"].values()) == {2}
+        assert len(report["pids"]) == 2
+        assert report["seconds"] > 0
+
+
+def test_smoke_fails_where_answers_are_missing(redis):
+    done = smoke(redis, "--count", "3", "--queue", "nobody_consumes", "--timeout", "1")
+    assert done.returncode == 1
+    row = done.stdout.splitlines()[1].split()
+    assert row[:5] == ["nobody_consumes", "6", "0", "0", "6"]
+
+
+def test_smoke_fails_where_an_answer_is_wrong(start, redis, tmp_path):
+    wrong = tmp_path / "wrong_app.py"
+    wrong.write_text(
+        "from metal_sample.celery import app\n"
+        "import metal_sample.tasks\n"
+        "del app.tasks['metal_sample.tasks.add']\n"
+        "@app.task(name='metal_sample.tasks.add')\n"
+        "def add(x, y):\n"
+        "    return x + y + (x == 2)\n"
+    )
+    path = f"{tmp_path}:{base_environ()['PYTHONPATH']}"
+    worker = start(CELERY_APP="wrong_app:app", PYTHONPATH=path).ready()
+    done = smoke(redis, "--count", "5", "--json", "--queue", worker.queue)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)[worker.queue]["wrong"] == 1
+
+
+def smoke(server, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "metal_sample.smoke", *arguments],
+        env=base_environ() | server.environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
