@@ -6,7 +6,8 @@ import threading
 import time
 from pathlib import Path
 
-from celery import Celery
+from celery import Celery, bootsteps
+from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import control_command
 
 app = Celery(
@@ -17,6 +18,18 @@ app = Celery(
 )
 # Short, so that the time in which kombu repairs a connection by itself is short too.
 app.conf.broker_transport_options = {"health_check_interval": 1}
+
+
+class Flaky(bootsteps.StartStopStep):
+    """Loses the connection before the tasks are set up, for as long as a file exists."""
+
+    def start(self, consumer):
+        if Path(os.environ["LAB_FLAKY"]).exists():
+            raise ConnectionResetError("lost at once")
+
+
+if "LAB_FLAKY" in os.environ:
+    Tasks.requires = (*Tasks.requires, Flaky)
 
 _lock = threading.Lock()
 _crowd = {"now": 0, "peak": 0}

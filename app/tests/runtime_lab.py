@@ -17,7 +17,7 @@ from celery_metal_runtime import configure
 
 HERE = Path(__file__).parent
 PASSWORD = "p@ss:/?#%;,+ end"  # all that means something in a URL
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def wait_until(condition: Callable[[], object], what: object, seconds: float = PATIENCE) -> object:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -208,6 +209,22 @@ def test_a_broker_that_is_not_there_yet_is_waited_for(start, own_redis, tmp_path
     refused.systemd.wait_for("invalid username-password pair")
     assert not refused.systemd.lines("READY=1")
     own_redis.start()
+
+
+def test_a_connection_that_is_lost_at_once_is_one_outage(start, tmp_path):
+    flaky = tmp_path / "flaky"
+    flaky.touch()
+    worker = start(LAB_FLAKY=str(flaky), CELERY_METAL_WATCHDOG_SECONDS="1.5")
+    told = re.compile(r"waiting for the broker since (\d+) s")
+    wait_until(
+        lambda: any(int(n) >= 3 for n in told.findall("".join(worker.systemd.lines("STATUS=")))),
+        "an outage of 3 s is told",
+    )
+    assert worker.log.count("lost at once") > 1
+    assert "Error on" not in worker.log  # Celery's words for a bootstep that fails to stop
+    flaky.unlink()
+    worker.ready()
+    assert worker.stop() == 0
 
 
 def test_sigterm_finishes_what_runs(start, producer, tmp_path):

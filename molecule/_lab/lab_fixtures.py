@@ -16,6 +16,8 @@ from typing import TypeVar
 import lab as machinery
 import pytest
 
+pytest_plugins = ["kit_fixtures"]
+
 T = TypeVar("T")
 
 

@@ -1,8 +1,8 @@
 """Check the kit's variables against the roles' argument specs, all at once and in plain words.
 
-Ansible checks a role's arguments when the role begins, hosts having been changed by then, and prints
-the whole specification with the mistake. This looks at what the inventory and the command line say
-before any host is contacted.
+Ansible checks a role's arguments when the role begins, when hosts have been changed already, and
+prints the whole specification with the mistake. This looks at what the inventory and the command
+line say before any host is contacted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from jinja2 import Undefined
 
 # Variables of this name belong to the kit; a name close to one of ours is taken for a typing error.
 PREFIXES = ("capacity_", "celery_", "image_", "podman_host_", "redis_")
@@ -42,6 +44,10 @@ def flat(description: str | list[str]) -> list[str]:
 def problem(name: str, value: Any, option: Mapping[str, Any]) -> str:
     """What is wrong with a variable's value, and what to write; empty when nothing is."""
     kind = option.get("type", "str")
+    if kind == "raw":
+        return ""  # a number or a word: the role that owns it checks it
+    if isinstance(value, Undefined):
+        return f"{name} names something that is not defined: {value._undefined_message}"
     python, words = KINDS[kind]
     shown = f'"{value}"' if isinstance(value, str) else repr(value)
     wanted = words
@@ -63,27 +69,34 @@ def problem(name: str, value: Any, option: Mapping[str, Any]) -> str:
         return ""
     hint = ""
     if isinstance(value, str) and kind in ("int", "bool"):
-        hint = " without quotes (-e name=value always gives text: use -e '{name: value}')"
+        hint = ", without quotes (-e name=value always gives text: use -e '{name: value}')"
     return f"{name} is {shown}: it must be {wanted}{hint}"
 
 
 def declaration_problems(
-    variables: Mapping[str, Any], specs: Iterable[Mapping[str, Any]], host: str
+    variables: Mapping[str, Any],
+    specs: Iterable[Mapping[str, Any]],
+    host: str,
+    facts_known: bool = False,
 ) -> str:
     """All that is wrong with the kit's variables of a host, one line each; empty when nothing is.
 
     :param variables: all variables of the host.
     :param specs: the parsed ``meta/argument_specs.yml`` of each role.
     :param host: the host's name, for the message.
+    :param facts_known: whether facts were gathered; before, a value made of them is let pass.
     """
     options: dict[str, Mapping[str, Any]] = {}
     for spec in specs:
         options |= spec["argument_specs"]["main"]["options"]
     problems = []
     for name in sorted(name for name in variables if name.startswith(PREFIXES)):
+        if name == "celery_queues":
+            continue  # they have a check of their own, which knows more than types
         if name in options:
-            # The queues have a check of their own, which knows more than types.
-            wrong = "" if name == "celery_queues" else problem(name, variables[name], options[name])
+            value = variables[name]
+            unknown = isinstance(value, Undefined) and not facts_known
+            wrong = "" if unknown else problem(name, value, options[name])
         else:
             near = difflib.get_close_matches(name, options, n=1, cutoff=CLOSE)
             wrong = f"{name} is no variable of the kit: did you mean {near[0]}?" if near else ""

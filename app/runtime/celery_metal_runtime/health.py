@@ -37,7 +37,7 @@ LONGEST_TICK = 1.0
 STATUS_SECONDS = 2.0
 PROBE_SECONDS = 2.0
 # Redis answers a request for tasks within a second, with or without a task.
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 3.0
 # kombu pauses up to 30 s between two attempts to connect.
 RECONNECT_SECONDS = 120.0
 WORDS = {
@@ -237,9 +237,11 @@ def install(
             self.timer = consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))
 
         def stop(self, consumer: "Consumer") -> None:
-            self.timer.cancel()
-            if not health.draining:
-                health.disconnected()
+            # Celery also stops what an attempt to connect has not reached: the outage goes on.
+            if not health.waiting:
+                self.timer.cancel()
+                if not health.draining:
+                    health.disconnected()
 
         def close(self, consumer: "Consumer") -> None:
             watch.drain()

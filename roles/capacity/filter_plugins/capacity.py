@@ -337,6 +337,8 @@ def _show(value: Any, ascii_only: bool = False) -> str:
 
 # On fewer vCPUs, one for Redis alone would cost the queues too much.
 REDIS_VCPU_FROM = 4
+# The same whatever the queues are: a share that followed them would restart Redis with each change.
+REDIS_CPU_WEIGHT = 10000
 
 
 class Host(TypedDict):
@@ -452,7 +454,7 @@ def plan(host: Host, queues: list[Queue], limits: Limits) -> dict[str, Any]:
     return {
         "host": {key: host[key] for key in ("name", "vcpus", "memory_mb", "numa_nodes")},
         "queues": rows,
-        "redis": _redis_share(host, rows, memory) if limits["redis"] else None,
+        "redis": _redis_share(memory) if limits["redis"] else None,
         "totals": {
             "processes": sum(pool.processes for pool in pools),
             "process_cap": sized.cap,
@@ -673,26 +675,20 @@ def _cpu_weights(queues: list[Queue]) -> list[tuple[int, str]]:
     ]
 
 
-def _redis_share(host: Host, rows: list[dict[str, Any]], memory: _Memory) -> dict[str, Any]:
+def _redis_share(memory: _Memory) -> dict[str, Any]:
     """Return Redis's part of the plan.
 
     The third above maxmemory is for copy-on-write while the AOF is rewritten, fragmentation and
     client buffers: https://redis.io/docs/latest/operate/oss_and_stack/management/admin/
     """
-    rivals = sum(row["cpu_weight"] * row["instances"] for row in rows)
-    # weight / (weight + rivals) >= 1 / vCPUs
-    weight = min(10000, max(100, math.ceil(rivals / max(1, host["vcpus"] - 1))))
-    share = "half of the one vCPU" if host["vcpus"] == 1 else f"one of {host['vcpus']} vCPUs"
     return {
         "memory_mb": memory.redis,
         "maxmemory_mb": memory.redis * 2 // 3,
-        "cpu_weight": weight,
+        "cpu_weight": REDIS_CPU_WEIGHT,
         "reasons": {
             "memory_mb": memory.redis_reason,
             "maxmemory_mb": "2/3 of its memory; the rest: copy-on-write, fragmentation, clients",
-            "cpu_weight": f"{share} even when every queue is busy"
-            if rows
-            else "no queue beside it",
+            "cpu_weight": "the highest: every queue waits for it, and it uses one vCPU at most",
         },
     }
 

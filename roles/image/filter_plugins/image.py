@@ -108,15 +108,16 @@ def archive_image_id(path: str) -> str:
                 manifests = read("manifest.json")
                 if len(manifests) == 1:
                     found = re.search(r"[0-9a-f]{64}", manifests[0]["Config"])
-                    if found:
-                        return found.group()
+                    if not found:
+                        raise ValueError("its manifest.json names no image")
+                    return found.group()
             else:
                 manifests = []
-    except (OSError, tarfile.TarError, KeyError, ValueError) as problem:
+    except (OSError, tarfile.TarError, KeyError, TypeError, ValueError) as problem:
         raise ImageError(
             f"{path} cannot be read as an image archive: {problem}. Make one with "
             f"'podman save --format oci-archive -o FILE IMAGE' and name it here."
-        ) from problem
+        ) from None  # Ansible would print the cause once more
     raise ImageError(f"{path} holds {len(manifests)} images; an archive of exactly one is needed.")
 
 
@@ -164,12 +165,12 @@ def image_references(images: dict[str, str], source: str, recipe: dict[str, Any]
             try:
                 tag = archive_image_id(one)[:TAG_LENGTH]
             except ImageError as problem:
-                raise ImageError(f"image_{name}: {problem}") from problem
+                raise ImageError(f"image_{name}: {problem}") from None
         else:
             try:
                 tag = image_tag(recipe[name]["sources"], recipe[name]["layers"])
             except ImageError as problem:
-                raise ImageError(f"image_app_source: {problem}") from problem
+                raise ImageError(f"image_app_source: {problem}") from None
         references[name] = f"localhost/celery-metal/{name}:{tag}"
     return references
 

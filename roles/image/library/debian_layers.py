@@ -62,14 +62,14 @@ CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 PIP_CONFIG = Path("/etc/pip.conf")
 
 
-class AptFailed(Exception):
+class AptError(Exception):
     """apt or dpkg-deb ended with an error; the text is theirs."""
 
 
 def run(*argv: str) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise AptFailed(f"{' '.join(argv[:2])} ...: {done.stderr.strip()}")
+        raise AptError(f"{' '.join(argv[:2])} ...: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -125,7 +125,8 @@ def main() -> None:
             files[layer] = {name: one for name, one in wanted.items() if name not in taken}
             # Only the first layer lies below all others.
             taken |= set(wanted) if number == 0 else set()
-        apt(work, "install", "--download-only", *sorted(set(sum(layers.values(), []))))
+        every = sorted({package for packages in layers.values() for package in packages})
+        apt(work, "install", "--download-only", *every)
         for layer, debs in files.items():
             shutil.rmtree(top / layer, ignore_errors=True)
             (top / layer).mkdir()
@@ -135,7 +136,7 @@ def main() -> None:
             for pattern in LEFT_OUT:
                 for path in (top / layer).glob(pattern):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    except AptFailed as failed:
+    except AptError as failed:
         module.fail_json(msg=f"Nothing was built. {failed}")
     trust = top / next(iter(layers)) / "etc/ssl/certs"
     trust.mkdir(parents=True, exist_ok=True)

@@ -81,17 +81,17 @@ LABEL = "celery-metal.generation"
 RUNNING = ("active", "activating", "reloading", "deactivating")
 
 
-class InvalidUnits(Exception):
+class InvalidUnitsError(Exception):
     """The staged files are refused by Quadlet or systemd; the text is theirs."""
 
 
 def with_generation(content: str) -> str:
-    """A container unit labelled with the hash of its own content.
+    """A container unit labelled with the hash of its own content, comments left out.
 
-    >>> with_generation("[Container]\\nImage=x\\n").splitlines()[1]
-    'Label=celery-metal.generation=11ecb40bd05c'
+    A planner's reason may change where the number beside it does not; that restarts nothing.
     """
-    mark = hashlib.sha256(content.encode()).hexdigest()[:12]
+    lines = [line for line in content.splitlines() if not line.startswith("#")]
+    mark = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
     return content.replace("[Container]\n", f"[Container]\nLabel={LABEL}={mark}\n", 1)
 
 
@@ -170,7 +170,7 @@ def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def validate(files: dict[str, str], links: dict[str, str]) -> None:
     """Run the set through Quadlet's dry-run and ``systemd-analyze verify``.
 
-    :raises InvalidUnits: with what Quadlet or systemd said.
+    :raises InvalidUnitsError: with what Quadlet or systemd said.
     """
     with tempfile.TemporaryDirectory(prefix="celery-metal-") as top:
         quadlets, units = Path(top, "quadlets"), Path(top, "units")
@@ -187,7 +187,7 @@ def validate(files: dict[str, str], links: dict[str, str]) -> None:
             dry = run(QUADLET, "-dryrun", QUADLET_UNIT_DIRS=str(quadlets))
             if dry.returncode:
                 said = [line for line in dry.stderr.splitlines() if "Loading source" not in line]
-                raise InvalidUnits("Podman's Quadlet generator refuses: " + "\n".join(said))
+                raise InvalidUnitsError("Podman's Quadlet generator refuses: " + "\n".join(said))
             for name, text in re.findall(
                 r"^---(\S+)---\n(.*?)(?=^---\S+---\n|\Z)", dry.stdout, re.M | re.S
             ):
@@ -207,7 +207,7 @@ def validate(files: dict[str, str], links: dict[str, str]) -> None:
         said = [line for line in checked.stderr.splitlines() if top in line]
         if checked.returncode or said:
             text = "\n".join(said) or checked.stderr
-            raise InvalidUnits("systemd-analyze verify: " + text.replace(f"{units}/", ""))
+            raise InvalidUnitsError("systemd-analyze verify: " + text.replace(f"{units}/", ""))
 
 
 def write(path: str, content: str | None, target: str | None) -> None:
@@ -295,10 +295,12 @@ def main() -> None:
         if os.path.exists(QUADLET) and shutil.which("systemd-analyze"):
             try:
                 validate(files, links)
-            except InvalidUnits as refused:
+            except InvalidUnitsError as refused:
                 module.fail_json(msg=f"Nothing was written. {refused}")
         elif not module.check_mode:
-            module.fail_json(msg=f"Nothing was written: {QUADLET} is missing; podman >= 5.0 has it.")
+            module.fail_json(
+                msg=f"Nothing was written: {QUADLET} is missing; podman >= 5.0 has it."
+            )
 
     diff = [
         {"before_header": p, "after_header": p, "before": before[p] or "", "after": wanted[p]}

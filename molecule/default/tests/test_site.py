@@ -1,0 +1,226 @@
+"""The whole site on one host: what runs is what the plan says, and tasks go through every queue."""
+
+import json
+import re
+
+import pytest
+
+HOST = "metal"
+QUEUES = ["add_queue", "multiply_queue", "threaded", "green", "one_by_one"]
+
+
+def test_tasks_flow_through_every_queue(kit):
+    reports = kit.smoke(HOST, "celery-add_queue-1", *QUEUES)
+    assert set(reports) == set(QUEUES)
+    for queue, report in reports.items():
+        assert report["sent"] >= 100 and report["done"] == report["sent"], (queue, report)
+        assert report["wrong"] == report["missing"] == 0, (queue, report)
+        # No other queue's worker has helped out.
+        assert set(report["workers"]) == {f"{queue}-1@{HOST}"}
+
+
+def test_pools_are_as_large_as_planned(kit):
+    plan = {row["name"]: row for row in kit.plan(HOST)["queues"]}
+    assert set(plan) == set(QUEUES)
+    reports = kit.smoke(HOST, "celery-add_queue-1", *QUEUES)
+    for queue, row in plan.items():
+        children = kit.children(HOST, f"celery-{row['unit']}-1")
+        assert len(children) == (row["processes"] if row["pool"] == "prefork" else 0), queue
+        assert reports[queue]["workers"] == {f"{queue}-1@{HOST}": row["concurrency"]}
+    # Every process of a prefork pool has worked.
+    assert len(reports["multiply_queue"]["pids"]) == plan["multiply_queue"]["processes"]
+
+
+def test_the_plan_follows_the_host(kit, lab):
+    plan = kit.plan(HOST)
+    assert plan["host"]["vcpus"] == 2
+    assert plan["host"]["memory_mb"] == 4096
+    totals = plan["totals"]
+    used = totals["workers_mb"] + totals["redis_mb"] + totals["reserve_mb"]
+    assert used + totals["free_mb"] == 4096
+    maxmemory = int(kit.redis(HOST, "config", "get", "maxmemory").split()[1])
+    assert maxmemory == plan["redis"]["maxmemory_mb"] * 1024 * 1024
+    for row in plan["queues"]:
+        unit = f"celery-{row['unit']}@1.service"
+        assert lab.show(HOST, unit, "MemoryMax") == str(row["memory_mb"] * 1024 * 1024)
+        assert lab.show(HOST, unit, "CPUWeight") == str(row["cpu_weight"])
+        assert lab.show(HOST, unit, "Slice") == "celery.slice"
+
+
+def test_redis_keeps_everything_and_evicts_nothing(kit):
+    values = {
+        name: kit.redis(HOST, "config", "get", name).split()[1:]
+        for name in ("maxmemory-policy", "appendonly", "appendfsync")
+    }
+    assert values == {
+        "maxmemory-policy": ["noeviction"],
+        "appendonly": ["yes"],
+        "appendfsync": ["everysec"],
+    }
+
+
+def test_nothing_listens_on_the_network(lab):
+    listening = lab.run(HOST, "ss -ltnpH")
+    assert "sshd" in listening
+    assert "redis" not in listening and ":6379" not in listening
+
+
+def test_units_say_how_they_are(kit, lab):
+    unit = "celery-multiply_queue@1.service"
+    size = kit.queue(HOST, "multiply_queue")["concurrency"]
+    assert size > 1
+
+    def worked():
+        return re.fullmatch(
+            rf"multiply_queue: {size} processes, 0 busy, [1-9]\d* done",
+            lab.show(HOST, unit, "StatusText"),
+        )
+
+    lab.wait_for(worked, 15, "status that counts tasks", host=HOST, unit=unit)
+    assert "accept connections" in lab.show(HOST, "celery-redis.service", "StatusText")
+    shown = lab.run(HOST, "systemctl cat celery-add_queue@1.service")
+    reasons = next(
+        row["reasons"]
+        for row in json.loads(lab.run(HOST, "cat /etc/celery-metal/plan.json"))["queues"]
+        if row["name"] == "add_queue"
+    )
+    assert all(f"# {reason}" in shown for reason in reasons.values())
+    log = lab.run(HOST, "journalctl --no-pager -o cat -u celery-add_queue@1.service")
+    assert f"add_queue-1@{HOST} ready" in log
+
+
+@pytest.mark.parametrize("container", ["celery-redis", "celery-add_queue-1", "celery-green-1"])
+def test_containers_are_locked_down(kit, lab, container):
+    main = kit.main_process(HOST, container)
+    status = lab.run(HOST, f"cat /proc/{main}/status")
+    assert re.search(r"^CapEff:\s+0+$", status, re.M)
+    assert re.search(r"^CapBnd:\s+0+$", status, re.M)
+    assert re.search(r"^NoNewPrivs:\s+1$", status, re.M)
+    assert int(re.search(r"^Uid:\s+(\d+)", status, re.M).group(1)) > 65535
+    assert not lab.succeeds(HOST, f"podman exec {container} touch /usr/bin/new")
+    assert "Read-only" in lab.run(HOST, f"podman exec {container} touch /usr/bin/new 2>&1; true")
+
+
+def test_every_container_has_ids_of_its_own(kit, lab):
+    containers = lab.run(HOST, "podman ps --format '{{.Names}}'").split()
+    ranges = set()
+    for container in containers:
+        main = kit.main_process(HOST, container)
+        ranges.add(lab.run(HOST, f"cat /proc/{main}/uid_map").split()[1])
+    assert len(ranges) == len(containers) == 1 + len(QUEUES)
+
+
+def test_the_password_shows_nowhere(kit, lab):
+    password = kit.password(HOST)
+    assert len(password) >= 32
+    # From standard input, or the search itself would be what it finds.
+    search = "read -r word; grep -rlaFs -- \"$word\" {} || [ $? -le 2 ]"
+    for place in ("/etc", "/run/systemd", "/proc/[0-9]*/environ", "/proc/[0-9]*/cmdline"):
+        assert lab.run(HOST, search.format(place), stdin=password + "\n") == "", place
+    assert password not in lab.run(HOST, "journalctl --no-pager -a")
+    assert password not in lab.run(HOST, "podman inspect $(podman ps -q)")
+    assert password not in kit.play("-vvv").output
+
+
+def test_images_are_small(lab):
+    sizes = {
+        image["Names"][0].split(":")[0].rsplit("/", 1)[-1]: image["Size"] / 1e6
+        for image in json.loads(lab.run(HOST, "podman images --format json"))
+        if image.get("Names")
+    }
+    assert sizes["app"] <= 120
+    assert sizes["redis"] <= 60
+
+
+def test_a_second_run_touches_nothing(kit, lab):
+    before = lab.invocation_ids(HOST, "celery*")
+    assert len(before) >= 1 + len(QUEUES)
+    assert kit.play().changed == {HOST: 0}
+    assert lab.invocation_ids(HOST, "celery*") == before
+
+
+def test_check_mode_changes_nothing_and_prints_the_plan(kit, lab):
+    before = lab.invocation_ids(HOST, "celery*")
+    listing = lab.run(HOST, "find /etc -newermt '-1 hour' -type f | sort")
+    played = kit.play("--check", "--diff", celery_queues=[{"name": "add_queue", "weight": 3}])
+    assert "add_queue" in played.output and "weight 3 of 3" in played.output
+    assert played.changed[HOST] >= 1
+    assert lab.invocation_ids(HOST, "celery*") == before
+    assert lab.run(HOST, "find /etc -newermt '-1 hour' -type f | sort") == listing
+
+
+def test_an_override_on_the_host_counts(kit, lab):
+    drop_in = "/etc/containers/systemd/celery-multiply_queue@.container.d/10-local.conf"
+    planned = kit.queue(HOST, "multiply_queue")["concurrency"]
+    assert planned > 1
+    lab.run(HOST, f"mkdir -p {drop_in.rpartition('/')[0]}; cat > {drop_in}",
+            stdin="[Container]\nEnvironment=CONCURRENCY=1\n")
+    lab.run(HOST, "systemctl daemon-reload; systemctl restart celery-multiply_queue@1")
+    assert len(kit.children(HOST, "celery-multiply_queue-1")) == 1
+    # It is the operator's, so a run of the playbook leaves it alone.
+    kit.play()
+    assert len(kit.children(HOST, "celery-multiply_queue-1")) == 1
+    lab.run(HOST, f"rm -r {drop_in.rpartition('/')[0]}; systemctl daemon-reload")
+    lab.run(HOST, "systemctl restart celery-multiply_queue@1")
+    assert len(kit.children(HOST, "celery-multiply_queue-1")) == planned
+
+
+def test_an_instance_started_by_hand_works_too(kit, lab):
+    lab.run(HOST, "systemctl start celery-add_queue@9")
+    reports = kit.smoke(HOST, "celery-add_queue-9", "add_queue", count=300)
+    assert f"add_queue-9@{HOST}" in reports["add_queue"]["workers"]
+    lab.run(HOST, "systemctl stop celery-add_queue@9")
+    assert "celery-add_queue@9.service" not in kit.services(HOST)
+
+
+def test_targets_pass_on_what_they_are_told(kit, lab):
+    everything = kit.services(HOST)
+    before = lab.invocation_ids(HOST, "celery-*.service")
+    lab.run(HOST, "systemctl restart celery-add_queue.target")
+
+    def restarted():
+        now = lab.invocation_ids(HOST, "celery-*.service")
+        changed = {unit for unit in before if now.get(unit) != before[unit]}
+        return changed == {"celery-add_queue@1.service"} and kit.services(HOST) == everything
+
+    lab.wait_for(restarted, 60, "restart of one queue alone", host=HOST)
+    lab.run(HOST, "systemctl stop celery.target")
+    lab.wait_for(lambda: not kit.services(HOST), 90, "stop of everything", host=HOST)
+    lab.run(HOST, "systemctl start celery.target")
+    lab.wait_for(lambda: kit.services(HOST) == everything, 60, "start of everything", host=HOST)
+
+
+def test_a_stopped_broker_is_waited_for(kit, lab):
+    unit = "celery-add_queue@1.service"
+    before = lab.invocation_ids(HOST, unit)
+    lab.run(HOST, "systemctl stop celery-redis")
+    lab.wait_for(
+        lambda: "waiting for the broker" in lab.show(HOST, unit, "StatusText"),
+        60, "status that says what is awaited", host=HOST, unit=unit,
+    )
+    lab.run(HOST, "systemctl start celery-redis")
+    lab.wait_for(
+        lambda: "waiting" not in lab.show(HOST, unit, "StatusText"),
+        90, "work again", host=HOST, unit=unit,
+    )
+    assert lab.invocation_ids(HOST, unit) == before
+    assert kit.smoke(HOST, "celery-add_queue-1", "add_queue")["add_queue"]["missing"] == 0
+
+
+def test_a_bad_unit_is_refused_before_it_is_written(kit, lab):
+    before = lab.run(HOST, "ls /etc/containers/systemd/celery-metal")
+    played = kit.play(fails=True, celery_worker_network="bridge\nNoSuchKey=1")
+    assert "Nothing was written" in played.output and "NoSuchKey" in played.output
+    assert lab.run(HOST, "ls /etc/containers/systemd/celery-metal") == before
+    assert kit.play().changed == {HOST: 0}
+
+
+def test_everything_is_back_after_a_reboot(kit, lab):
+    everything = kit.services(HOST)
+    kit.redis(HOST, "set", "kept", "over the reboot")
+    lab.reboot(HOST)
+    lab.wait_for(lambda: kit.services(HOST) == everything, 90, "all units", host=HOST)
+    assert kit.redis(HOST, "get", "kept") == "over the reboot"
+    reports = kit.smoke(HOST, "celery-add_queue-1", *QUEUES)
+    assert all(report["missing"] == report["wrong"] == 0 for report in reports.values())
+    assert kit.play().changed == {HOST: 0}

@@ -1,0 +1,48 @@
+"""Removal takes everything but the data, says so, and touches nothing that is not the kit's."""
+
+HOST = "metal"
+REMOVE = "playbooks/remove.yml"
+SEND = (
+    "from metal_sample.tasks import add; from metal_sample.celery import app;"
+    "from celery_metal_runtime import configure; configure(app);"
+    "print(add.apply_async((40, 2), queue='later').id)"
+)
+
+
+def test_removal_asks_first(kit, lab):
+    before = lab.invocation_ids(HOST, "celery*")
+    played = kit.play(playbook=REMOVE, fails=True)
+    assert "remove_confirmed=true" in played.output and "Nothing was changed" in played.output
+    assert lab.invocation_ids(HOST, "celery*") == before
+
+
+def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
+    lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", SEND])
+    assert kit.redis(HOST, "llen", "later") == "1"
+    lab.run(HOST, "echo secret | podman secret create other -")
+    lab.run(HOST, "podman tag $(podman images -q localhost/celery-metal/redis | head -n 1) other:1")
+    lab.run(HOST, "cat > /etc/containers/systemd/other.container",
+            stdin="[Container]\nImage=localhost/other:1\n")
+    played = kit.play(playbook=REMOVE, remove_confirmed=True)
+    assert "/var/lib/celery-metal/redis" in played.output
+    assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery*'") == ""
+    assert lab.run(HOST, "podman ps -aq") == ""
+    assert lab.run(HOST, "podman secret ls --format '{{.Name}}'").split() == ["other"]
+    names = lab.run(HOST, "podman images --format '{{.Repository}}:{{.Tag}}'").split()
+    assert names == ["localhost/other:1"]
+    left = "find /etc /run /var/lib /usr/local -xdev -name '*celery*'"
+    assert lab.run(HOST, left).split() == ["/var/lib/celery-metal"]
+    assert lab.run(HOST, "ls /var/lib/celery-metal").split() == ["redis"]
+    assert lab.succeeds(HOST, "test -e /etc/containers/systemd/other.container")
+
+
+def test_removal_twice_is_no_error(kit):
+    kit.play(playbook=REMOVE, remove_confirmed=True)
+
+
+def test_a_new_deployment_takes_the_waiting_task_up(kit, lab):
+    kit.play(celery_queues=[{"name": "add_queue"}, {"name": "later"}])
+    lab.wait_for(lambda: kit.redis(HOST, "llen", "later") == "0", 30, "task taken", host=HOST)
+    log = "journalctl --no-pager -o cat -u celery-later@1.service"
+    lab.wait_for(lambda: "succeeded" in lab.run(HOST, log) and " 42" in lab.run(HOST, log),
+                 30, "answer of the waiting task", host=HOST, unit="celery-later@1.service")

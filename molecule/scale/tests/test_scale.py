@@ -1,0 +1,183 @@
+"""Each change reaches the units that it concerns, and no others."""
+
+import copy
+import json
+
+import pytest
+
+HOST = "metal"
+ADD = {"name": "add_queue", "concurrency": 1}
+MULTIPLY = {"name": "multiply_queue", "concurrency": 2, "workload": "io"}
+MAIL = {"name": "mail", "concurrency": 1}
+QUEUES = [ADD, MULTIPLY, MAIL]
+SERVICES = {
+    "celery-add_queue@1.service",
+    "celery-mail@1.service",
+    "celery-multiply_queue@1.service",
+    "celery-redis.service",
+}
+
+
+@pytest.fixture
+def site(kit, lab):
+    """The site as it was converged, and a way to change it that says which units that concerned."""
+    kit.play(celery_queues=QUEUES)
+    assert kit.services(HOST) == SERVICES
+
+    def change(queues):
+        before = lab.invocation_ids(HOST, "celery-*.service")
+        played = kit.play(celery_queues=queues)
+        after = lab.invocation_ids(HOST, "celery-*.service")
+        active = kit.services(HOST)
+        return {
+            "new": {unit for unit in active if unit not in before},
+            "restarted": {u for u in active if u in before and before[u] != after[u]},
+            "gone": {unit for unit in before if unit not in active},
+            "changed": played.changed[HOST],
+        }
+
+    return change
+
+
+def test_nothing_changes_nothing(site):
+    assert site(QUEUES) == {"new": set(), "restarted": set(), "gone": set(), "changed": 0}
+
+
+def test_changing_a_queue_restarts_that_queue(site, kit):
+    queues = copy.deepcopy(QUEUES)
+    queues[1]["concurrency"] = 3
+    done = site(queues)
+    assert (done["new"], done["gone"]) == (set(), set())
+    assert done["restarted"] == {"celery-multiply_queue@1.service"}
+    assert len(kit.children(HOST, "celery-multiply_queue-1")) == 3
+
+
+def test_adding_a_queue_starts_that_queue(site, kit):
+    done = site([*QUEUES, {"name": "reports", "concurrency": 1}])
+    assert done["new"] == {"celery-reports@1.service"}
+    assert (done["restarted"], done["gone"]) == (set(), set())
+    report = kit.smoke(HOST, "celery-add_queue-1", "reports", count=20)["reports"]
+    assert report["done"] == report["sent"] >= 20
+
+
+def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
+    task = (
+        "from metal_sample.tasks import wait; from metal_sample.celery import app;"
+        "from celery_metal_runtime import configure; configure(app);"
+        "print(wait.apply_async((6,), queue='mail').id)"
+    )
+    task_id = lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", task]).strip()
+    lab.wait_for(
+        lambda: "1 busy" in lab.show(HOST, "celery-mail@1.service", "StatusText"),
+        15, "task on its way", host=HOST, unit="celery-mail@1.service",
+    )
+    done = site([ADD, MULTIPLY])
+    assert done["gone"] == {"celery-mail@1.service"}
+    assert (done["new"], done["restarted"]) == (set(), set())
+    # The task that ran when its worker was told to go has ended well.
+    result = json.loads(kit.redis(HOST, "get", f"celery-task-meta-{task_id}"))
+    assert (result["status"], result["result"]) == ("SUCCESS", 6)
+    assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery-mail*'") == ""
+    assert lab.run(HOST, "find /etc /run/systemd -name '*celery-mail*'") == ""
+    assert "celery-mail" not in lab.run(HOST, "podman ps -a --format '{{.Names}}'")
+
+
+def test_instances_come_and_go_alone(site, kit):
+    queues = copy.deepcopy(QUEUES)
+    queues[0]["instances"] = 3
+    done = site(queues)
+    more = {"celery-add_queue@2.service", "celery-add_queue@3.service"}
+    assert more <= done["new"]
+    # The share of the CPU of each instance is smaller now, so the first one is set up anew too.
+    assert done["restarted"] <= {"celery-add_queue@1.service"}
+    reports = kit.smoke(HOST, "celery-mail-1", "add_queue", count=200)
+    assert set(reports["add_queue"]["workers"]) == {f"add_queue-{n}@{HOST}" for n in (1, 2, 3)}
+    queues[0]["instances"] = 2
+    done = site(queues)
+    assert done["gone"] >= {"celery-add_queue@3.service"}
+    assert done["restarted"] <= {"celery-add_queue@1.service", "celery-add_queue@2.service"}
+
+
+def test_any_queue_name_reaches_the_worker_as_it_is(site, kit, lab):
+    name = 'mail "50%" of $HOME ${PATH} \\ é;#x \'y'
+    done = site([*QUEUES, {"name": name, "concurrency": 1}])
+    (unit,) = done["new"]
+    container = unit.removesuffix(".service").replace("@", "-")
+    assert kit.environment(HOST, container)["CELERY_METAL_QUEUE"] == name
+    report = kit.smoke(HOST, "celery-add_queue-1", name, count=10)[name]
+    assert report["done"] == report["sent"] and report["wrong"] == 0
+    shown = lab.show(HOST, unit, "Description")
+    assert name.replace("\\", "") in shown.replace("\\", "")
+
+
+def test_autoscale_keeps_its_bounds(site, kit, lab):
+    queues = copy.deepcopy(QUEUES)
+    queues[1]["concurrency"] = {"min": 1, "max": 4}
+    done = site(queues)
+    assert done["restarted"] == {"celery-multiply_queue@1.service"}
+    idle = len(kit.children(HOST, "celery-multiply_queue-1"))
+    assert idle == 1
+    task = (
+        "from metal_sample.tasks import wait; from metal_sample.celery import app;"
+        "from celery_metal_runtime import configure; configure(app);"
+        "[wait.apply_async((4,), queue='multiply_queue') for _ in range(12)]"
+    )
+    lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", task])
+    lab.wait_for(
+        lambda: len(kit.children(HOST, "celery-multiply_queue-1")) == 4,
+        30, "growth of the pool", host=HOST, unit="celery-multiply_queue@1.service",
+    )
+
+
+def test_a_queue_stopped_by_hand_is_started_again(site, kit, lab):
+    lab.run(HOST, "systemctl stop celery-mail@1.service")
+    done = site(QUEUES)
+    assert "celery-mail@1.service" in kit.services(HOST)
+    assert done["restarted"] <= {"celery-mail@1.service"}
+
+
+def test_an_interrupted_run_is_completed_by_the_next(site, kit, lab):
+    # As if the connection had gone after the files were written: nothing reloaded or restarted.
+    unit = "/etc/containers/systemd/celery-metal/celery-mail@.container"
+    queues = copy.deepcopy(QUEUES)
+    queues[2]["concurrency"] = 2
+    kit.play(celery_queues=queues)
+    new = lab.run(HOST, f"cat {unit}")
+    kit.play(celery_queues=QUEUES)
+    assert len(kit.children(HOST, "celery-mail-1")) == 1
+    lab.run(HOST, f"cat > {unit}", stdin=new)
+    kit.play(celery_queues=queues)
+    assert len(kit.children(HOST, "celery-mail-1")) == 2
+
+
+def test_what_is_not_ours_stays(site, lab):
+    foreign = {
+        "/etc/containers/systemd/other.container": "[Container]\nImage=localhost/other:1\n",
+        "/etc/containers/systemd/celery-x@.container": "[Container]\nImage=localhost/other:1\n",
+        "/etc/systemd/system/my-celery.service": "[Service]\nExecStart=/bin/true\n",
+    }
+    for path, text in foreign.items():
+        lab.run(HOST, f"cat > {path}", stdin=text)
+    site([ADD])
+    for path, text in foreign.items():
+        assert lab.run(HOST, f"cat {path}") == text
+    lab.run(HOST, ["rm", *foreign])
+
+
+def test_a_plan_that_does_not_fit_changes_nothing(site, kit, lab):
+    before = lab.invocation_ids(HOST, "celery*")
+    big = [*QUEUES, {"name": "big", "concurrency": 4, "memory_per_process_mb": 4000}]
+    played = kit.play(celery_queues=big, fails=True)
+    assert "celery_queues needs" in played.output and 'queue "big"' in played.output
+    assert lab.invocation_ids(HOST, "celery*") == before
+    assert kit.services(HOST) == SERVICES
+
+
+def test_as_many_tasks_for_a_hundred_queues(site, kit):
+    def tasks(queues):
+        output = kit.play("--check", celery_queues=queues).output
+        return [line for line in output.splitlines() if line.startswith("TASK [")]
+
+    few = [{"name": f"q{n}", "pool": "solo", "memory_per_process_mb": 16} for n in range(4)]
+    many = [{"name": f"q{n}", "pool": "solo", "memory_per_process_mb": 16} for n in range(100)]
+    assert tasks(few) == tasks(many)

@@ -1,0 +1,263 @@
+"""The unit files of a host's queues, rendered from a plan of the planner's."""
+
+import time
+from pathlib import Path
+
+import capacity
+import celery_worker
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import UndefinedError
+
+TEMPLATES = str(Path(__file__).parents[1] / "templates")
+QUADLETS = "/etc/containers/systemd/celery-metal"
+UNITS = "/etc/systemd/system"
+CONTEXT = {
+    "image": "localhost/celery-metal/app:0123456789abcdef",
+    "app": "metal_sample.celery:app",
+    "broker_is_local": True,
+    "broker_url": "redis+socket:///run/redis/redis.sock?virtual_host=0",
+    "network": "bridge",
+    "log_level": "info",
+    "process_factor": 4,
+    "watchdog_seconds": 60,
+    "secret_version": "abc",
+}
+
+
+def units(*queues, **context):
+    host = {"name": "web1", "vcpus": 64, "memory_mb": 512000, "numa_nodes": 1}
+    plan = capacity.plan(
+        host, capacity.validate_queues(list(queues)), capacity.limits_from_settings({})
+    )
+    return celery_worker.worker_units(plan, TEMPLATES, **{**CONTEXT, **context})
+
+
+def container(queue, **context):
+    """The one worker unit of a queue, as lists of (key, value) by section."""
+    files = units(queue, **context)["files"]
+    return parse(next(text for path, text in files.items() if path.endswith(".container")))
+
+
+def parse(text):
+    """A unit file as systemd reads it: joins lines that end in a backslash, skips comments."""
+    sections, current, joined = {}, None, ""
+    for line in text.splitlines():
+        if not joined and (not line.strip() or line.startswith(("#", ";"))):
+            continue
+        if line.endswith("\\"):
+            joined += line[:-1] + " "
+            continue
+        whole, joined = joined + line, ""
+        if whole.startswith("["):
+            current = sections.setdefault(whole.strip("[]"), [])
+        else:
+            key, found, value = whole.partition("=")
+            assert found, whole
+            current.append((key, value))
+    return sections
+
+
+def unquoted(word):
+    """What a process gets of a word that Quadlet copies into ExecStart= and systemd reads there."""
+    assert len(word) >= 2
+    assert (word[0], word[-1]) == ('"', '"')
+    result, rest = "", word[1:-1]
+    while rest:
+        if rest[0] == "\\":
+            assert rest[1] in '\\"', word
+            result, rest = result + rest[1], rest[2:]
+        elif rest[0] in "%$":
+            assert rest[:2] == rest[0] * 2, word
+            result, rest = result + rest[0], rest[2:]
+        else:
+            assert rest[0] != '"', word
+            result, rest = result + rest[0], rest[1:]
+    return result
+
+
+def environment(sections):
+    values = [value for key, value in sections["Container"] if key == "Environment"]
+    words = [unquoted(value) if value.startswith('"') else value for value in values]
+    return dict(word.split("=", 1) for word in words)
+
+
+def seconds(sections, section, key):
+    return int(dict(sections[section])[key])
+
+
+# Which files and links
+
+
+def test_files_and_links_of_each_queue():
+    made = units({"name": "emails", "instances": 2}, {"name": "a/b"})
+    assert set(made["files"]) == {
+        f"{QUADLETS}/celery-emails@.container",
+        f"{UNITS}/celery-emails.target",
+        f"{QUADLETS}/celery-a_2fb@.container",
+        f"{UNITS}/celery-a_2fb.target",
+    }
+    assert made["links"] == {
+        f"{UNITS}/celery.target.wants/celery-emails.target": f"{UNITS}/celery-emails.target",
+        f"{UNITS}/celery.target.wants/celery-a_2fb.target": f"{UNITS}/celery-a_2fb.target",
+        f"{QUADLETS}/celery-emails@1.container": "celery-emails@.container",
+        f"{QUADLETS}/celery-emails@2.container": "celery-emails@.container",
+        f"{QUADLETS}/celery-a_2fb@1.container": "celery-a_2fb@.container",
+    }
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_as_many_links_as_instances(instances):
+    made = units(*({"name": f"q{i}", "instances": n} for i, n in enumerate(instances)))
+    links = [path for path in made["links"] if path.startswith(QUADLETS)]
+    assert len(links) == sum(instances)
+    assert len(made["files"]) == 2 * len(instances)
+
+
+def test_no_queues_make_no_units():
+    host = {"name": "redis1", "vcpus": 2, "memory_mb": 2048, "numa_nodes": 1}
+    plan = capacity.plan(host, [], capacity.limits_from_settings({"capacity_redis_host": True}))
+    assert celery_worker.worker_units(plan, TEMPLATES, **CONTEXT) == {"files": {}, "links": {}}
+
+
+def test_only_the_changed_queue_changes():
+    before = units({"name": "a", "concurrency": 2}, {"name": "b", "concurrency": 2})["files"]
+    after = units({"name": "a", "concurrency": 2}, {"name": "b", "concurrency": 3})["files"]
+    assert [path for path in before if before[path] != after[path]] == [
+        f"{QUADLETS}/celery-b@.container"
+    ]
+
+
+@pytest.mark.parametrize("missing", sorted(CONTEXT))
+def test_a_missing_value_is_an_error(missing):
+    plan = capacity.plan(
+        {"name": "w", "vcpus": 2, "memory_mb": 4096, "numa_nodes": 1},
+        capacity.validate_queues([{"name": "a"}]),
+        capacity.limits_from_settings({}),
+    )
+    context = {key: value for key, value in CONTEXT.items() if key != missing}
+    with pytest.raises(UndefinedError, match=missing):
+        celery_worker.worker_units(plan, TEMPLATES, **context)
+
+
+def test_a_hundred_queues_take_no_time():
+    queues = [{"name": f"queue{number}", "instances": 2} for number in range(100)]
+    started = time.process_time()
+    made = units(*queues)
+    assert time.process_time() - started < 2
+    assert len(made["files"]) == 200
+
+
+# What is in them
+
+
+def test_a_worker_s_environment():
+    sections = container({"name": "emails", "concurrency": 3})
+    assert environment(sections) == {
+        "CELERY_APP": "metal_sample.celery:app",
+        "CELERY_METAL_QUEUE": "emails",
+        "CELERY_METAL_POOL": "prefork",
+        "CELERY_METAL_PLAN_CONCURRENCY": "3",
+        "CELERY_METAL_PROCESS_FACTOR": "4",
+        "CELERY_METAL_INSTANCE": "%i",
+        "CELERY_METAL_HOST": "%H",
+        "CELERY_METAL_LOGLEVEL": "info",
+        "CELERY_METAL_BROKER": CONTEXT["broker_url"],
+        "CELERY_METAL_WATCHDOG_SECONDS": "60",
+    }
+    assert dict(sections["Service"])["WatchdogSec"] == "60"
+    assert dict(sections["Install"])["WantedBy"] == "celery-emails.target"
+    assert dict(sections["Unit"])["PartOf"] == "celery-emails.target"
+
+
+def test_autoscale_goes_as_max_and_min():
+    found = environment(container({"name": "a", "concurrency": {"min": 2, "max": 8}}))
+    assert found["CELERY_METAL_PLAN_AUTOSCALE"] == "8,2"
+    assert "CELERY_METAL_PLAN_CONCURRENCY" not in found
+
+
+def test_no_password_and_no_latest():
+    for text in units({"name": "a"}, broker_is_local=False)["files"].values():
+        assert ":latest" not in text
+        assert "AutoUpdate" not in text
+    labels = [value for key, value in container({"name": "a"})["Container"] if key == "Label"]
+    assert labels == ["celery-metal.password=abc"]
+    secrets = [value for key, value in container({"name": "a"})["Container"] if key == "Secret"]
+    assert secrets == ["celery-redis-password,type=mount,uid=999,gid=999,mode=0400"]
+
+
+def test_the_container_has_no_rights_to_spare():
+    found = dict(container({"name": "a"})["Container"])
+    wanted = {
+        "UserNS": "auto",
+        "User": "999",
+        "ReadOnly": "true",
+        "DropCapability": "all",
+        "NoNewPrivileges": "true",
+        "Pull": "never",
+        "Notify": "true",
+    }
+    assert {key: found.get(key) for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_only_a_local_broker_s_socket_is_mounted(local):
+    sections = container({"name": "a"}, broker_is_local=local)
+    volumes = [value for key, value in sections["Container"] if key == "Volume"]
+    assert volumes == (["/run/celery-metal/redis:/run/redis:ro"] if local else [])
+    assert ("After", "celery-redis.service") in sections["Unit"] or not local
+
+
+@pytest.mark.parametrize("drain", [1, 60, 86400])
+def test_the_drain_chain(drain):
+    sections = container({"name": "a", "drain_seconds": drain})
+    podman = seconds(sections, "Container", "StopTimeout")
+    systemd = seconds(sections, "Service", "TimeoutStopSec")
+    assert drain < podman < systemd
+    assert podman - drain >= 10
+    assert systemd - podman >= 10
+
+
+def test_limits_are_the_plan_s_and_say_why():
+    text = units({"name": "a", "weight": 2, "concurrency": 2})["files"][
+        f"{QUADLETS}/celery-a@.container"
+    ]
+    lines = text.splitlines()
+    for key, reason in (
+        ("Environment=CELERY_METAL_PLAN_CONCURRENCY=2", "# explicit"),
+        ("MemoryMax=364M", "# main process 64 + 2 x 150 MB"),
+        ("CPUWeight=200", "# 100 x weight 2 / 1 instance"),
+    ):
+        assert lines[lines.index(key) - 1] == reason
+    assert "role celery_worker" in lines[0]
+
+
+# Names that units must not misread
+
+NAMES = st.text(
+    st.characters(exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp"), exclude_characters=","),
+    min_size=1,
+    max_size=30,
+) | st.text('\\"%$i {}', min_size=1, max_size=8)
+
+
+@given(NAMES)
+def test_quoted_is_read_back(text):
+    assert unquoted(celery_worker.quoted(text)) == text
+
+
+@given(NAMES.filter(lambda name: name == name.strip()))
+def test_any_name_reaches_the_worker_and_breaks_no_line(name):
+    if capacity.queue_problems([{"name": name}]):
+        return
+    made = units({"name": name})
+    for text in made["files"].values():
+        sections = parse(text)
+        shown = dict(sections["Unit"])["Description"]
+        assert shown.replace("%%", "").count("%") == ("worker %i" in shown)
+        assert f"Queue {name}, " in shown.replace("%%", "%")
+        assert "PartOf" in dict(sections["Unit"])
+        if "Container" in sections:
+            assert environment(sections)["CELERY_METAL_QUEUE"] == name
+            assert set(sections) == {"Unit", "Container", "Service", "Install"}

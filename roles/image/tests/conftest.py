@@ -1,0 +1,7 @@
+"""Make filters and modules importable as Ansible finds them: files, not packages."""
+
+import sys
+from pathlib import Path
+
+ROLE = Path(__file__).parents[1]
+sys.path[:0] = [str(ROLE / "filter_plugins"), str(ROLE / "library")]

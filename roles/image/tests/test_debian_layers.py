@@ -1,0 +1,45 @@
+"""Reading apt's list of what it would download."""
+
+import debian_layers
+import pytest
+
+LINE = "'http://mirror.example/pool/{file}' {file} 2846580 SHA256:00ff"
+
+
+@pytest.mark.parametrize(
+    ("file", "package"),
+    [
+        ("libc6_2.41-12_amd64.deb", "libc6"),
+        ("libssl3t64_3.5.1-1_amd64.deb", "libssl3t64"),
+        ("redis-server_5%3a8.0.2-3_amd64.deb", "redis-server"),
+        ("libstdc++6_14.2.0-19_amd64.deb", "libstdc++6"),
+        ("tzdata_2025b-4+deb13u1_all.deb", "tzdata"),
+    ],
+)
+def test_packages_and_their_files(file, package):
+    assert debian_layers.archives(LINE.format(file=file)) == {package: file}
+
+
+def test_what_is_no_package_is_passed_over():
+    text = "\n".join(
+        [
+            "Reading package lists...",
+            "Building dependency tree...",
+            "The following NEW packages will be installed:",
+            "  busybox libc6",
+            LINE.format(file="busybox_1.37_amd64.deb"),
+            LINE.format(file="libc6_2.41_amd64.deb"),
+            "'http://mirror.example/dists/InRelease' InRelease 100",
+        ]
+    )
+    assert debian_layers.archives(text) == {
+        "busybox": "busybox_1.37_amd64.deb",
+        "libc6": "libc6_2.41_amd64.deb",
+    }
+    assert debian_layers.archives("") == {}
+
+
+def test_a_failed_command_is_named_with_its_error():
+    with pytest.raises(debian_layers.AptError, match=r"sh -c \.\.\.: no such mirror"):
+        debian_layers.run("sh", "-c", "echo no such mirror >&2; exit 100")
+    assert debian_layers.run("echo", "text") == "text\n"

@@ -1,0 +1,294 @@
+"""Names of images by their content, build contexts, and image archives made here."""
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import image
+import pytest
+
+DIGEST = "5" * 64
+RECIPE = {"base": ["libc6"], "redis": ["redis-server"]}
+
+
+@pytest.fixture
+def app(tmp_path):
+    top = tmp_path / "app"
+    (top / "package").mkdir(parents=True)
+    (top / "requirements.txt").write_text("celery==5.7.0\n")
+    (top / "package" / "__init__.py").write_text("x = 1\n")
+    return top
+
+
+def tag(app, recipe=RECIPE):
+    return image.image_tag({"app": str(app)}, recipe)
+
+
+# Tags
+
+
+def test_the_same_content_has_the_same_tag(app):
+    before = tag(app)
+    assert before == tag(app)
+    assert len(before) == 16
+    assert set(before) <= set("0123456789abcdef")
+    for path in [app, *app.rglob("*")]:
+        os.utime(path, (1, 1))
+    (app / "package" / "__init__.py").chmod(0o600)  # who may read it here is not in the image
+    assert tag(app) == before
+
+
+def test_the_place_of_the_sources_is_not_part_of_it(app, tmp_path):
+    before = tag(app)
+    assert tag(app.rename(tmp_path / "elsewhere")) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda app: (app / "package" / "__init__.py").write_text("x = 2\n"),
+        lambda app: (app / "package" / "__init__.py").chmod(0o755),
+        lambda app: (app / "package" / "__init__.py").rename(app / "package" / "other.py"),
+        lambda app: (app / "new.py").write_text(""),
+        lambda app: (app / "requirements.txt").unlink(),
+    ],
+    ids=["content", "mode", "name", "new", "removed"],
+)
+def test_another_content_has_another_tag(app, change):
+    before = tag(app)
+    change(app)
+    assert tag(app) != before
+
+
+def test_another_recipe_or_place_in_the_context_has_another_tag(app):
+    assert tag(app) != tag(app, RECIPE | {"redis": ["redis-server", "redis-tools"]})
+    assert tag(app) == tag(app, dict(reversed(RECIPE.items())))
+    assert image.image_tag({"runtime": str(app)}, RECIPE) != tag(app)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".git/HEAD",
+        "package/__pycache__/a.cpython-313.pyc",
+        "package/b.pyc",
+        ".venv/bin/python",
+        "venv/pyvenv.cfg",
+        "node_modules/a/index.js",
+        ".env",
+        "package/.ssh/id_ed25519",
+        "tls/server.key",
+        "tls/server.pem",
+        ".a.py.swp",
+    ],
+)
+def test_what_is_left_out_changes_nothing(app, path):
+    before = tag(app)
+    (app / path).parent.mkdir(parents=True, exist_ok=True)
+    (app / path).write_text("secret")
+    assert tag(app) == before
+    assert f"app/{path}" not in image.context_files({"app": str(app)})
+
+
+# Contexts
+
+
+def test_the_context_is_reproducible(app):
+    first = image.context_tar({"app": str(app)}, RECIPE)
+    for path in app.rglob("*"):
+        os.utime(path, (5, 5))
+    assert image.context_tar({"app": str(app)}, RECIPE) == first
+    with tarfile.open(fileobj=io.BytesIO(first)) as tar:
+        assert tar.getnames() == [".recipe", "app/package/__init__.py", "app/requirements.txt"]
+        assert {(entry.mtime, entry.uid, entry.uname, entry.mode) for entry in tar} == {
+            (0, 0, "", 0o644)
+        }
+        assert json.load(tar.extractfile(".recipe")) == RECIPE
+
+
+def test_the_context_of_several_sources(app, tmp_path):
+    recipe = tmp_path / "context"
+    recipe.mkdir()
+    (recipe / "Containerfile").write_text("FROM scratch\n")
+    assert list(image.context_files({"": str(recipe), "app": str(app)})) == [
+        "Containerfile",
+        "app/package/__init__.py",
+        "app/requirements.txt",
+    ]
+
+
+def test_a_source_that_is_no_directory_is_named(app):
+    with pytest.raises(image.ImageError, match=r"/nowhere is not a directory on the controller"):
+        image.context_files({"app": "/nowhere"})
+    with pytest.raises(image.ImageError, match=r"requirements\.txt is not a directory"):
+        image.context_files({"app": str(app / "requirements.txt")})
+
+
+def test_the_context_is_written_once(app, tmp_path):
+    sources, cache = {"app": str(app)}, tmp_path / "cache" / "deep"
+    path = Path(image.image_context(sources, RECIPE, str(cache)))
+    assert path.name == f"context-{tag(app)}.tar.gz"
+    assert gzip.decompress(path.read_bytes()) == image.context_tar(sources, RECIPE)
+    os.utime(path, (1, 1))
+    assert image.image_context(sources, RECIPE, str(cache)) == str(path)
+    assert path.stat().st_mtime == 1
+    assert list(cache.iterdir()) == [path]
+
+
+# Archives
+
+
+def archive(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return str(path)
+
+
+def oci(images=1):
+    manifests = [{"digest": f"sha256:{number:064x}"} for number in range(images)]
+    blobs = {
+        f"blobs/sha256/{number:064x}": {"config": {"digest": f"sha256:{DIGEST}"}}
+        for number in range(images)
+    }
+    return {"oci-layout": {}, "index.json": {"manifests": manifests}, **blobs}
+
+
+def docker(images=1, config=f"{DIGEST}.json"):
+    return {"manifest.json": [{"Config": config, "RepoTags": None}] * images}
+
+
+@pytest.mark.parametrize(
+    "members",
+    [oci(), docker(), docker(config=f"blobs/sha256/{DIGEST}"), {**docker(), **oci()}],
+    ids=["oci", "docker", "docker-of-late", "both"],
+)
+def test_the_image_of_an_archive(tmp_path, members):
+    assert image.archive_image_id(archive(tmp_path / "a.tar", members)) == DIGEST
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        (oci(2), "holds 2 images; an archive of exactly one is needed"),
+        (oci(0), "holds 0 images; an archive of exactly one is needed"),
+        (docker(3), "holds 3 images; an archive of exactly one is needed"),
+        ({"etc/passwd": b"root"}, "holds 0 images"),
+        ({"index.json": b"no JSON"}, "cannot be read as an image archive"),
+        ({"index.json": {}}, "cannot be read as an image archive"),
+        ({"index.json": oci()["index.json"]}, "cannot be read as an image archive"),
+        ({"index.json": [1]}, "cannot be read as an image archive"),
+        (docker(config="no digest"), "cannot be read as an image archive"),
+    ],
+)
+def test_an_archive_that_is_no_image(tmp_path, members, text):
+    path = archive(tmp_path / "a.tar", members)
+    with pytest.raises(image.ImageError) as caught:
+        image.archive_image_id(path)
+    assert text in str(caught.value)
+    assert str(caught.value).startswith(path)
+
+
+def test_a_file_that_is_no_archive(tmp_path):
+    (tmp_path / "cut.tar").write_bytes(b"x" * 700)
+    for path in (tmp_path / "cut.tar", tmp_path / "missing.tar", tmp_path):
+        with pytest.raises(image.ImageError, match="podman save --format oci-archive"):
+            image.archive_image_id(str(path))
+
+
+def test_a_cut_off_archive(tmp_path):
+    path = Path(archive(tmp_path / "a.tar", oci() | {"index.json": {"manifests": ["x" * 2000]}}))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(image.ImageError):
+        image.archive_image_id(str(path))
+
+
+# References
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "registry.example/app:1.2.3",
+        "registry.example:5000/team/app:1",
+        f"registry.example/app@sha256:{DIGEST}",
+        f"registry.example/app:latest@sha256:{DIGEST}",
+    ],
+)
+def test_references_with_a_version(reference):
+    assert image.registry_problem("image_app", reference) == ""
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        ("", "image_app is empty: name the image"),
+        ("app:1", "must name its registry"),
+        ("registry.example/an app:1", "must name its registry"),
+        ("registry.example/app", "names no version"),
+        ("registry.example/app:", "names no version"),
+        ("registry.example/app:latest", "names no version"),
+        # The colon of a port is none of a tag.
+        ("registry.example:5000/app", "names no version"),
+    ],
+)
+def test_references_without_one(reference, text):
+    problem = image.registry_problem("image_app", reference)
+    assert problem.startswith("image_app")
+    assert text in problem
+
+
+def test_references_from_a_registry_stay_as_they_are():
+    wanted = {"app": "registry.example/app:1", "redis": "registry.example/redis:8"}
+    assert image.image_references(wanted, "registry", {}) == wanted
+    with pytest.raises(image.ImageError) as caught:
+        image.image_references({"app": "", "redis": "registry.example/r"}, "registry", {})
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == [
+        "image_app",
+        "image_redis",
+    ]
+
+
+def test_references_of_archives_and_builds(app, tmp_path):
+    path = archive(tmp_path / "a.tar", oci())
+    found = image.image_references({"app": path}, "archive", {})
+    assert found == {"app": f"localhost/celery-metal/app:{DIGEST[:16]}"}
+    recipe = {"app": {"sources": {"app": str(app)}, "layers": RECIPE}}
+    found = image.image_references({"app": ""}, "build", recipe)
+    assert found == {"app": f"localhost/celery-metal/app:{tag(app)}"}
+
+
+@pytest.mark.parametrize(
+    ("images", "source", "recipe", "text"),
+    [
+        ({"app": ""}, "archive", {}, "image_app is empty: with image_source 'archive'"),
+        ({"redis": "/nowhere.tar"}, "archive", {}, "image_redis: /nowhere.tar cannot be read"),
+        ({"app": ""}, "docker", {}, "image_source is 'docker'; it must be one of build, reg"),
+        (
+            {"app": ""},
+            "build",
+            {"app": {"sources": {"app": "/nowhere"}, "layers": {}}},
+            "image_app_source: /nowhere is not a directory",
+        ),
+    ],
+)
+def test_refused_references(images, source, recipe, text):
+    with pytest.raises(image.ImageError) as caught:
+        image.image_references(images, source, recipe)
+    assert text in str(caught.value)
+
+
+def test_importable_without_ansible():
+    code = (
+        "import sys; sys.modules['ansible'] = None; sys.path.insert(0, sys.argv[1]); "
+        "import image; assert image.registry_problem('a', '')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(Path(image.__file__).parent)], check=True)

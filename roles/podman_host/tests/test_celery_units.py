@@ -1,0 +1,232 @@
+"""celery_units: what a set of files means for the units of a host, without a host."""
+
+import fnmatch
+import re
+
+import celery_units
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+CONTAINER = "# header\n[Unit]\nDescription=x\n\n[Container]\nImage=a\n\n[Service]\nRestart=always\n"
+QUADLETS = "/etc/containers/systemd/celery-metal"
+UNITS = "/etc/systemd/system"
+
+
+# Generations
+
+
+def test_a_container_is_labelled_once_with_its_own_hash():
+    marked = celery_units.with_generation(CONTAINER)
+    mark = celery_units.generation(marked)
+    assert re.fullmatch(r"[0-9a-f]{12}", mark)
+    assert marked.replace(f"Label=celery-metal.generation={mark}\n", "") == CONTAINER
+    assert marked.splitlines()[5] == f"Label=celery-metal.generation={mark}"
+
+
+def test_a_unit_without_a_label_has_no_generation():
+    assert celery_units.generation(CONTAINER) == ""
+    assert celery_units.generation("# Label=celery-metal.generation=1\n") == ""
+
+
+def mark_of(text):
+    return celery_units.generation(celery_units.with_generation(f"[Container]\n{text}"))
+
+
+LINES = st.lists(st.text("ab=[]#%$ ", min_size=1), max_size=4)
+
+
+@given(LINES, LINES)
+@example(["Image=a"], ["# a reason", "Image=a", "#another"])
+@example(["Image=a"], ["Image=a#"])
+def test_what_is_no_comment_makes_the_generation(one, other):
+    told = [[line for line in lines if not line.startswith("#")] for lines in (one, other)]
+    assert (mark_of("\n".join(one)) == mark_of("\n".join(other))) == (told[0] == told[1])
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [
+        (f"{QUADLETS}/celery-redis.container", "celery-redis.service"),
+        (f"{QUADLETS}/celery-mail@.container", "celery-mail@.service"),
+        (f"{QUADLETS}/celery-mail@3.container", "celery-mail@3.service"),
+        (f"{QUADLETS}/celery-a.container@.container", "celery-a.container@.service"),
+        (f"{UNITS}/celery.target", "celery.target"),
+        (f"{UNITS}/celery.slice", "celery.slice"),
+    ],
+)
+def test_unit_of(path, unit):
+    assert celery_units.unit_of(path) == unit
+
+
+@pytest.mark.parametrize(
+    ("unit", "template"),
+    [
+        ("a@1.service", "a@.service"),
+        ("a@x.y.service", "a@.service"),
+        ("a@.service", "a@.service"),
+        ("a.service", "a.service"),
+        ("celery-a.target", "celery-a.target"),
+    ],
+)
+def test_template_of(unit, template):
+    assert celery_units.template_of(unit) == template
+
+
+def test_runnable_are_instances_services_and_targets():
+    paths = [
+        f"{QUADLETS}/celery-redis.container",
+        f"{QUADLETS}/celery-mail@.container",
+        f"{QUADLETS}/celery-mail@1.container",
+        f"{UNITS}/celery-mail.target",
+        f"{UNITS}/celery.target.wants/celery-mail.target",
+        f"{UNITS}/celery.slice",
+        "/etc/celery-metal/redis.conf",
+        "/etc/sysctl.d/60-celery-metal.conf",
+    ]
+    assert celery_units.runnable(paths) == {
+        "celery-redis.service",
+        "celery-mail@1.service",
+        "celery-mail.target",
+    }
+
+
+def test_a_template_that_is_gone_takes_all_its_instances_along():
+    gone = [
+        f"{QUADLETS}/celery-mail@.container",
+        f"{QUADLETS}/celery-mail@1.container",
+        f"{UNITS}/celery-mail.target",
+        "/etc/celery-metal/plan.json",
+    ]
+    patterns = celery_units.gone_patterns(gone)
+    assert patterns == ["celery-mail.target", "celery-mail@*.service", "celery-mail@1.service"]
+    assert not any(fnmatch.fnmatchcase("celery-mail2@1.service", one) for one in patterns)
+    assert not any(fnmatch.fnmatchcase("celery-redis.service", one) for one in patterns)
+
+
+def test_one_instance_that_is_gone_is_that_one_only():
+    assert celery_units.gone_patterns([f"{QUADLETS}/celery-mail@2.container"]) == [
+        "celery-mail@2.service"
+    ]
+
+
+# Actions
+
+WANTED = {"celery-a@1.service", "celery-a@2.service", "celery-a.target"}
+GENERATIONS = {"celery-a@.service": "new"}
+
+
+def act(states, running, patterns=(), wanted=WANTED, generations=GENERATIONS):
+    return celery_units.actions(set(wanted), generations, list(patterns), states, running)
+
+
+def test_on_a_new_host_all_is_started():
+    assert act({}, {}) == {"start": sorted(WANTED), "restart": [], "stop": []}
+
+
+def test_a_no_op_is_a_no_op():
+    running = dict.fromkeys(["celery-a@1.service", "celery-a@2.service"], "new")
+    assert act(dict.fromkeys(WANTED, "active"), running) == {"start": [], "restart": [], "stop": []}
+
+
+def test_another_generation_restarts_that_unit_only():
+    states = dict.fromkeys(WANTED, "active")
+    running = {"celery-a@1.service": "old", "celery-a@2.service": "new"}
+    assert act(states, running)["restart"] == ["celery-a@1.service"]
+
+
+def test_a_service_whose_container_is_not_ours_restarts():
+    states = dict.fromkeys(WANTED, "active")
+    assert act(states, {})["restart"] == ["celery-a@1.service", "celery-a@2.service"]
+
+
+def test_an_instance_started_by_hand_follows_its_template():
+    states = dict.fromkeys([*WANTED, "celery-a@9.service"], "active")
+    running = dict.fromkeys(states, "new") | {"celery-a@9.service": "old"}
+    assert act(states, running) == {"start": [], "restart": ["celery-a@9.service"], "stop": []}
+    assert act(states, dict.fromkeys(states, "new"))["restart"] == []
+
+
+def test_an_instance_started_by_hand_goes_with_its_queue():
+    states = {"celery-a@9.service": "active"}
+    todo = act(states, {}, ["celery-a@*.service"], wanted=(), generations={})
+    assert todo == {"start": [], "restart": [], "stop": ["celery-a@9.service"]}
+
+
+@pytest.mark.parametrize("state", ["activating", "deactivating", "reloading", "failed", "inactive"])
+def test_what_is_not_up_is_started_and_not_restarted(state):
+    states = dict.fromkeys(WANTED, "active") | {"celery-a@1.service": state}
+    running = {"celery-a@1.service": "old", "celery-a@2.service": "new"}
+    assert act(states, running) == {"start": ["celery-a@1.service"], "restart": [], "stop": []}
+
+
+@pytest.mark.parametrize("state", ["failed", "inactive"])
+def test_what_is_down_is_not_stopped_again(state):
+    assert act({"celery-b@1.service": state}, {}, ["celery-b@*.service"])["stop"] == []
+
+
+QUEUES = st.sampled_from(["a", "b", "c", "a-b"])
+OURS = st.builds("celery-{}@{}.service".format, QUEUES, st.integers(1, 3))
+TARGETS = st.builds("celery-{}.target".format, QUEUES)
+FOREIGN = st.sampled_from(["nginx.service", "celery.service", "celeryd@1.service", "a@1.service"])
+STATES = st.sampled_from(["active", "activating", "deactivating", "reloading", "failed"])
+
+
+@given(
+    queues=st.sets(QUEUES),
+    wanted_instances=st.sets(OURS),
+    gone=st.sets(QUEUES),
+    states=st.dictionaries(OURS | TARGETS | FOREIGN, STATES),
+    running=st.dictionaries(OURS | FOREIGN, st.sampled_from(["new", "old"])),
+)
+def test_promises(queues, wanted_instances, gone, states, running):
+    wanted = {one for one in wanted_instances if one[len("celery-") : one.index("@")] in queues}
+    wanted |= {f"celery-{queue}.target" for queue in queues}
+    generations = {f"celery-{queue}@.service": "new" for queue in queues}
+    paths = [f"{QUADLETS}/celery-{queue}@.container" for queue in gone - queues]
+    paths += [f"{UNITS}/celery-{queue}.target" for queue in gone - queues]
+    patterns = celery_units.gone_patterns(paths)
+    todo = celery_units.actions(wanted, generations, patterns, states, running)
+
+    every = [unit for units in todo.values() for unit in units]
+    assert len(every) == len(set(every))
+    assert all(units == sorted(units) for units in todo.values())
+    assert not any(unit in every for unit in states if not unit.startswith("celery-"))
+    for unit in wanted:
+        up = states.get(unit) == "active"
+        assert (unit in todo["start"]) == (not up)
+        if up and (unit.endswith(".target") or running.get(unit) == "new"):
+            assert unit not in every
+    for unit in todo["stop"]:
+        assert unit not in wanted
+        assert any(fnmatch.fnmatchcase(unit, pattern) for pattern in patterns)
+    for unit in todo["restart"]:
+        assert states[unit] == "active"
+        assert celery_units.template_of(unit) in generations
+        assert running.get(unit) != "new"
+
+
+# Files
+
+
+def test_write_and_present(tmp_path):
+    file, link = tmp_path / "a" / "b.container", tmp_path / "a" / "b@1.container"
+    assert celery_units.present(str(file)) is None
+    celery_units.write(str(file), "text\n", None)
+    celery_units.write(str(link), None, "b.container")
+    celery_units.write(str(link), None, "b.container")
+    assert celery_units.present(str(file)) == "text\n"
+    assert celery_units.present(str(link)) == "-> b.container"
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "b.container",
+        "b@1.container",
+    ]
+
+
+def test_a_dangling_link_is_still_there(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    assert celery_units.present(str(tmp_path / "link")) == "-> nowhere"

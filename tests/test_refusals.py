@@ -1,0 +1,275 @@
+"""Bad input is refused before any host is contacted.
+
+Each case runs the real site.yml against hosts whose address refuses connections: a run that gets as
+far as a connection says UNREACHABLE, and that is what the good inventory must say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ANSIBLE_PLAYBOOK = pathlib.Path(sys.executable).with_name("ansible-playbook")
+DEAF = {"ansible_host": "127.0.0.1", "ansible_port": 1}
+LOCAL = {"ansible_connection": "local"}
+QUEUES = "celery_queues: [{name: emails}, {name: reports, workload: io}]\n"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run of site.yml ended; `said` is all it printed, with every run of blanks as one."""
+
+    status: int
+    said: str
+
+
+class Site:
+    """An inventory in a directory, and runs of site.yml with it."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+        (directory / "group_vars").mkdir()
+        self.hosts(celery=["web1", "web2"], redis=["web1"])
+        self.variables(QUEUES)
+
+    def hosts(self, connection: dict[str, Any] = DEAF, **groups: list[str]) -> None:
+        children = {group: {"hosts": dict.fromkeys(hosts)} for group, hosts in groups.items()}
+        inventory = {"all": {"vars": connection, "children": children}}
+        (self.directory / "hosts.yml").write_text(json.dumps(inventory))
+
+    def variables(self, yaml: str) -> None:
+        (self.directory / "group_vars" / "all.yml").write_text(yaml)
+
+    def run(self, *words: str, playbook: str = "site.yml") -> Run:
+        done = subprocess.run(
+            [ANSIBLE_PLAYBOOK, "-i", self.directory, playbook, *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        )
+        # YAML doubles quotes in quoted text, and wraps it.
+        text = (done.stdout + done.stderr).replace("''", "'")
+        return Run(done.returncode, re.sub(r"\s+", " ", text))
+
+    def refuses(self, *texts: str) -> None:
+        """Assert that a run is refused with these texts, before any host is contacted."""
+        run = self.run()
+        assert run.status != 0
+        for text in texts:
+            assert text in run.said
+        assert "UNREACHABLE" not in run.said
+        assert "Look at every host" not in run.said
+        assert re.findall(r"changed=(\d+)", run.said) != []
+        assert set(re.findall(r"changed=(\d+)", run.said)) == {"0"}
+
+
+@pytest.fixture
+def site(tmp_path: pathlib.Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_good_input_gets_as_far_as_the_hosts(site: Site) -> None:
+    run = site.run()
+    assert run.status != 0
+    assert "fatal: [web1]: UNREACHABLE!" in run.said
+    assert "fatal: [web2]: UNREACHABLE!" in run.said
+
+
+@pytest.mark.parametrize(
+    "queues",
+    [
+        "[{name: emails, concurrency: {min: 1, max: 4}}]",
+        "[{name: emails, pool: solo}, {name: 'a/b c', pool: gevent, workload: io}]",
+    ],
+)
+def test_other_good_queues_do_as_well(site: Site, queues: str) -> None:
+    site.variables(f"celery_queues: {queues}\n")
+    assert "UNREACHABLE" in site.run().said
+
+
+GOOD_VARIABLES = """
+capacity_reserve_mb: 500
+capacity_redis_memory_mb: auto
+redis_address: "{{ ansible_facts.eth1.ipv4.address }}"
+redis_port: "{{ 6000 + 379 }}"
+# Somebody else's, and not close to one of ours.
+redis_exporter_version: 1.2.3
+"""
+
+
+def test_good_variables_do_as_well(site: Site) -> None:
+    site.variables(QUEUES + GOOD_VARIABLES)
+    assert "UNREACHABLE" in site.run().said
+
+
+@pytest.mark.parametrize(
+    ("queues", "texts"),
+    [
+        ("[{name: emails, wieght: 2}]", ['item 1 ("emails")', "wieght is an", "mean weight?"]),
+        ("[{name: a}, {nmae: b}]", ["2 problems:", "item 2: nmae is an unknown key", "mean name?"]),
+        ('[{name: a, concurrency: "8"}]', ['concurrency is "8", a string', "write 8"]),
+        ("[{name: a, weight: 08}]", ['weight is "08" (YAML reads a leading zero', "write 8"]),
+        ("[{name: NO}]", ["name is false (YAML reads yes, no, on and off", 'as in name: "no"']),
+        ("[{name: a, instances: YES}]", ["instances is true (YAML reads yes, no, on and off"]),
+        ("[{name: a}, {name: b}, {name: a}]", ['items 1 and 3 are named "a"', "keep one"]),
+        ("[{name: a/}, {name: a_2f}]", ["would share the units celery-a_2f@", "rename one"]),
+        (
+            "[{name: a, pool: solo, concurrency: 4}]",
+            ["concurrency is 4 with pool solo", "main process and ignores concurrency", "remove"],
+        ),
+        (
+            "[{name: a, pool: threads, concurrency: {min: 1, max: 2}}]",
+            ["pool threads, which cannot grow or shrink", "write a number"],
+        ),
+        ("[{name: a, pool: eventlet}]", ['pool is "eventlet": write one of prefork, threads']),
+        ("[{name: a, drain_seconds: 0}]", ["drain_seconds is 0: write a whole number from 1 to"]),
+        ("[]", ["celery_queues is an empty list", "[{name: emails}]"]),
+        ("{name: a}", ["celery_queues is", "not a list: write a list"]),
+    ],
+)
+def test_bad_queues(site: Site, queues: str, texts: list[str]) -> None:
+    site.variables(f"celery_queues: {queues}\n")
+    site.refuses(*texts)
+
+
+def test_no_queues_at_all(site: Site) -> None:
+    site.variables("{}\n")
+    site.refuses("celery_queues is not set: write a list such as [{name: emails}]")
+
+
+def test_the_queues_of_one_host_only(site: Site) -> None:
+    """The other host's queues are good; any error is fatal for all."""
+    (site.directory / "host_vars").mkdir()
+    (site.directory / "host_vars" / "web2.yml").write_text("celery_queues: [{name: a, weight: 0}]")
+    site.refuses("fatal: [web2]: FAILED!", "weight is 0: write a whole number from 1 to 1000")
+
+
+@pytest.mark.parametrize(
+    ("groups", "texts"),
+    [
+        ({"celery": ["web1"]}, ["exactly one in the group redis (it has 0)"]),
+        ({"celery": ["web1"], "redis": []}, ["exactly one in the group redis (it has 0)"]),
+        ({"celery": ["web1"], "redis": ["r1", "r2"]}, ["(it has 2: r1, r2)"]),
+        ({"celery": [], "redis": ["r1"]}, ["at least one host in the group celery (it has 0)"]),
+        ({"redis": ["r1"]}, ["at least one host in the group celery (it has 0)"]),
+    ],
+)
+def test_bad_groups(site: Site, groups: dict[str, list[str]], texts: list[str]) -> None:
+    site.hosts(**groups)
+    site.refuses(*texts, "A host may be in both. Nothing was changed.")
+
+
+# Each with what is said of it; all in one run, which must name them all.
+BAD_VARIABLES = {
+    "redis_adress: 10.0.0.5": "redis_adress is no variable of the kit: did you mean redis_address?",
+    "celery_queue: [{name: a}]": "celery_queue is no variable of the kit: did you mean celery_que",
+    'redis_port: "6379"': 'redis_port is "6379": it must be a whole number, 1 to 65535, without',
+    "redis_durability: eversec": 'is "eversec": it must be one of always, everysec, none',
+    "redis_extra_config: [save]": "redis_extra_config is ['save']: it must be a mapping",
+    "redis_listen: 'yes'": 'redis_listen is "yes": it must be true or false, without quotes',
+    "celery_worker_watchdog_seconds: 9": "is 9: it must be a whole number, 10 to 3600",
+    "celery_worker_broker_database: YES": "is True: it must be a whole number, 0 to 15",
+    "celery_worker_log_level: loud": "it must be one of debug, info, warning, error, critical",
+    "podman_host_packages: podman": 'podman_host_packages is "podman": it must be a list',
+    "podman_host_ca_certificates: [1]": "podman_host_ca_certificates[0] is 1: it must be text",
+    "image_source: dockerhub": 'image_source is "dockerhub": it must be one of build, registry,',
+    "image_app_source: 5": "image_app_source is 5: it must be text",
+}
+
+
+def test_bad_variables(site: Site) -> None:
+    site.variables(QUEUES + "\n".join(BAD_VARIABLES))
+    site.refuses("host web1: - ", "host web2: - ", *BAD_VARIABLES.values(), "Nothing was changed.")
+
+
+BAD_LIMITS = {
+    "capacity_reserve_mb: '500'": 'capacity_reserve_mb is "500", a string: drop the quotes and',
+    "capacity_redis_memory_mb: 63": "capacity_redis_memory_mb is 63: write auto, or a whole number",
+}
+
+
+def test_bad_limits(site: Site) -> None:
+    site.variables(QUEUES + "\n".join(BAD_LIMITS))
+    site.refuses("2 problems:", *BAD_LIMITS.values())
+
+
+def test_a_number_from_the_command_line_is_text(site: Site) -> None:
+    run = site.run("-e", "redis_port=6379")
+    assert run.status != 0
+    assert "use -e '{name: value}'" in run.said
+    assert "UNREACHABLE" not in run.said
+
+
+@pytest.mark.parametrize(
+    ("variables", "texts"),
+    [
+        (
+            "{image_source: archive, image_app: /nowhere/app.tar, image_redis: /nowhere/r.tar}",
+            ["image_app: /nowhere/app.tar cannot be read as an image archive: [Errno 2] No such"],
+        ),
+        (
+            "{image_source: archive, image_app: /etc/passwd, image_redis: /etc/passwd}",
+            ["image_app: /etc/passwd cannot be read as an image archive", "'podman save --format"],
+        ),
+        (
+            "{image_source: archive}",
+            ["image_app is empty: with image_source 'archive' it is the path of an image archive"],
+        ),
+        (
+            "{image_source: registry, image_app: registry.example/a, "
+            "image_redis: 'registry.example/r:latest'}",
+            [
+                "image_app ('registry.example/a') names no version",
+                "image_redis ('registry.example/r:latest') names no version",
+                "Write a version's tag or @sha256:digest.",
+            ],
+        ),
+        (
+            "{image_source: registry, image_app: 'app:1', image_redis: ''}",
+            ["image_app ('app:1') must name its registry", "image_redis is empty: name the image"],
+        ),
+        (
+            "{image_app_source: /nowhere/app}",
+            ["image_app_source: /nowhere/app is not a directory on the controller."],
+        ),
+    ],
+)
+def test_bad_images(site: Site, variables: str, texts: list[str]) -> None:
+    (site.directory / "group_vars" / "celery.yml").write_text(variables)
+    site.refuses(*texts)
+
+
+# Beyond what is declared: what only a connection shows. This machine stands for the host, and the
+# playbook is the first part of site.yml, which changes nothing whatever it finds.
+CHECK = "playbooks/check.yml"
+
+
+def test_a_variable_made_of_a_missing_fact(site: Site) -> None:
+    site.hosts(LOCAL, celery=["web1"], redis=["web1"])
+    site.variables(f"{QUEUES}redis_address: '{{{{ ansible_facts.noeth.ipv4.address }}}}'\n")
+    run = site.run(playbook=CHECK)
+    assert run.status != 0
+    assert "host web1: - redis_address names something that is not defined" in run.said
+
+
+# On a machine that systemd runs there is nothing to refuse; a skipped test would count as failed.
+if not pathlib.Path("/run/systemd/system").is_dir():
+
+    def test_a_host_that_systemd_does_not_run(site: Site) -> None:
+        site.hosts(LOCAL, celery=["web1"], redis=["web1"])
+        run = site.run(playbook=CHECK)
+        assert run.status != 0
+        assert "web1: systemd is not PID 1 there, so it cannot run units. Nothing was" in run.said
+        assert "use the container image directly" in run.said
+        assert set(re.findall(r"changed=(\d+)", run.said)) == {"0"}
