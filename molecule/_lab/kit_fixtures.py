@@ -71,6 +71,16 @@ class Kit:
         assert bool(done.returncode) == fails, f"{playbook} ended with {done.returncode}\n{output}"
         return Played(done.returncode, output)
 
+    def inventory_of(self, directory: pathlib.Path, *hosts: str) -> str:
+        """Write an inventory in which only these hosts are there, in both groups; its path."""
+        everything = json.loads(pathlib.Path(self.inventory, "hosts.yml").read_text())
+        known = {name: everything["all"]["hosts"][name] for name in hosts}
+        members = {"hosts": {name: {} for name in hosts}}
+        groups = {"redis": members, "celery": members}
+        path = directory / "hosts.yml"
+        path.write_text(json.dumps({"all": {"hosts": known, "children": groups}}))
+        return str(directory)
+
     def plan(self, host: str) -> dict[str, Any]:
         """The plan that is kept on a host."""
         return json.loads(self.lab.run(host, "cat /etc/celery-metal/plan.json"))

@@ -9,7 +9,8 @@ WORKERS = ["small", "large"]
 def test_both_hosts_take_part(kit):
     reports = kit.smoke("small", "celery-add_queue-1", *QUEUES, count=200)
     for queue, report in reports.items():
-        assert report["done"] == report["sent"] >= 200 and report["wrong"] == 0, (queue, report)
+        assert report["done"] == report["sent"] >= 200, (queue, report)
+        assert report["wrong"] == 0, (queue, report)
         assert set(report["workers"]) == {f"{queue}-1@{host}" for host in WORKERS}
 
 
@@ -20,7 +21,8 @@ def test_each_host_is_sized_by_itself(kit):
             assert len(kit.children(host, f"celery-{queue}-1")) == planned, (host, queue)
     small, large = (kit.queue(host, "multiply_queue")["processes"] for host in WORKERS)
     assert small < large
-    assert kit.plan("small")["host"]["vcpus"] == 1 and kit.plan("large")["host"]["vcpus"] == 2
+    assert kit.plan("small")["host"]["vcpus"] == 1
+    assert kit.plan("large")["host"]["vcpus"] == 2
 
 
 def test_redis_has_its_host_to_itself(kit, lab):
@@ -68,7 +70,8 @@ def test_a_new_password_reaches_every_host_and_restarts_what_uses_it(kit, lab):
     lab.run("broker", "podman secret rm celery-redis-password celery-redis-acl")
     kit.play()
     new = {kit.password(host) for host in lab.hosts}
-    assert len(new) == 1 and new != {old}
+    assert len(new) == 1
+    assert new != {old}
     reports = kit.smoke("large", "celery-add_queue-1", *QUEUES)
     assert all(report["missing"] == report["wrong"] == 0 for report in reports.values())
     assert set(kit.play().changed.values()) == {0}
@@ -80,8 +83,9 @@ def test_a_host_that_died_and_came_back_works_again(kit, lab):
     # The other one serves all queues meanwhile.
     reports = kit.smoke("large", "celery-add_queue-1", *QUEUES)
     for queue, report in reports.items():
-        assert report["missing"] == 0 and set(report["workers"]) == {f"{queue}-1@large"}
+        assert report["missing"] == 0
+        assert set(report["workers"]) == {f"{queue}-1@large"}
     lab.start("small")
     lab.wait_for(lambda: kit.services("small") == everything, 90, "all units", host="small")
     reports = kit.smoke("small", "celery-add_queue-1", *QUEUES, count=200)
-    assert f"add_queue-1@small" in reports["add_queue"]["workers"]
+    assert "add_queue-1@small" in reports["add_queue"]["workers"]

@@ -13,7 +13,7 @@ def test_tasks_flow_through_every_queue(kit):
     reports = kit.smoke(HOST, "celery-add_queue-1", *QUEUES)
     assert set(reports) == set(QUEUES)
     for queue, report in reports.items():
-        assert report["sent"] >= 100 and report["done"] == report["sent"], (queue, report)
+        assert report["done"] == report["sent"] >= 100, (queue, report)
         assert report["wrong"] == report["missing"] == 0, (queue, report)
         # No other queue's worker has helped out.
         assert set(report["workers"]) == {f"{queue}-1@{HOST}"}
@@ -62,7 +62,8 @@ def test_redis_keeps_everything_and_evicts_nothing(kit):
 def test_nothing_listens_on_the_network(lab):
     listening = lab.run(HOST, "ss -ltnpH")
     assert "sshd" in listening
-    assert "redis" not in listening and ":6379" not in listening
+    assert "redis" not in listening
+    assert ":6379" not in listening
 
 
 def test_units_say_how_they_are(kit, lab):
@@ -114,7 +115,7 @@ def test_the_password_shows_nowhere(kit, lab):
     password = kit.password(HOST)
     assert len(password) >= 32
     # From standard input, or the search itself would be what it finds.
-    search = "read -r word; grep -rlaFs -- \"$word\" {} || [ $? -le 2 ]"
+    search = 'read -r word; grep -rlaFs -- "$word" {} || [ $? -le 2 ]'
     for place in ("/etc", "/run/systemd", "/proc/[0-9]*/environ", "/proc/[0-9]*/cmdline"):
         assert lab.run(HOST, search.format(place), stdin=password + "\n") == "", place
     assert password not in lab.run(HOST, "journalctl --no-pager -a")
@@ -143,7 +144,8 @@ def test_check_mode_changes_nothing_and_prints_the_plan(kit, lab):
     before = lab.invocation_ids(HOST, "celery*")
     listing = lab.run(HOST, "find /etc -newermt '-1 hour' -type f | sort")
     played = kit.play("--check", "--diff", celery_queues=[{"name": "add_queue", "weight": 3}])
-    assert "add_queue" in played.output and "weight 3 of 3" in played.output
+    assert "add_queue" in played.output
+    assert "weight 3 of 3" in played.output
     assert played.changed[HOST] >= 1
     assert lab.invocation_ids(HOST, "celery*") == before
     assert lab.run(HOST, "find /etc -newermt '-1 hour' -type f | sort") == listing
@@ -153,8 +155,11 @@ def test_an_override_on_the_host_counts(kit, lab):
     drop_in = "/etc/containers/systemd/celery-multiply_queue@.container.d/10-local.conf"
     planned = kit.queue(HOST, "multiply_queue")["concurrency"]
     assert planned > 1
-    lab.run(HOST, f"mkdir -p {drop_in.rpartition('/')[0]}; cat > {drop_in}",
-            stdin="[Container]\nEnvironment=CONCURRENCY=1\n")
+    lab.run(
+        HOST,
+        f"mkdir -p {drop_in.rpartition('/')[0]}; cat > {drop_in}",
+        stdin="[Container]\nEnvironment=CONCURRENCY=1\n",
+    )
     lab.run(HOST, "systemctl daemon-reload; systemctl restart celery-multiply_queue@1")
     assert len(kit.children(HOST, "celery-multiply_queue-1")) == 1
     # It is the operator's, so a run of the playbook leaves it alone.
@@ -196,12 +201,18 @@ def test_a_stopped_broker_is_waited_for(kit, lab):
     lab.run(HOST, "systemctl stop celery-redis")
     lab.wait_for(
         lambda: "waiting for the broker" in lab.show(HOST, unit, "StatusText"),
-        60, "status that says what is awaited", host=HOST, unit=unit,
+        60,
+        "status that says what is awaited",
+        host=HOST,
+        unit=unit,
     )
     lab.run(HOST, "systemctl start celery-redis")
     lab.wait_for(
         lambda: "waiting" not in lab.show(HOST, unit, "StatusText"),
-        90, "work again", host=HOST, unit=unit,
+        90,
+        "work again",
+        host=HOST,
+        unit=unit,
     )
     assert lab.invocation_ids(HOST, unit) == before
     assert kit.smoke(HOST, "celery-add_queue-1", "add_queue")["add_queue"]["missing"] == 0
@@ -210,7 +221,8 @@ def test_a_stopped_broker_is_waited_for(kit, lab):
 def test_a_bad_unit_is_refused_before_it_is_written(kit, lab):
     before = lab.run(HOST, "ls /etc/containers/systemd/celery-metal")
     played = kit.play(fails=True, celery_worker_network="bridge\nNoSuchKey=1")
-    assert "Nothing was written" in played.output and "NoSuchKey" in played.output
+    assert "Nothing was written" in played.output
+    assert "NoSuchKey" in played.output
     assert lab.run(HOST, "ls /etc/containers/systemd/celery-metal") == before
     assert kit.play().changed == {HOST: 0}
 

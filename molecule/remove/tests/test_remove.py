@@ -12,7 +12,8 @@ SEND = (
 def test_removal_asks_first(kit, lab):
     before = lab.invocation_ids(HOST, "celery*")
     played = kit.play(playbook=REMOVE, fails=True)
-    assert "remove_confirmed=true" in played.output and "Nothing was changed" in played.output
+    assert "remove_confirmed=true" in played.output
+    assert "Nothing was changed" in played.output
     assert lab.invocation_ids(HOST, "celery*") == before
 
 
@@ -21,8 +22,11 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     assert kit.redis(HOST, "llen", "later") == "1"
     lab.run(HOST, "echo secret | podman secret create other -")
     lab.run(HOST, "podman tag $(podman images -q localhost/celery-metal/redis | head -n 1) other:1")
-    lab.run(HOST, "cat > /etc/containers/systemd/other.container",
-            stdin="[Container]\nImage=localhost/other:1\n")
+    lab.run(
+        HOST,
+        "cat > /etc/containers/systemd/other.container",
+        stdin="[Container]\nImage=localhost/other:1\n",
+    )
     played = kit.play(playbook=REMOVE, remove_confirmed=True)
     assert "/var/lib/celery-metal/redis" in played.output
     assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery*'") == ""
@@ -44,5 +48,10 @@ def test_a_new_deployment_takes_the_waiting_task_up(kit, lab):
     kit.play(celery_queues=[{"name": "add_queue"}, {"name": "later"}])
     lab.wait_for(lambda: kit.redis(HOST, "llen", "later") == "0", 30, "task taken", host=HOST)
     log = "journalctl --no-pager -o cat -u celery-later@1.service"
-    lab.wait_for(lambda: "succeeded" in lab.run(HOST, log) and " 42" in lab.run(HOST, log),
-                 30, "answer of the waiting task", host=HOST, unit="celery-later@1.service")
+    lab.wait_for(
+        lambda: "succeeded" in lab.run(HOST, log) and " 42" in lab.run(HOST, log),
+        30,
+        "answer of the waiting task",
+        host=HOST,
+        unit="celery-later@1.service",
+    )

@@ -69,7 +69,10 @@ def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
     task_id = lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", task]).strip()
     lab.wait_for(
         lambda: "1 busy" in lab.show(HOST, "celery-mail@1.service", "StatusText"),
-        15, "task on its way", host=HOST, unit="celery-mail@1.service",
+        15,
+        "task on its way",
+        host=HOST,
+        unit="celery-mail@1.service",
     )
     done = site([ADD, MULTIPLY])
     assert done["gone"] == {"celery-mail@1.service"}
@@ -105,7 +108,8 @@ def test_any_queue_name_reaches_the_worker_as_it_is(site, kit, lab):
     container = unit.removesuffix(".service").replace("@", "-")
     assert kit.environment(HOST, container)["CELERY_METAL_QUEUE"] == name
     report = kit.smoke(HOST, "celery-add_queue-1", name, count=10)[name]
-    assert report["done"] == report["sent"] and report["wrong"] == 0
+    assert report["done"] == report["sent"]
+    assert report["wrong"] == 0
     shown = lab.show(HOST, unit, "Description")
     assert name.replace("\\", "") in shown.replace("\\", "")
 
@@ -125,7 +129,10 @@ def test_autoscale_keeps_its_bounds(site, kit, lab):
     lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", task])
     lab.wait_for(
         lambda: len(kit.children(HOST, "celery-multiply_queue-1")) == 4,
-        30, "growth of the pool", host=HOST, unit="celery-multiply_queue@1.service",
+        30,
+        "growth of the pool",
+        host=HOST,
+        unit="celery-multiply_queue@1.service",
     )
 
 
@@ -168,7 +175,8 @@ def test_a_plan_that_does_not_fit_changes_nothing(site, kit, lab):
     before = lab.invocation_ids(HOST, "celery*")
     big = [*QUEUES, {"name": "big", "concurrency": 4, "memory_per_process_mb": 4000}]
     played = kit.play(celery_queues=big, fails=True)
-    assert "celery_queues needs" in played.output and 'queue "big"' in played.output
+    assert "celery_queues needs" in played.output
+    assert 'queue "big"' in played.output
     assert lab.invocation_ids(HOST, "celery*") == before
     assert kit.services(HOST) == SERVICES
 
