@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """From nothing to tasks running: boot a test host, deploy the site to it, send tasks, show it all.
 
-Run by "make demo". Run again, it finds the host as it is, changes nothing and sends the tasks again.
+Run by "make demo". Run again, it finds the host as it is, changes nothing and sends tasks again.
 """
 
 from __future__ import annotations
