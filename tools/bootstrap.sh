@@ -79,6 +79,17 @@ usable() {
   "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' 2>/dev/null
 }
 
+# Debian splits venv from Python; with root and apt that is no reason to stop.
+complete_python() {
+  local probe='import sys; sys.exit(sys.version_info < (3, 12))'
+  if ! (find_python) >/dev/null 2>&1 && ((EUID == 0)) && command -v apt-get >/dev/null &&
+    /usr/bin/python3 -c "$probe" 2>/dev/null; then
+    export DEBIAN_FRONTEND=noninteractive
+    step "apt-get update" apt-get update
+    step "installing python3-venv" apt-get install --yes --no-install-recommends python3-venv
+  fi
+}
+
 find_python() {
   local candidate
   for candidate in python3.14 python3.13 python3.12 python3 \
@@ -131,6 +142,7 @@ prepare_lab() {
   fi
 }
 
+complete_python
 case ${1:-} in
   "" | --lab)
     # Neither needs the other, and both wait for the network.
