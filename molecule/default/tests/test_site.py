@@ -140,6 +140,16 @@ def test_a_second_run_touches_nothing(kit, lab):
     assert lab.invocation_ids(HOST, "celery*") == before
 
 
+def test_an_operator_who_is_not_root_deploys_too(kit, lab):
+    lab.run(
+        HOST,
+        "useradd --create-home operator && mkdir ~operator/.ssh"
+        " && cp ~root/.ssh/authorized_keys ~operator/.ssh && chown -R operator ~operator/.ssh"
+        " && echo 'operator ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/operator",
+    )
+    assert kit.play(ansible_user="operator").changed == {HOST: 0}
+
+
 def test_check_mode_changes_nothing_and_prints_the_plan(kit, lab):
     before = lab.invocation_ids(HOST, "celery*")
     listing = lab.run(HOST, "find /etc -newermt '-1 hour' -type f | sort")
