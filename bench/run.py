@@ -289,7 +289,9 @@ def environment() -> dict[str, str]:
     """Return the environment of ansible-playbook: this project's settings and no others."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
     env |= {"PATH": f"{BIN}:{os.environ['PATH']}", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    return env | {"ANSIBLE_NOCOLOR": "1"}
+    # A task's heading must come when the task begins, and not only when there is a result to show.
+    shown = {"ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true", "ANSIBLE_DISPLAY_OK_HOSTS": "true"}
+    return env | shown | {"ANSIBLE_NOCOLOR": "1"}
 
 
 def play(playbook: pathlib.Path, hosts: pathlib.Path) -> Run:

@@ -195,6 +195,7 @@ def unit_jobs() -> list[Job]:
         *sorted(ROOT.glob("roles/*/tests")),
         ROOT / "app/tests",
         ROOT / "tests",
+        ROOT / "bench",
         LAB.parent,
     ]
     names = [

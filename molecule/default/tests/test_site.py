@@ -143,11 +143,11 @@ def test_a_second_run_touches_nothing(kit, lab):
 def test_an_operator_who_is_not_root_deploys_too(kit, lab):
     lab.run(
         HOST,
-        "useradd --create-home operator && mkdir ~operator/.ssh"
-        " && cp ~root/.ssh/authorized_keys ~operator/.ssh && chown -R operator ~operator/.ssh"
-        " && echo 'operator ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/operator",
+        "useradd --create-home deployer && mkdir ~deployer/.ssh"
+        " && cp ~root/.ssh/authorized_keys ~deployer/.ssh && chown -R deployer ~deployer/.ssh"
+        " && echo 'deployer ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/deployer",
     )
-    assert kit.play(ansible_user="operator").changed == {HOST: 0}
+    assert kit.play(ansible_user="deployer").changed == {HOST: 0}
 
 
 def test_check_mode_changes_nothing_and_prints_the_plan(kit, lab):
