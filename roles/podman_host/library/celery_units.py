@@ -316,13 +316,13 @@ def main() -> None:
         if path.endswith(".container")
     }
     states, stale = unit_states(units, patterns)
-    todo = actions(units, generations, patterns, states, running_generations())
+    needed = actions(units, generations, patterns, states, running_generations())
     if not module.check_mode:
         for path in [*new, *written]:
             write(path, files.get(path), links.get(path))
-        if remove and todo["stop"]:
+        if remove and needed["stop"]:
             # Before the files go: after a reload systemd would no longer know how to stop them.
-            stopped = run("systemctl", "stop", "--", *todo["stop"])
+            stopped = run("systemctl", "stop", "--", *needed["stop"])
             if stopped.returncode:
                 module.fail_json(msg=f"Nothing was removed: {stopped.stderr.strip()}")
         for path in remove:
@@ -331,14 +331,14 @@ def main() -> None:
             reload(module, units, patterns if remove else [])
             # What has been written just now shows in what must be started and restarted.
             states, stale = unit_states(units, patterns)
-            todo = actions(units, generations, patterns, states, running_generations())
+            needed = actions(units, generations, patterns, states, running_generations())
     module.exit_json(
         changed=bool(new or written or remove),
         new=new,
         written=written,
         gone=gone,
         diff=diff,
-        **todo,
+        **needed,
     )
 
 

@@ -152,8 +152,8 @@ def test_an_instance_started_by_hand_follows_its_template():
 
 def test_an_instance_started_by_hand_goes_with_its_queue():
     states = {"celery-a@9.service": "active"}
-    todo = act(states, {}, ["celery-a@*.service"], wanted=(), generations={})
-    assert todo == {"start": [], "restart": [], "stop": ["celery-a@9.service"]}
+    needed = act(states, {}, ["celery-a@*.service"], wanted=(), generations={})
+    assert needed == {"start": [], "restart": [], "stop": ["celery-a@9.service"]}
 
 
 @pytest.mark.parametrize("state", ["activating", "deactivating", "reloading", "failed", "inactive"])
@@ -189,21 +189,21 @@ def test_promises(queues, wanted_instances, gone, states, running):
     paths = [f"{QUADLETS}/celery-{queue}@.container" for queue in gone - queues]
     paths += [f"{UNITS}/celery-{queue}.target" for queue in gone - queues]
     patterns = celery_units.gone_patterns(paths)
-    todo = celery_units.actions(wanted, generations, patterns, states, running)
+    needed = celery_units.actions(wanted, generations, patterns, states, running)
 
-    every = [unit for units in todo.values() for unit in units]
+    every = [unit for units in needed.values() for unit in units]
     assert len(every) == len(set(every))
-    assert all(units == sorted(units) for units in todo.values())
+    assert all(units == sorted(units) for units in needed.values())
     assert not any(unit in every for unit in states if not unit.startswith("celery-"))
     for unit in wanted:
         up = states.get(unit) == "active"
-        assert (unit in todo["start"]) == (not up)
+        assert (unit in needed["start"]) == (not up)
         if up and (unit.endswith(".target") or running.get(unit) == "new"):
             assert unit not in every
-    for unit in todo["stop"]:
+    for unit in needed["stop"]:
         assert unit not in wanted
         assert any(fnmatch.fnmatchcase(unit, pattern) for pattern in patterns)
-    for unit in todo["restart"]:
+    for unit in needed["restart"]:
         assert states[unit] == "active"
         assert celery_units.template_of(unit) in generations
         assert running.get(unit) != "new"
