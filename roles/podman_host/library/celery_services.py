@@ -76,6 +76,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     wanted = {verb: module.params[verb] for verb in VERBS if module.params[verb]}
+    if wanted and not module.check_mode:
+        # An earlier run may have been cut off after it wrote and before systemd read.
+        run("systemctl", "daemon-reload")
     for verb, names in wanted.items():
         problem = "" if module.check_mode else bring(verb, names, module.params["journal_lines"])
         if problem:

@@ -224,21 +224,22 @@ def write(path: str, content: str | None, target: str | None) -> None:
     os.replace(temporary, path)
 
 
-def unit_states(names: set[str], patterns: list[str]) -> tuple[dict[str, str], bool]:
-    """ActiveState of each unit, and whether systemd still has to read some unit file."""
-    templates = {template_of(name).replace("@.", "@*.") for name in names}
-    asked = sorted(names | templates | set(patterns))
-    if not asked or not shutil.which("systemctl"):
-        return {}, False
-    shown = run("systemctl", "show", "-p", "Id,LoadState,ActiveState,NeedDaemonReload", *asked)
-    states, stale = {}, False
-    for block in shown.stdout.strip().split("\n\n"):
-        unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if unit.get("Id"):
-            states[unit["Id"]] = unit["ActiveState"]
-            missing = unit["LoadState"] == "not-found" and unit["Id"] in names
-            stale = stale or missing or unit["NeedDaemonReload"] == "yes"
-    return states, stale
+def unit_states() -> dict[str, str]:
+    """ActiveState of each unit that systemd has loaded; one call, whatever their number."""
+    if not shutil.which("systemctl"):
+        return {}
+    listed = run("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager").stdout
+    rows = [line.split(None, 3) for line in listed.splitlines()]
+    return {row[0]: row[2] for row in rows if len(row) > 2}
+
+
+def unknown_units(names: set[str]) -> list[str]:
+    """Those of the units that systemd cannot load, sorted."""
+    if not names:
+        return []
+    shown = run("systemctl", "show", "-p", "Id,LoadState", *sorted(names)).stdout
+    blocks = [dict(line.split("=", 1) for line in one.split()) for one in shown.split("\n\n")]
+    return sorted(names - {one["Id"] for one in blocks if one.get("LoadState") == "loaded"})
 
 
 def running_generations() -> dict[str, str]:
@@ -258,11 +259,10 @@ def reload(module: AnsibleModule, units: set[str], removed: list[str]) -> None:
     if removed:
         # A unit that failed before its file was removed would be listed for ever.
         run("systemctl", "reset-failed", *removed)
-    states, stale = unit_states(units, [])
-    lost = sorted(units - set(states))
-    if stale or lost:
+    unknown = unknown_units(units)
+    if unknown:
         module.fail_json(
-            msg=f"systemd does not know what was written ({', '.join(lost) or 'stale units'}): "
+            msg=f"systemd does not know what was written ({', '.join(unknown)}): "
             f"run '{QUADLET} -dryrun' on the host to see why."
         )
 
@@ -315,8 +315,9 @@ def main() -> None:
         for path, content in files.items()
         if path.endswith(".container")
     }
-    states, stale = unit_states(units, patterns)
-    needed = actions(units, generations, patterns, states, running_generations())
+    # Only containers have a generation.
+    running = running_generations() if generations else {}
+    needed = actions(units, generations, patterns, unit_states(), running)
     if not module.check_mode:
         for path in [*new, *written]:
             write(path, files.get(path), links.get(path))
@@ -327,11 +328,10 @@ def main() -> None:
                 module.fail_json(msg=f"Nothing was removed: {stopped.stderr.strip()}")
         for path in remove:
             os.unlink(path)
-        if new or written or remove or stale:
+        if new or written or remove:
             reload(module, units, patterns if remove else [])
-            # What has been written just now shows in what must be started and restarted.
-            states, stale = unit_states(units, patterns)
-            needed = actions(units, generations, patterns, states, running_generations())
+            # What was removed runs no more.
+            needed = actions(units, generations, patterns, unit_states(), running)
     module.exit_json(
         changed=bool(new or written or remove),
         new=new,
