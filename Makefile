@@ -28,7 +28,7 @@ molecule: ## run the scenarios, or one: make molecule S=default
 
 bench: ## measure
 	@tools/bootstrap.sh --lab
-	@$(PYTHON) bench/run.py
+	@$(PYTHON) bench/run.py --markdown docs/bench.md
 
 clean: ## remove this checkout's test hosts, .venv and caches
 	@tools/clean.sh
