@@ -1,6 +1,9 @@
 """A Redis host and two worker hosts: each is sized by itself, and all work from one broker."""
 
 import json
+import shutil
+
+from kit_fixtures import ROOT
 
 QUEUES = ["add_queue", "multiply_queue"]
 WORKERS = ["small", "large"]
@@ -63,6 +66,25 @@ def test_a_run_limited_to_one_host_needs_no_other(kit, lab):
     before = {host: lab.invocation_ids(host, "celery*") for host in lab.hosts}
     assert kit.play("--limit", "large").changed == {"large": 0}
     assert {host: lab.invocation_ids(host, "celery*") for host in lab.hosts} == before
+
+
+def test_removal_asks_first_on_every_host(kit, lab):
+    # Limited to the broker, the play of the workers has no host at all.
+    before = lab.invocation_ids("broker", "celery*")
+    played = kit.play("--limit", "broker", playbook="playbooks/remove.yml", fails=True)
+    assert "these hosts: broker." in played.output
+    assert lab.invocation_ids("broker", "celery*") == before
+    assert kit.services("broker") == {"celery-redis.service"}
+
+
+def test_a_limited_run_says_that_it_cannot_build(kit, lab, tmp_path):
+    # Another app than the deployed one, and the build host is not among the hosts of the run.
+    shutil.copytree(ROOT / "app" / "sample", tmp_path / "app")
+    (tmp_path / "app" / "new.txt").write_text("new\n")
+    before = lab.invocation_ids("large", "celery*")
+    played = kit.play("--limit", "large", fails=True, image_app_source=str(tmp_path / "app"))
+    assert "--limit 'large,broker'" in " ".join(played.output.split())
+    assert lab.invocation_ids("large", "celery*") == before
 
 
 def test_a_new_password_reaches_every_host_and_restarts_what_uses_it(kit, lab):
