@@ -58,7 +58,7 @@ def described(option: Mapping[str, Any]) -> str:
 def kind(option: Mapping[str, Any]) -> str:
     """The type of an option in words."""
     if option["type"] == "list":
-        elements = {"str": "texts", "path": "paths", "dict": "mappings"}
+        elements = {"str": "texts", "int": "numbers", "path": "paths", "dict": "mappings"}
         return f"list of {elements[option['elements']]}"
     return TYPES[option["type"]]
 

@@ -330,3 +330,43 @@ def smoke(server, *arguments):
         timeout=60,
         check=False,
     )
+
+
+def waiting(producer, worker):
+    with producer.app.connection_for_write() as connection:
+        return connection.default_channel.client.llen(worker.queue)
+
+
+def test_what_outlasts_the_drain_goes_back_to_the_queue_at_once(start, producer, tmp_path):
+    pools = ("prefork", "threads", "gevent", "solo")
+    drained = {"CONCURRENCY": "1", "CELERY_METAL_DRAIN_SECONDS": "1"}
+    workers = {pool: start(CELERY_METAL_POOL=pool, **drained) for pool in pools}
+    for pool, worker in workers.items():
+        producer.post(worker.ready(), TOUCH, str(tmp_path / pool), 60)
+    for pool in pools:
+        wait_until((tmp_path / pool).exists, "the task runs")
+    for worker in workers.values():
+        worker.process.send_signal(signal.SIGTERM)
+    for pool, worker in workers.items():
+        worker.process.wait(10)
+        assert waiting(producer, worker) == 1, (pool, worker.log)
+        assert (tmp_path / pool).read_text() == "begun"
+
+
+def test_a_task_whose_process_is_killed_runs_again(start, producer, tmp_path):
+    worker = start(CONCURRENCY="1").ready()
+    mark = tmp_path / "mark"
+    producer.post(worker, TOUCH, str(mark), 1)
+    wait_until(mark.exists, "the task runs")
+    child = worker.children[0]
+    mark.unlink()
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: mark.exists() and mark.read_text() == "done", "it runs again, to its end")
+    assert worker.process.poll() is None
+    assert worker.children != [child]
+
+
+def test_a_process_that_has_grown_is_replaced_after_its_task(start, producer):
+    grown = start(CONCURRENCY="1", CELERY_METAL_MAX_MEMORY_PER_CHILD_MB="16").ready()
+    before = producer.answers(grown, INSIDE)[0]["pid"]
+    assert producer.answers(grown, INSIDE)[0]["pid"] != before

@@ -35,6 +35,19 @@ CELERY_METAL_PASSWORD_FILE
     Holds the password for both (``/run/secrets/celery-redis-password``, which may be absent).
 CELERY_METAL_WATCHDOG_SECONDS
     systemd's WatchdogSec (0: off).
+CELERY_METAL_DRAIN_SECONDS
+    How long running tasks may go on when the worker is told to stop (0: without end). What still
+    runs then is interrupted, and goes back to its queue.
+CELERY_METAL_ACKS_LATE
+    ``true`` (default): a task is acknowledged at its end, and runs again when its worker dies.
+    ``false``: at its begin.
+CELERY_METAL_PREFETCH
+    Tasks that a worker takes from the queue, for each that it can run at once (1).
+CELERY_METAL_MAX_MEMORY_PER_CHILD_MB
+    With prefork, a process that has used more memory is replaced after its task.
+CELERY_METAL_VISIBILITY_SECONDS
+    What no worker has acknowledged for so long goes back to its queue: longer than any task. The
+    same for all workers of one Redis.
 NOTIFY_SOCKET
     systemd's, as Podman passes it on. Unset: nothing is told.
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from celery_metal_runtime.broker import configure
+from celery_metal_runtime.safety import make_safe
 from celery_metal_runtime.settings import EX_USAGE, UsageError, choice, required, seconds, text
 from celery_metal_runtime.sizing import POOLS, Sizing, size
 
@@ -34,6 +35,7 @@ class Order(NamedTuple):
     node: str
     loglevel: str
     watchdog: float
+    drain: float
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -57,7 +59,7 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     order = _order(os.environ)
     app = _load_after_patching(app_name, order.pool)
     sizing = size(os.environ, order.pool, lambda: _count_cpus(order.pool))
-    for line in sizing.lines:
+    for line in [*sizing.lines, *make_safe(app, os.environ, order.pool)]:
         _say(f"{order.queue}: {line}")
     if order.pool == "prefork":
         # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
@@ -88,6 +90,7 @@ def _order(environ: Mapping[str, str]) -> Order:
         node=f"{name}@{re.sub(r'[^\w.:-]', '_', host) or '%h'}",
         loglevel=choice(environ, "CELERY_METAL_LOGLEVEL", LOGLEVELS, "info"),
         watchdog=seconds(environ, "CELERY_METAL_WATCHDOG_SECONDS"),
+        drain=seconds(environ, "CELERY_METAL_DRAIN_SECONDS"),
     )
 
 
@@ -160,7 +163,7 @@ def _install_health(app: "Celery", order: Order) -> None:
     # Imports Celery's worker: not before gevent has patched.
     from celery_metal_runtime.health import install
 
-    install(app, os.environ, order.queue, order.pool, order.watchdog)
+    install(app, os.environ, order.queue, order.pool, order.watchdog, order.drain)
 
 
 def _count_cpus(pool: str) -> int:

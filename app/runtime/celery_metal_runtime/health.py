@@ -19,6 +19,7 @@ import signal
 import threading
 from collections.abc import MutableMapping
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,6 +41,8 @@ PROBE_SECONDS = 2.0
 ANSWER_SECONDS = 3.0
 # kombu pauses up to 30 s between two attempts to connect.
 RECONNECT_SECONDS = 120.0
+# What an interrupted task has for its `finally`; StopTimeout leaves 10 s above the drain.
+INTERRUPT_SECONDS = 3.0
 WORDS = {
     "prefork": ("process", "processes"),
     "threads": ("thread", "threads"),
@@ -63,6 +66,7 @@ class Health:
         # Later than kombu's own repair of a silent connection, which keeps the running tasks.
         self.serve_limit = max(self.limit, ANSWER_SECONDS + 3 * check)
         self.pool: Any = None
+        self.channel: Any = None
         self.last_turn = self.last_served = self.waiting_since = monotonic()
         self.waiting = True
         self.answered_since: float | None = None
@@ -148,18 +152,61 @@ class Health:
         with suppress(OSError):
             os.write(STDERR, f"celery-metal: {reason}: giving up; all threads:\n".encode())
         faulthandler.dump_traceback(STDERR)
-        # Python's processes only: gevent's and the thread pool's are this very process.
-        for child in list(getattr(getattr(self.pool, "_pool", None), "_pool", ())):
+        self.end(EX_SOFTWARE)
+
+    def interrupt(self) -> None:
+        """End the pool's processes, with SIGTERM first; return when none runs any more."""
+        pause, until = unpatched("time", "sleep"), monotonic() + INTERRUPT_SECONDS
+        self._signal(signal.SIGTERM)
+        while any(map(_is_running, self._children())) and monotonic() < until:
+            pause(0.05)
+        self._signal(signal.SIGKILL)
+
+    def give_back(self) -> None:
+        """Return to the queue all that was taken from it and not acknowledged."""
+        qos = getattr(self.channel, "qos", None)
+        if not hasattr(qos, "restore_by_tag"):  # another kind of broker requeues by itself
+            return
+        try:
+            # Of this thread: under gevent the consumer's connections belong to the main one.
+            client = self.channel.Client(connection_pool=self.channel._get_pool())
+            for tag in list(qos._delivered):
+                # A transaction: what has been acknowledged meanwhile is not there any more.
+                qos.restore_by_tag(tag, client)
+        except Exception as error:  # noqa: BLE001 - without a broker only the visibility timeout is left
+            text = f"celery-metal: not given back: {error}; after the visibility timeout\n"
             with suppress(OSError):
-                os.kill(child.pid, signal.SIGKILL)
-        os._exit(EX_SOFTWARE)
+                os.write(STDERR, text.encode())
+
+    def end(self, status: int = 0) -> NoReturn:
+        """End the pool's processes and this one at once."""
+        self._signal(signal.SIGKILL)
+        os._exit(status)
+
+    def _children(self) -> list[int]:
+        # Python's processes only: gevent's and the thread pool's are this very process.
+        processes = getattr(getattr(self.pool, "_pool", None), "_pool", ())
+        return [process.pid for process in list(processes)]
+
+    def _signal(self, number: int) -> None:
+        for pid in self._children():
+            with suppress(OSError):
+                os.kill(pid, number)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 class Watch:
     """The thread that looks at a Health, and tells systemd."""
 
-    def __init__(self, health: Health, notifier: Notifier) -> None:
-        self.health, self.notifier = health, notifier
+    def __init__(self, health: Health, notifier: Notifier, drain: float) -> None:
+        self.health, self.notifier, self.drain_seconds = health, notifier, drain
+        self.drained_by: float | None = None
         self.beat_due, self.status_due = 0.0, monotonic() + STATUS_SECONDS
         self.status = ""
 
@@ -175,6 +222,8 @@ class Watch:
     def drain(self) -> None:
         """The worker takes no more tasks and finishes those that it has."""
         if not self.health.draining:
+            if self.drain_seconds:
+                self.drained_by = monotonic() + self.drain_seconds
             self.health.draining = True
             self.notifier.send("STOPPING=1", f"STATUS={self.health.status(monotonic())}")
 
@@ -194,7 +243,23 @@ class Watch:
             if health.watchdog and (reason := health.verdict(now)):
                 health.give_up(reason)
             self._tell(now)
+            if self.drained_by is not None and now >= self.drained_by:
+                self._end_drain()
             pause(health.tick)
+
+    def _end_drain(self) -> NoReturn:
+        """Interrupt what still runs, give it back to its queue, and end this process.
+
+        Not by Celery's cold shutdown (SIGQUIT): once the warm one waits for the pool it changes
+        nothing, and threads can be interrupted by nothing but the end of their process.
+        """
+        busy = len(worker_state.active_requests)
+        text = f"celery-metal: the drain is over, {busy} busy: back to the queue, and end\n"
+        with suppress(OSError):
+            os.write(STDERR, text.encode())
+        self.health.interrupt()
+        self.health.give_back()
+        self.health.end()
 
     def _tell(self, now: float) -> None:
         if self.health.watchdog and now >= self.beat_due:
@@ -208,14 +273,20 @@ class Watch:
 
 
 def install(
-    app: "Celery", environ: MutableMapping[str, str], queue: str, pool: str, watchdog: float
+    app: "Celery",
+    environ: MutableMapping[str, str],
+    queue: str,
+    pool: str,
+    watchdog: float,
+    drain: float = 0,
 ) -> None:
     """Have the worker that `app` is about to start watched; see Health for the arguments.
 
+    `drain` is how long tasks may go on after the worker was told to stop, in seconds; 0: for ever.
     Takes NOTIFY_SOCKET out of `environ`.
     """
     health, notifier = Health(app, queue, pool, watchdog), Notifier(environ)
-    watch = Watch(health, notifier)
+    watch = Watch(health, notifier, drain)
 
     class WatchStep(bootsteps.StartStopStep):
         """Starts the thread, after the pool has forked and before the consumer connects."""
@@ -233,6 +304,7 @@ def install(
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, consumer: "Consumer") -> None:
+            health.channel = consumer.task_consumer.channel
             health.connected()
             self.timer = consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))
 

@@ -85,6 +85,29 @@ def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
     assert "celery-mail" not in lab.run(HOST, "podman ps -a --format '{{.Names}}'")
 
 
+def test_what_outlasts_the_drain_is_in_its_queue_again_when_the_stop_is_over(site, kit, lab):
+    # Above the first: a task of 4 s ends in it, and one of 600 s does not.
+    queues = [ADD, {**MULTIPLY, "drain_seconds": 8}, MAIL]
+    site(queues)
+    send = (
+        "from metal_sample.tasks import wait; from metal_sample.celery import app;"
+        "from celery_metal_runtime import configure; configure(app);"
+        "[wait.apply_async((n,), queue='multiply_queue') for n in (4, 600)]"
+    )
+    lab.run(HOST, ["podman", "exec", "celery-multiply_queue-1", "python", "-c", send])
+    unit = "celery-multiply_queue@1.service"
+    lab.wait_for(
+        lambda: "2 busy" in lab.show(HOST, unit, "StatusText"), 20, "two tasks run", unit=unit
+    )
+    lab.run(HOST, ["systemctl", "stop", unit])
+    assert lab.show(HOST, unit, "Result") == "success", lab.journal(HOST, unit)
+    waiting = kit.redis(HOST, "lrange", "multiply_queue", "0", "-1").splitlines()
+    assert len(waiting) == 1, lab.journal(HOST, unit)
+    assert "600" in json.loads(waiting[0])["headers"]["argsrepr"]
+    assert kit.redis(HOST, "hlen", "unacked") == "0"
+    assert kit.redis(HOST, "del", "multiply_queue") == "1"
+
+
 def test_instances_come_and_go_alone(site, kit):
     queues = copy.deepcopy(QUEUES)
     queues[0]["instances"] = 3

@@ -56,6 +56,8 @@ QUEUE_RULES: dict[str, Rule] = {
     "instances": Rule("int", 1, 1, 100),
     "memory_per_process_mb": Rule("int", 150, 16, 1048576),
     "drain_seconds": Rule("int", 60, 1, 86400),
+    "acks_late": Rule("bool", True),
+    "prefetch": Rule("int", 1, 1, 1000),
 }
 
 SETTING_RULES: dict[str, Rule] = {
@@ -103,6 +105,8 @@ class Queue(TypedDict):
     instances: int
     memory_per_process_mb: int
     drain_seconds: int
+    acks_late: bool
+    prefetch: int
 
 
 def unit_slug(name: str) -> str:
@@ -479,6 +483,8 @@ def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> di
         "memory_mb": pool.memory_mb(sized.limits["main_process_mb"]),
         "cpu_weight": weight[0],
         "drain_seconds": queue["drain_seconds"],
+        "acks_late": queue["acks_late"],
+        "prefetch": queue["prefetch"],
         "reasons": {
             "concurrency": _size_reason(pool, wanted, sized),
             "memory_mb": _memory_reason(pool, sized.limits),

@@ -40,6 +40,8 @@ def test_defaults_are_filled_in_and_order_is_kept():
         "instances": 1,
         "memory_per_process_mb": 150,
         "drain_seconds": 60,
+        "acks_late": True,
+        "prefetch": 1,
     }
     assert (valid[1]["unit"], valid[1]["weight"]) == ("a_2f1", 3)
 

@@ -6,6 +6,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+# A task that the drain interrupts has 3 s for its `finally`, and Redis 5 s to take it back.
+INTERRUPT_SECONDS = 10
+# Podman's own time to end a container that was killed.
+PODMAN_SECONDS = 15
+# Celery's default for Redis.
+LEAST_VISIBILITY_SECONDS = 3600
+
 QUADLETS = "/etc/containers/systemd/celery-metal"
 UNITS = "/etc/systemd/system"
 
@@ -26,6 +33,31 @@ def quoted(text: str) -> str:
     for char, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
         text = text.replace(char, escaped)
     return f'"{text}"'
+
+
+def drain_chain(drain_seconds: int) -> dict[str, int]:
+    """What follows from a queue's ``drain_seconds``, in seconds, each above the one before.
+
+    drain_seconds (the runtime interrupts and gives back what still runs) < StopTimeout (Podman
+    kills) < TimeoutStopSec (systemd kills Podman).
+
+    >>> drain_chain(60)
+    {'stop_timeout': 70, 'timeout_stop_seconds': 85}
+    """
+    stop = drain_seconds + INTERRUPT_SECONDS
+    return {"stop_timeout": stop, "timeout_stop_seconds": stop + PODMAN_SECONDS}
+
+
+def visibility_seconds(drains: list[int]) -> int:
+    """Celery's visibility timeout for all workers of a Redis, from all queues' ``drain_seconds``.
+
+    A task that runs longer is run a second time, so it must be above the longest of any queue; what
+    a dead host has taken comes back only after it.
+
+    >>> visibility_seconds([60, 7200])
+    14400
+    """
+    return max(LEAST_VISIBILITY_SECONDS, 2 * max(drains, default=0))
 
 
 def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[str, Any]:
@@ -50,7 +82,9 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
     files, links = {}, {}
     for queue in plan["queues"]:
         unit = f"celery-{queue['unit']}"
-        files[f"{QUADLETS}/{unit}@.container"] = container.render(queue=queue, **context)
+        files[f"{QUADLETS}/{unit}@.container"] = container.render(
+            queue=queue, **drain_chain(queue["drain_seconds"]), **context
+        )
         files[f"{UNITS}/{unit}.target"] = target.render(queue=queue)
         links[f"{UNITS}/celery.target.wants/{unit}.target"] = f"{UNITS}/{unit}.target"
         for number in range(1, queue["instances"] + 1):
@@ -60,4 +94,7 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"celery_worker_units": worker_units}
+        return {
+            "celery_worker_units": worker_units,
+            "celery_worker_visibility_seconds": visibility_seconds,
+        }

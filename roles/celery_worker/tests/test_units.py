@@ -22,6 +22,7 @@ CONTEXT = {
     "log_level": "info",
     "process_factor": 4,
     "watchdog_seconds": 60,
+    "visibility_seconds": 3600,
     "secret_version": "abc",
 }
 
@@ -164,6 +165,11 @@ def test_a_worker_s_environment():
         "CELERY_METAL_HOST": "%H",
         "CELERY_METAL_LOGLEVEL": "info",
         "CELERY_METAL_BROKER": CONTEXT["broker_url"],
+        "CELERY_METAL_ACKS_LATE": "true",
+        "CELERY_METAL_PREFETCH": "1",
+        "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB": "150",
+        "CELERY_METAL_DRAIN_SECONDS": "60",
+        "CELERY_METAL_VISIBILITY_SECONDS": "3600",
         "CELERY_METAL_WATCHDOG_SECONDS": "60",
     }
     assert dict(sections["Service"])["WatchdogSec"] == "60"
@@ -214,9 +220,29 @@ def test_the_drain_chain(drain):
     sections = container({"name": "a", "drain_seconds": drain})
     podman = seconds(sections, "Container", "StopTimeout")
     systemd = seconds(sections, "Service", "TimeoutStopSec")
+    given = environment(sections)
+    assert int(given["CELERY_METAL_DRAIN_SECONDS"]) == drain
     assert drain < podman < systemd
     assert podman - drain >= 10
     assert systemd - podman >= 10
+
+
+@given(st.lists(st.integers(1, 86400)))
+def test_the_visibility_timeout_is_above_every_drain(drains):
+    visibility = celery_worker.visibility_seconds(drains)
+    assert visibility >= 3600
+    assert all(visibility >= 2 * drain for drain in drains)
+
+
+def test_what_a_queue_says_of_its_tasks_reaches_the_worker():
+    found = environment(
+        container({"name": "a", "acks_late": False, "prefetch": 4, "memory_per_process_mb": 300})
+    )
+    assert found["CELERY_METAL_ACKS_LATE"] == "false"
+    assert found["CELERY_METAL_PREFETCH"] == "4"
+    assert found["CELERY_METAL_MAX_MEMORY_PER_CHILD_MB"] == "300"
+    threads = environment(container({"name": "a", "pool": "threads"}))
+    assert "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB" not in threads
 
 
 def test_limits_are_the_plan_s_and_say_why():

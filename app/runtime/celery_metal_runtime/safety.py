@@ -1,0 +1,70 @@
+"""What keeps tasks from being lost: a worker's defaults, which an app's own settings replace."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from celery_metal_runtime.settings import UsageError, choice, positive
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+ACKS_LATE = "CELERY_METAL_ACKS_LATE"
+PREFETCH = "CELERY_METAL_PREFETCH"
+CHILD_MB = "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB"
+VISIBILITY = "CELERY_METAL_VISIBILITY_SECONDS"
+PICKLE = frozenset({"pickle", "application/x-python-serialize"})
+
+
+def make_safe(app: "Celery", environ: Mapping[str, str], pool: str) -> list[str]:
+    """Give `app` a worker's defaults; returns a line for each value that was not taken as it is.
+
+    What the app sets itself stays, but for a visibility timeout below that of the environment.
+    Raises UsageError for an app that accepts or sends pickle, and for a malformed variable.
+    """
+    _refuse_pickle(app)
+    acks_late = choice(environ, ACKS_LATE, ("true", "false"), "true") == "true"
+    defaults = {
+        # Acknowledged at its end, a task that a crash or a stop interrupts is still in Redis.
+        "task_acks_late": acks_late,
+        # A child that is killed takes no task along.
+        "task_reject_on_worker_lost": acks_late,
+        "worker_prefetch_multiplier": positive(environ, PREFETCH) or 1,
+    }
+    child_mb = positive(environ, CHILD_MB)
+    if child_mb and pool == "prefork":
+        defaults["worker_max_memory_per_child"] = child_mb * 1024  # Celery counts in KiB
+    lines = []
+    for name, value in defaults.items():
+        if not app.conf.value_set_for(name):
+            app.conf[name] = value
+        elif app.conf[name] != value:
+            lines.append(f"{name} stays {app.conf[name]}, as the app sets it; the queue's: {value}")
+    return lines + _keep_visible(app, positive(environ, VISIBILITY))
+
+
+def _refuse_pickle(app: "Celery") -> None:
+    for name in ("accept_content", "task_serializer", "result_serializer", "result_accept_content"):
+        value = app.conf[name]
+        given = {value} if isinstance(value, str) else set(value or ())
+        if given & PICKLE:
+            raise UsageError(
+                f"{name}={value!r} of the app is refused: whoever can write to Redis could run any "
+                "code in a worker that loads pickle; set it to json"
+            )
+
+
+def _keep_visible(app: "Celery", seconds: int | None) -> list[str]:
+    """Raise the visibility timeout to so many seconds: a shorter one runs long tasks twice."""
+    if not seconds or not (app.conf.broker_read_url or "").startswith("redis"):
+        return []
+    options = dict(app.conf.broker_transport_options or {})
+    own = options.get("visibility_timeout")
+    if own and own >= seconds:
+        return []
+    app.conf.broker_transport_options = options | {"visibility_timeout": seconds}
+    if not own:
+        return []
+    return [
+        f"visibility_timeout {own} of the app is raised to {seconds} s: "
+        "a task that runs longer would be run twice"
+    ]

@@ -1,0 +1,64 @@
+"""A worker's defaults, and which settings of an app they give way to."""
+
+import pytest
+from celery import Celery
+from celery_metal_runtime.safety import make_safe
+from celery_metal_runtime.settings import UsageError
+
+
+def app_with(**settings):
+    app = Celery("user", broker="redis://here/0", set_as_current=False)
+    app.conf.update(settings)
+    return app
+
+
+def test_without_a_word_tasks_are_safe():
+    app = app_with()
+    environ = {
+        "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB": "150",
+        "CELERY_METAL_VISIBILITY_SECONDS": "7200",
+    }
+    assert make_safe(app, environ, "prefork") == []
+    assert app.conf.task_acks_late is True
+    assert app.conf.task_reject_on_worker_lost is True
+    assert app.conf.worker_prefetch_multiplier == 1
+    assert app.conf.worker_max_memory_per_child == 150 * 1024
+    assert app.conf.broker_transport_options["visibility_timeout"] == 7200
+
+
+def test_a_queue_may_choose_otherwise():
+    app = app_with()
+    make_safe(app, {"CELERY_METAL_ACKS_LATE": "false", "CELERY_METAL_PREFETCH": "4"}, "threads")
+    assert app.conf.task_acks_late is False
+    assert app.conf.task_reject_on_worker_lost is False
+    assert app.conf.worker_prefetch_multiplier == 4
+
+
+def test_what_the_app_sets_itself_stays_and_is_said():
+    app = app_with(task_acks_late=False, worker_prefetch_multiplier=8)
+    lines = make_safe(app, {}, "prefork")
+    assert app.conf.task_acks_late is False
+    assert app.conf.worker_prefetch_multiplier == 8
+    assert [line.split()[0] for line in lines] == ["task_acks_late", "worker_prefetch_multiplier"]
+
+
+@pytest.mark.parametrize(("own", "kept"), [(60, 3600), (9999, 9999)])
+def test_a_visibility_timeout_below_a_task_is_raised(own, kept):
+    app = app_with(broker_transport_options={"visibility_timeout": own, "sep": ":"})
+    lines = make_safe(app, {"CELERY_METAL_VISIBILITY_SECONDS": "3600"}, "prefork")
+    assert app.conf.broker_transport_options == {"visibility_timeout": kept, "sep": ":"}
+    assert len(lines) == (own != kept)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"accept_content": ["json", "pickle"]},
+        {"accept_content": ["application/x-python-serialize"]},
+        {"task_serializer": "pickle"},
+        {"result_serializer": "pickle"},
+    ],
+)
+def test_pickle_is_refused(settings):
+    with pytest.raises(UsageError, match=f"{next(iter(settings))}=.*set it to json"):
+        make_safe(app_with(**settings), {}, "prefork")
