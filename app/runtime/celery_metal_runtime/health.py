@@ -250,8 +250,8 @@ class Watch:
     def _end_drain(self) -> NoReturn:
         """Interrupt what still runs, give it back to its queue, and end this process.
 
-        Not by Celery's cold shutdown (SIGQUIT): once the warm one waits for the pool it changes
-        nothing, and threads can be interrupted by nothing but the end of their process.
+        Not by Celery's cold shutdown (SIGQUIT), which does this for prefork only: threads keep the
+        process from ending, and with gevent and solo the task is not in its queue afterwards.
         """
         busy = len(worker_state.active_requests)
         text = f"celery-metal: the drain is over, {busy} busy: back to the queue, and end\n"
