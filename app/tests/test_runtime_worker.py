@@ -227,14 +227,19 @@ def test_a_connection_that_is_lost_at_once_is_one_outage(start, tmp_path):
     assert worker.stop() == 0
 
 
-def test_sigterm_finishes_what_runs(start, producer, tmp_path):
-    pools = ("prefork", "threads", "gevent", "solo")
-    watched = {"CONCURRENCY": "1", "CELERY_METAL_WATCHDOG_SECONDS": "1.5"}
-    workers = {pool: start(CELERY_METAL_POOL=pool, **watched) for pool in pools}
+def busy_in_each_pool(start, producer, folder, seconds, **environ):
+    """A worker of each pool, running a task of so many seconds that leaves its mark in `folder`."""
+    workers = {pool: start(CELERY_METAL_POOL=pool, CONCURRENCY="1", **environ) for pool in POOLS}
     for pool, worker in workers.items():
-        producer.post(worker.ready(), TOUCH, str(tmp_path / pool), 3)
-    for pool in pools:
-        wait_until((tmp_path / pool).exists, "the task runs")
+        producer.post(worker.ready(), TOUCH, str(folder / pool), seconds)
+    for pool in workers:
+        wait_until((folder / pool).exists, "the task runs")
+    return workers
+
+
+def test_sigterm_finishes_what_runs(start, producer, tmp_path):
+    watched = {"CELERY_METAL_WATCHDOG_SECONDS": "1.5"}
+    workers = busy_in_each_pool(start, producer, tmp_path, 3, **watched)
     begun = time.monotonic()
     for worker in workers.values():
         worker.process.send_signal(signal.SIGTERM)
@@ -338,17 +343,12 @@ def waiting(producer, worker):
 
 
 def test_what_outlasts_the_drain_goes_back_to_the_queue_at_once(start, producer, tmp_path):
-    pools = ("prefork", "threads", "gevent", "solo")
-    drained = {"CONCURRENCY": "1", "CELERY_METAL_DRAIN_SECONDS": "1"}
-    workers = {pool: start(CELERY_METAL_POOL=pool, **drained) for pool in pools}
-    for pool, worker in workers.items():
-        producer.post(worker.ready(), TOUCH, str(tmp_path / pool), 60)
-    for pool in pools:
-        wait_until((tmp_path / pool).exists, "the task runs")
+    drained = {"CELERY_METAL_DRAIN_SECONDS": "1"}
+    workers = busy_in_each_pool(start, producer, tmp_path, 60, **drained)
     for worker in workers.values():
         worker.process.send_signal(signal.SIGTERM)
     for pool, worker in workers.items():
-        worker.process.wait(10)
+        assert worker.process.wait(10) == 0, (pool, worker.log)
         assert waiting(producer, worker) == 1, (pool, worker.log)
         assert (tmp_path / pool).read_text() == "begun"
 

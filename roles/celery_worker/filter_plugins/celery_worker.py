@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# A task that the drain interrupts has 3 s for its `finally`, and Redis 5 s to take it back.
+# A task that the drain interrupts has 3 s for its `finally`; the rest is to give it back to Redis.
 INTERRUPT_SECONDS = 10
 # Podman's own time to end a container that was killed.
 PODMAN_SECONDS = 15
