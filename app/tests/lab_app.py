@@ -9,6 +9,7 @@ from pathlib import Path
 from celery import Celery, bootsteps
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import control_command
+from celery_metal_runtime import ledger
 
 app = Celery(
     "lab",
@@ -30,6 +31,10 @@ class Flaky(bootsteps.StartStopStep):
 
 if "LAB_FLAKY" in os.environ:
     Tasks.requires = (*Tasks.requires, Flaky)
+
+if "LAB_BEAT_SECONDS" in os.environ:
+    ledger.BEAT_SECONDS = float(os.environ["LAB_BEAT_SECONDS"])
+    ledger.LEASE_SECONDS = 20 * ledger.BEAT_SECONDS
 
 _lock = threading.Lock()
 _crowd = {"now": 0, "peak": 0}
@@ -60,6 +65,21 @@ def touch(path, seconds):
     Path(path).write_text("begun")
     time.sleep(seconds)
     Path(path).write_text("done")
+
+
+@app.task
+def count(path, seconds):
+    """Leave a mark after some work, each time that it is done."""
+    time.sleep(seconds)
+    with Path(path).open("a") as file:
+        file.write("done\n")
+
+
+@app.task
+def note(path, text):
+    """Add a line to a file."""
+    with Path(path).open("a") as file:
+        file.write(f"{text}\n")
 
 
 @app.task

@@ -14,6 +14,7 @@ from pathlib import Path
 from celery import Celery
 from celery.result import ResultSet
 from celery_metal_runtime import configure
+from redis import Redis as Client
 
 HERE = Path(__file__).parent
 PASSWORD = "p@ss:/?#%;,+ end"  # all that means something in a URL
@@ -56,6 +57,7 @@ class Redis:
 
     def stop(self) -> None:
         self.process.terminate()
+        self.process.send_signal(signal.SIGCONT)
         self.process.wait()
 
     def _answers(self) -> bool:
@@ -69,6 +71,10 @@ class Redis:
     @property
     def tcp_url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def client(self) -> Client:
+        return Client(unix_socket_path=str(self.path), password=PASSWORD, decode_responses=True)
 
     def environ(self, url: str = "") -> dict[str, str]:
         return {

@@ -7,6 +7,7 @@ import pytest
 from celery import Celery
 from celery.worker import state
 from celery_metal_runtime.health import Health
+from celery_metal_runtime.ledger import Ledger
 from celery_metal_runtime.notify import Notifier
 from runtime_lab import Systemd
 
@@ -27,9 +28,10 @@ def busy():
 
 
 def health_with(pool="prefork", **facts):
-    health = Health(Celery(set_as_current=False), "q", pool, WATCHDOG)
+    health = Health(Celery(set_as_current=False), "q", pool, Ledger("q-1@here"), WATCHDOG)
     health.pool = SimpleNamespace(num_processes=facts.pop("size", 4))
     health.waiting, health.last_turn, health.last_served = False, NOW, NOW
+    health.ledger.failed_at = facts.pop("failed_at", 0.0)
     vars(health).update(facts)
     return health
 
@@ -42,6 +44,8 @@ def health_with(pool="prefork", **facts):
         ({"last_turn": NOW - 41}, "has not turned for 41 s"),
         ({"last_turn": NOW - 41, "pool": "solo"}, "has not turned for 41 s"),
         ({"last_turn": NOW - 41, "draining": True}, ""),
+        ({"last_turn": NOW - 999, "failed_at": NOW - 39}, ""),
+        ({"last_turn": NOW - 999, "failed_at": NOW - 41}, "has not turned for 41 s"),
         ({"last_served": NOW - 77}, ""),
         ({"last_served": NOW - 79}, "no answer from the broker for 79 s"),
         ({"waiting": True, "last_turn": NOW - 9999, "waiting_since": NOW - 9999}, ""),

@@ -6,6 +6,7 @@ Celery stays PID 1 and gets the signals itself: there is no shell, no wrapper an
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -160,10 +161,11 @@ def _find_app(app_name: str) -> "Celery":
 
 
 def _install_health(app: "Celery", order: Order) -> None:
-    # Imports Celery's worker: not before gevent has patched.
-    from celery_metal_runtime.health import install
+    # Import Celery's worker: not before gevent has patched.
+    from celery_metal_runtime import health, transport
 
-    install(app, os.environ, order.queue, order.pool, order.watchdog, order.drain)
+    ledger = transport.install(order.node.replace("%h", socket.gethostname()))
+    health.install(app, os.environ, order.queue, order.pool, ledger, order.watchdog, order.drain)
 
 
 def _count_cpus(pool: str) -> int:

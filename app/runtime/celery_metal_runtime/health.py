@@ -19,18 +19,22 @@ import signal
 import threading
 from collections.abc import MutableMapping
 from contextlib import suppress
+from functools import partialmethod
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import bootsteps, signals
 from celery.worker import state as worker_state
+from celery.worker.heartbeat import Heart
 
 from celery_metal_runtime.notify import Notifier, unpatched
 
 if TYPE_CHECKING:
     from celery import Celery
     from celery.worker.consumer import Consumer
+
+    from celery_metal_runtime.ledger import Ledger
 
 EX_SOFTWARE = 70
 STDERR = 2
@@ -58,15 +62,17 @@ class Health:
     All times are in seconds of the monotonic clock.
     """
 
-    def __init__(self, app: "Celery", queue: str, pool: str, watchdog: float) -> None:
+    def __init__(
+        self, app: "Celery", queue: str, pool: str, ledger: "Ledger", watchdog: float
+    ) -> None:
         self.app, self.queue, self.pool_name, self.watchdog = app, queue, pool, watchdog
+        self.ledger = ledger
         self.tick = min(LONGEST_TICK, watchdog / 6) if watchdog else LONGEST_TICK
         self.limit = watchdog * 2 / 3
         check = (app.conf.broker_transport_options or {}).get("health_check_interval") or 25
         # Later than kombu's own repair of a silent connection, which keeps the running tasks.
         self.serve_limit = max(self.limit, ANSWER_SECONDS + 3 * check)
         self.pool: Any = None
-        self.channel: Any = None
         self.last_turn = self.last_served = self.waiting_since = monotonic()
         self.waiting = True
         self.answered_since: float | None = None
@@ -114,9 +120,10 @@ class Health:
         busy = len(worker_state.active_requests)
         if self.draining:
             return f"{self.queue}: draining, {busy} busy"
-        if self.waiting:
-            reason = f" ({self.broker_error})" if self.broker_error else ""
-            seconds = int(now - self.waiting_since)
+        away_since = self.waiting_since if self.waiting else self.ledger.down_since
+        if away_since is not None:
+            reason = f" ({self.broker_error})" if self.waiting and self.broker_error else ""
+            seconds = int(now - away_since)
             return f"{self.queue}: waiting for the broker since {seconds} s{reason}"
         done = worker_state.all_total_count[0] - busy
         size = self.pool.num_processes
@@ -129,7 +136,9 @@ class Health:
             return ""
         if self.waiting:
             return self._verdict_waiting(now)
-        turn, served = now - self.last_turn, now - self.last_served
+        # What waits for a Redis that answers nobody is not stuck.
+        turn = now - max(self.last_turn, self.ledger.failed_at)
+        served = now - max(self.last_served, self.ledger.failed_at)
         if turn > self.limit:
             # The solo pool runs its task in the loop: it is merely busy.
             if self.pool_name == "solo" and worker_state.active_requests:
@@ -164,17 +173,10 @@ class Health:
 
     def give_back(self) -> None:
         """Return to the queue all that was taken from it and not acknowledged."""
-        qos = getattr(self.channel, "qos", None)
-        if not hasattr(qos, "restore_by_tag"):  # another kind of broker requeues by itself
-            return
         try:
-            # Of this thread: under gevent the consumer's connections belong to the main one.
-            client = self.channel.Client(connection_pool=self.channel._get_pool())
-            for tag in list(qos._delivered):
-                # A transaction: what has been acknowledged meanwhile is not there any more.
-                qos.restore_by_tag(tag, client)
-        except Exception as error:  # noqa: BLE001 - without a broker only the visibility timeout is left
-            text = f"celery-metal: not given back: {error}; after the visibility timeout\n"
+            self.ledger.close()
+        except Exception as error:  # noqa: BLE001 - the successor will find it
+            text = f"celery-metal: not given back until the next start: {error}\n"
             with suppress(OSError):
                 os.write(STDERR, text.encode())
 
@@ -277,6 +279,7 @@ def install(
     environ: MutableMapping[str, str],
     queue: str,
     pool: str,
+    ledger: "Ledger",
     watchdog: float,
     drain: float = 0,
 ) -> None:
@@ -285,7 +288,7 @@ def install(
     `drain` is how long tasks may go on after the worker was told to stop, in seconds; 0: for ever.
     Takes NOTIFY_SOCKET out of `environ`.
     """
-    health, notifier = Health(app, queue, pool, watchdog), Notifier(environ)
+    health, notifier = Health(app, queue, pool, ledger, watchdog), Notifier(environ)
     watch = Watch(health, notifier, drain)
 
     class WatchStep(bootsteps.StartStopStep):
@@ -304,7 +307,6 @@ def install(
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, consumer: "Consumer") -> None:
-            health.channel = consumer.task_consumer.channel
             health.connected()
             self.timer = consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))
 
@@ -318,6 +320,8 @@ def install(
         def close(self, consumer: "Consumer") -> None:
             watch.drain()
 
+    # Celery's own would retry for ever, in the consumer's loop.
+    Heart._send = partialmethod(Heart._send, retry=False)
     app.steps["worker"].add(WatchStep)
     app.steps["consumer"].add(ConsumeStep)
 
@@ -329,6 +333,8 @@ def install(
 
     def on_shutdown(**_: Any) -> None:
         watch.finish()
+        # What was taken but not begun.
+        health.give_back()
         notifier.give_back(environ)
 
     signals.worker_ready.connect(on_ready, weak=False)

@@ -1,0 +1,348 @@
+"""Which tasks this worker has taken from Redis, written down in Redis until they are done.
+
+Each worker has a list per queue, `celery-metal.held:<node>:<queue>`, into which a task is moved
+as it leaves its queue, and which it leaves when it is acknowledged: at no moment is it nowhere.
+What is in the list of a worker that has died goes back to the front of its queue: by its successor
+of the same name when that starts, or by any other worker when the list's owner has been silent
+for LEASE_SECONDS. Celery's own way would be to wait for the visibility timeout, hours at best.
+
+Time is only ever compared with the same process's monotonic clock: no clock of a host matters.
+"""
+
+import json
+import os
+import sys
+from time import monotonic
+from typing import Any, NamedTuple
+
+from celery.worker import state as worker_state
+from redis import Redis, RedisError
+
+from celery_metal_runtime.notify import unpatched
+
+NODES = "celery-metal.nodes"
+BEAT_SECONDS = 5.0
+SWEEP_BEATS = 3
+LEASE_SECONDS = 90.0
+# Commands are answered at once or not at all: the consumer's loop waits for some of them.
+COMMAND_SECONDS = 5
+# A task that was running each time its worker died is taken for the cause.
+MOST_CRASHES = 10
+CRASHES = "celery_metal_crashes"
+
+# Removing first: a Redis that is full refuses a script that begins with adding.
+MOVE = """
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+redis.call(ARGV[2], KEYS[2], ARGV[3])
+return 1
+"""
+
+
+class Record(NamedTuple):
+    """A task that this process has taken: its queue, its bytes, and the channel it came by."""
+
+    queue: str
+    item: bytes
+    channel: Any
+
+
+class Change(NamedTuple):
+    """What is to become of a task: acknowledged, or (back to) the `push` end of the list `key`."""
+
+    push: str = ""
+    key: str = ""
+    item: bytes = b""
+
+
+class Ledger:
+    """The tasks that one worker process holds.
+
+    No locks: it is used by the consumer's loop, by the pool's threads and by its own thread, and
+    each operation on its dictionaries is one step for the interpreter.
+    """
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.channel: Any = None
+        self.closed = False
+        #: When Redis last failed to answer, in seconds of the monotonic clock, and since when.
+        self.failed_at = 0.0
+        self.down_since: float | None = None
+        self._records: dict[str, Record] = {}
+        self._changes: dict[str, Change] = {}
+        self._queues: set[str] = set()
+        # One for the consumer's process, one for the thread, one for the end.
+        self._clients: list[Redis] = []
+
+    def __contains__(self, tag: str) -> bool:
+        return tag in self._records
+
+    # In the consumer's loop and in the pool
+
+    def open(self, channel: Any, queue: str) -> None:
+        """Begin to take tasks from `queue` by `channel`; errors are those of Redis.
+
+        The first time, what a predecessor of the same name has left goes back to the queue.
+        """
+        self.channel = channel
+        if not self._clients:
+            self._clients = [_client(channel) for _ in range(3)]
+        if queue not in self._queues:
+            moved = self._give_back(self._clients[0], self.node, queue, crashed=True)
+            if moved:
+                _say(f"{moved} tasks of this worker's predecessor are back in {queue}")
+            self._queues.add(queue)
+            self._clients[0].hset(self._key(NODES), self.node, self._life(0))
+            if len(self._queues) == 1:
+                # Of the operating system, under gevent too: it beats while a task computes.
+                unpatched("_thread", "start_new_thread")(Beat(self).run, ())
+
+    def held_key(self, queue: str, node: str = "") -> str:
+        """The list of the tasks that `node`, this one by default, has taken from `queue`."""
+        return self._key(f"celery-metal.held:{node or self.node}:{queue}")
+
+    def hold(self, tag: str, queue: str, item: bytes, channel: Any) -> None:
+        """A task has been moved to the list."""
+        self._changes.pop(tag, None)
+        self._records[tag] = Record(queue, item, channel)
+
+    def settle(self, tag: str) -> None:
+        """A task is acknowledged: done, or thrown away."""
+        self._change(tag, Change())
+
+    def requeue(self, tag: str) -> None:
+        """A task goes back to its queue, behind those that wait there."""
+        if record := self._records.get(tag):
+            self._change(tag, self._back("LPUSH", record.queue, record.item))
+
+    def bury(self, queue: str, item: bytes) -> None:
+        """Put aside what is no task: read again and again it would stop its queue."""
+        dead = _dead(queue)
+        _say(f"a message in {queue} is no task: it is kept in the list {dead}")
+        self._move(
+            self._clients[0], self.held_key(queue), item, Change("LPUSH", self._key(dead), item)
+        )
+
+    def close(self) -> None:
+        """Give back all that is held; errors are those of Redis.
+
+        For a worker that ends. May be called from any thread.
+        """
+        if self.closed or not self._clients:
+            return
+        self.closed, client = True, self._clients[2]
+        self.catch_up(client)
+        for queue in self._queues:
+            self._give_back(client, self.node, queue, crashed=False)
+        client.hdel(self._key(NODES), self.node)
+
+    def _change(self, tag: str, change: Change) -> None:
+        if tag not in self._records:
+            return
+        self._changes[tag] = change
+        # While Redis does not answer, each attempt would stop the loop for COMMAND_SECONDS.
+        if self.down_since is None:
+            try:
+                self._apply(self._clients[0], tag)
+            except RedisError as error:
+                self.fail(error)
+
+    def _apply(self, client: Any, tag: str) -> None:
+        record, change = self._records.get(tag), self._changes.get(tag)
+        if record is None or change is None:
+            return
+        moved = self._move(client, self.held_key(record.queue), record.item, change)
+        # Only if it has not been taken anew in the meantime.
+        if self._records.get(tag) is record:
+            self._changes.pop(tag, None)
+            self._records.pop(tag, None)
+        if not moved:
+            _say(f"the message {tag} was not held any more: its task may run twice")
+
+    @staticmethod
+    def _move(client: Any, held: str, item: bytes, change: Change) -> int:
+        if not change.push:
+            return client.lrem(held, 1, item)
+        return client.eval(MOVE, 2, held, change.key, item, change.push, change.item)
+
+    # In the thread of its own, or at the end
+
+    def fail(self, error: Exception) -> None:
+        """Redis has not answered; until it does, acknowledgements are kept."""
+        self.failed_at = monotonic()
+        if self.down_since is None:
+            self.down_since = self.failed_at
+            _say(f"Redis does not answer, acknowledgements are kept: {_line(error)}")
+
+    def catch_up(self, client: Any) -> None:
+        """Have Redis take what it has not taken in time."""
+        for tag in list(self._changes):
+            self._apply(client, tag)
+        self.down_since = None
+
+    def _give_back(self, client: Any, node: str, queue: str, *, crashed: bool) -> int:
+        """Move all that `node` holds to the front of `queue`, in the old order; how many."""
+        held = self.held_key(queue, node)
+        # The newest is at the left end: put back first, it is the last to be taken.
+        return sum(
+            self._move(client, held, item, self._back("RPUSH", queue, item, crashed=crashed))
+            for item in client.lrange(held, 0, -1)
+        )
+
+    def _back(self, push: str, queue: str, item: bytes, *, crashed: bool = False) -> Change:
+        """The way back to the queue; after too many crashes, the way out."""
+        try:
+            task = json.loads(item)
+            headers, properties = task["headers"], task["properties"]
+            headers["redelivered"] = properties["delivery_info"]["redelivered"] = True
+            if crashed:
+                headers[CRASHES] = crashes = headers.get(CRASHES, 0) + 1
+                if crashes > MOST_CRASHES:
+                    name, number = headers.get("task"), headers.get("id")
+                    _say(
+                        f"task {name}[{number}] was running at {crashes} crashes of its worker: "
+                        f"it is kept in the list {_dead(queue)}"
+                    )
+                    return Change("LPUSH", self._key(_dead(queue)), item)
+            priority = self.channel._get_message_priority(task, reverse=False)
+        except (ValueError, KeyError, TypeError):
+            return Change("LPUSH", self._key(_dead(queue)), item)
+        return Change(
+            push, self._key(self.channel._q_for_pri(queue, priority)), json.dumps(task).encode()
+        )
+
+    def _life(self, beat: int) -> str:
+        # The process's number: a successor's first beat must differ from its predecessor's last.
+        return json.dumps([beat, os.getpid(), sorted(self._queues)])
+
+    def _key(self, name: str) -> str:
+        return self.channel.global_keyprefix + name
+
+
+class Beat:
+    """The thread that tells that a ledger's owner lives, and looks for tasks that nobody has."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.number = 0
+        self.last = monotonic()
+        # What nobody seems to have, and since when: only what stays so is given back.
+        self.suspects: dict[object, float] = {}
+        self.lives: dict[str, tuple[str, float]] = {}
+
+    def run(self) -> None:
+        """Beat until the ledger is closed."""
+        ledger, pause = self.ledger, unpatched("time", "sleep")
+        client = ledger._clients[1]
+        while not ledger.closed:
+            pause(BEAT_SECONDS)
+            if ledger.closed:
+                return
+            now = monotonic()
+            if now - self.last > 3 * BEAT_SECONDS:
+                self.lives.clear()  # this process has stood still, and maybe the others as well
+            self.last = now
+            try:
+                self.beat(client, now)
+            except RedisError as error:
+                # No answer for oneself says nothing about the others.
+                self.lives.clear()
+                ledger.fail(error)
+
+    def beat(self, client: Any, now: float) -> None:
+        """One beat at `now`, in seconds of the monotonic clock; errors are those of Redis."""
+        ledger = self.ledger
+        self.number += 1
+        client.hset(ledger._key(NODES), ledger.node, ledger._life(self.number))
+        ledger.catch_up(client)
+        self._reconcile(client, now)
+        if self.number % SWEEP_BEATS == 0:
+            self._sweep(client, now)
+
+    def _reconcile(self, client: Any, now: float) -> None:
+        """Give back what this worker holds without any part of it knowing about it."""
+        ledger, before, self.suspects = self.ledger, self.suspects, {}
+        active = _active_tags()
+        for tag, record in list(ledger._records.items()):
+            # Celery forgets what has not begun when it loses the connection that it came by.
+            if record.channel is not ledger.channel and tag not in active:
+                if tag in before:
+                    change = ledger._back("RPUSH", record.queue, record.item)
+                    ledger._changes.setdefault(tag, change)
+                    ledger._apply(client, tag)
+                else:
+                    self.suspects[tag] = now
+        for queue in list(ledger._queues):
+            self._find_orphans(client, queue, before, now)
+
+    def _find_orphans(self, client: Any, queue: str, before: dict, now: float) -> None:
+        """Look for tasks that were moved to the list while their reply was lost."""
+        ledger, held = self.ledger, self.ledger.held_key(queue)
+        known = {record.item for record in list(ledger._records.values())}
+        if client.llen(held) <= sum(r.queue == queue for r in list(ledger._records.values())):
+            return
+        items = client.lrange(held, 0, -1)
+        known |= {record.item for record in list(ledger._records.values())}
+        for item in items:
+            if item in known:
+                continue
+            since = before.get((queue, item), now)
+            # The reply to a request that is older than the suspicion may still be unread.
+            if since < now and not ledger.channel.may_be_claiming_since(since):
+                ledger._move(client, held, item, ledger._back("RPUSH", queue, item))
+            else:
+                self.suspects[queue, item] = since
+
+    def _sweep(self, client: Any, now: float) -> None:
+        """Give back what silent workers hold."""
+        ledger = self.ledger
+        lives = {
+            node.decode(): life.decode()
+            for node, life in client.hgetall(ledger._key(NODES)).items()
+            if node.decode() != ledger.node
+        }
+        self.lives = {
+            node: (life, self.lives[node][1] if self.lives.get(node, ("",))[0] == life else now)
+            for node, life in lives.items()
+        }
+        for node, (life, since) in self.lives.items():
+            if now - since > LEASE_SECONDS:
+                moved = sum(
+                    ledger._give_back(client, node, queue, crashed=True)
+                    for queue in json.loads(life)[2]
+                )
+                client.hdel(ledger._key(NODES), node)
+                _say(f"{node} is silent for {now - since:.0f} s: {moved} tasks back to the queue")
+
+
+def _active_tags() -> set[str]:
+    """The delivery tags of all tasks that run in this worker."""
+    for _ in range(10):
+        try:
+            return {request._message.delivery_tag for request in worker_state.active_requests}
+        except RuntimeError:  # the set has changed under the iteration
+            continue
+    return {request._message.delivery_tag for request in list(worker_state.active_requests)}
+
+
+def _client(channel: Any) -> Redis:
+    """A client with connections of its own; under gevent each thread needs them."""
+    pool = channel._get_pool()
+    pool.connection_kwargs["socket_timeout"] = COMMAND_SECONDS
+    return Redis(connection_pool=pool)
+
+
+def _dead(queue: str) -> str:
+    return f"celery-metal.dead:{queue}"
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _say(text: str) -> None:
+    # Not by logging, whose locks another thread may hold for ever.
+    try:
+        os.write(sys.__stderr__.fileno(), f"celery-metal: {text}\n".encode())
+    except OSError:
+        return

@@ -1,0 +1,202 @@
+"""kombu's Redis transport, but for one thing: a task that is taken is never nowhere.
+
+kombu takes a task by BRPOP and then writes it down as unacknowledged: what it took for a connection
+that had just died, or in a process that was killed in between, is lost. And it leaves what a dead
+worker held to the visibility timeout, which also runs a task twice that takes longer.
+
+Here a task is moved from its queue to the worker's own list (see `ledger`) in one step. Producers
+do not notice, nor do consumers that take no acknowledgement; and workers without this transport can
+consume from the same queues.
+"""
+
+from queue import Empty
+from time import monotonic
+from typing import Any, NamedTuple
+
+from kombu import transport as kombu_transport
+from kombu.transport import redis, virtual
+from kombu.utils.json import loads
+
+from celery_metal_runtime.ledger import Ledger, _line, _say
+
+REFUSED_SECONDS = 1.0
+# Taking first: a Redis that is full refuses a script that begins with adding, and BLMOVE.
+CLAIM = """
+local count = #KEYS / 2
+for i = 1, count do
+  local item = redis.call('RPOP', KEYS[i])
+  if item then
+    redis.call('LPUSH', KEYS[count + i], item)
+    return {i, item}
+  end
+end
+"""
+
+
+class Asked(NamedTuple):
+    """A request for a task that is on its way; replies name a queue by its place in `queues`."""
+
+    command: str
+    queues: list[str]
+
+
+class QoS(redis.QoS):
+    """Acknowledges in the worker's ledger what was taken by it."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """The message is delivered."""
+        if delivery_tag in self.channel.ledger:
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """The message is done with."""
+        if delivery_tag in self.channel.ledger:
+            self.channel.ledger.settle(delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """The message is refused, and goes back to its queue or not."""
+        if delivery_tag not in self.channel.ledger:
+            super().reject(delivery_tag, requeue)
+            return
+        if requeue:
+            self.channel.ledger.requeue(delivery_tag)
+        else:
+            self.channel.ledger.settle(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """The channel closes: kombu would also give back what still runs."""
+        for tag in list(self._delivered):
+            if tag in self.channel.ledger:
+                self._delivered.pop(tag, None)
+        super().restore_unacked_once(stderr)
+
+
+class Claiming:
+    """What a channel does differently; mixed into kombu's two kinds."""
+
+    QoS = QoS
+    ledger: Ledger
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._asked: Asked | None = None
+        self._claimed: set[str] = set()
+        self._is_empty = self._is_refused = False
+        self._pause_until = 0.0
+        super().__init__(*args, **kwargs)
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Consume from `queue`, by the ledger where messages are acknowledged."""
+        if not no_ack and queue not in self._fanout_queues:
+            self.ledger.open(self, queue)
+            self._claimed.add(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def may_be_claiming_since(self, since: float) -> bool:
+        """Whether a request made before that time of the monotonic clock may still be answered."""
+        return bool(self._in_poll) and self._brpop_sent_at <= since
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if not self._claimed.issuperset(self.active_queues):
+            super()._brpop_start(timeout)
+            return
+        if monotonic() < self._pause_until:
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        prefix, held = self.global_keyprefix, self.ledger.held_key
+        if self._is_empty:
+            self._asked = Asked("BLMOVE", queues[:1])
+            ends = (prefix + queues[0], held(queues[0]), "RIGHT", "LEFT")
+            arguments = (*ends, timeout or self.brpop_timeout or 0)
+        else:
+            pairs = [(queue, pri) for pri in self.priority_steps for queue in queues]
+            self._asked = Asked("EVAL", [queue for queue, _ in pairs])
+            keys = [prefix + self._q_for_pri(queue, pri) for queue, pri in pairs]
+            arguments = (CLAIM, 2 * len(keys), *keys, *(held(queue) for queue, _ in pairs))
+        self.client.connection.send_command(self._asked.command, *arguments)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        asked, self._asked = self._asked, None
+        if asked is None:
+            return super()._brpop_read(**options)
+        try:
+            queue, item = self._read_claim(asked)
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        self._queue_cycle.rotate(queue)
+        try:
+            message = loads(item.decode())
+            tag = message["properties"]["delivery_tag"]
+        except (ValueError, KeyError, TypeError):
+            self.ledger.bury(queue, item)
+            raise Empty from None
+        self.ledger.hold(tag, queue, item, self)
+        self.connection._deliver(message, queue)
+        return True
+
+    def _read_claim(self, asked: Asked) -> tuple[str, bytes]:
+        try:
+            reply = self.client.parse_response(self.client.connection, asked.command)
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        except self.ResponseError as error:
+            self._refuse(error)
+            raise Empty from None
+        if self._is_refused:
+            self._is_refused = False
+            _say("Redis gives tasks again")
+        # All queues at once first, then what comes into the one, then all again.
+        self._is_empty = asked.command == "EVAL" and not reply
+        if not reply:
+            raise Empty
+        number, item = reply if asked.command == "EVAL" else (1, reply)
+        return asked.queues[number - 1], item
+
+    def _refuse(self, error: Exception) -> None:
+        """Redis is full, cannot write to its disk, or is a replica: ask again a little later."""
+        self._is_empty = False
+        self._pause_until = self._brpop_sent_at + REFUSED_SECONDS
+        # BLMOVE needs memory; what waits is taken all the same.
+        if not self._is_refused and not str(error).startswith("OOM"):
+            self._is_refused = True
+            _say(f"Redis gives no tasks, asked each second: {_line(error)}")
+
+
+class Channel(Claiming, redis.Channel):
+    """A channel to a Redis."""
+
+
+class SentinelChannel(Claiming, redis.SentinelChannel):
+    """A channel to the Redis that a Sentinel names."""
+
+
+class Transport(redis.Transport):
+    """redis:// and rediss://, also on a Unix socket."""
+
+    Channel = Channel
+
+
+class SentinelTransport(redis.SentinelTransport):
+    """sentinel://."""
+
+    Channel = SentinelChannel
+
+
+def install(node: str) -> Ledger:
+    """Have all connections to a Redis that this process makes from now on use this transport."""
+    Claiming.ledger = Ledger(node)
+    for scheme in ("redis", "rediss"):
+        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+    kombu_transport.TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
+    return Claiming.ledger

@@ -1,0 +1,221 @@
+"""That a task is never nowhere: what a worker has taken is in Redis until it is done."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from runtime_lab import Producer, wait_until
+
+POOLS = ("prefork", "threads", "gevent", "solo")
+COUNT, CROWD, TOUCH = "lab_app.count", "lab_app.crowd", "lab_app.touch"
+NODES = "celery-metal.nodes"
+QUICK = {"LAB_BEAT_SECONDS": "0.2"}
+
+
+def held(server, worker):
+    return server.client.lrange(f"celery-metal.held:{worker.node}:{worker.queue}", 0, -1)
+
+
+def message(producer, server, queue, *arguments, task=COUNT):
+    """A message as a producer sends it, taken out of its queue."""
+    producer.app.send_task(task, arguments, queue=queue, ignore_result=True)
+    return server.client.rpop(queue)
+
+
+def lines(path):
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_what_a_killed_worker_held_is_done_by_its_successor_at_once(
+    start, redis, producer, tmp_path
+):
+    for pool in POOLS:
+        size = 1 if pool == "solo" else 2
+        killed = start(CELERY_METAL_POOL=pool, CONCURRENCY=str(size)).ready()
+        marks = [tmp_path / f"{pool}-{number}" for number in range(size)]
+        for mark in marks:
+            producer.post(killed, TOUCH, str(mark), 3600)
+        wait_until(lambda marks=marks: all(mark.exists() for mark in marks), "the tasks run")
+        assert len(held(redis, killed)) == size
+        assert redis.client.llen(killed.queue) == 0
+        children = killed.children
+        killed.process.kill()
+        killed.process.wait()
+        for mark in marks:
+            mark.unlink()
+        successor = start(CELERY_METAL_QUEUE=killed.queue, CELERY_METAL_POOL=pool)
+        successor.ready()
+        wait_until(lambda marks=marks: all(mark.exists() for mark in marks), "they run again", 5)
+        assert f"{size} tasks of this worker's predecessor are back" in successor.log
+        assert not redis.client.exists("unacked")
+        for pid in children:
+            wait_until(lambda pid=pid: not is_running(pid), "the orphaned child has ended")
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_worker_that_ends_holds_nothing(start, redis, producer, tmp_path):
+    workers = [start(CELERY_METAL_POOL=pool).ready() for pool in ("prefork", "gevent")]
+    for worker in workers:
+        mark = tmp_path / f"{worker.queue}.mark"
+        producer.post(worker, COUNT, str(mark), 0)
+        # Taken, but not begun: it waits in the worker for its time.
+        producer.app.send_task(COUNT, (str(mark), 0), queue=worker.queue, countdown=3600)
+        wait_until(lambda mark=mark: lines(mark) == 1, "the first is done")
+        wait_until(lambda worker=worker: len(held(redis, worker)) == 1, "the second is held")
+        assert worker.node in redis.client.hkeys(NODES)
+    for worker in workers:
+        assert worker.stop() == 0
+        assert held(redis, worker) == []
+        assert redis.client.llen(worker.queue) == 1
+        assert worker.node not in redis.client.hkeys(NODES)
+
+
+def test_a_lost_connection_neither_loses_nor_doubles_a_task(start, own_redis, tmp_path):
+    producer = Producer(own_redis)
+    workers = [start(server=own_redis, CELERY_METAL_POOL=pool, **QUICK) for pool in POOLS[:3]]
+    marks = {worker.ready(): tmp_path / f"{worker.queue}.mark" for worker in workers}
+    for worker, mark in marks.items():
+        for seconds in (8, 8, 0, 0, 0):
+            producer.post(worker, COUNT, str(mark), seconds)
+        worker.systemd.wait_for("2 busy")
+    assert own_redis.client.client_kill_filter(_type="normal", skipme=True) > 9
+    for worker, mark in marks.items():
+        worker.systemd.wait_for("0 busy, 5 done")
+        assert lines(mark) == 5, worker.log
+        wait_until(lambda worker=worker: not held(own_redis, worker), "all are acknowledged")
+
+
+def test_a_redis_that_answers_nobody_is_waited_for(start, own_redis, tmp_path):
+    producer = Producer(own_redis)
+    watched = {"CELERY_METAL_WATCHDOG_SECONDS": "24"}  # the limit is 16 s
+    workers = [start(server=own_redis, CELERY_METAL_POOL=pool, **watched) for pool in POOLS[:3]]
+    marks = {worker.ready(): tmp_path / f"{worker.queue}.mark" for worker in workers}
+    for worker, mark in marks.items():
+        producer.post(worker, COUNT, str(mark), 6, times=2)
+    for worker in workers:
+        worker.systemd.wait_for("2 busy")
+    begun = time.monotonic()
+    # It takes what it is sent and never answers: as a network that drops all.
+    own_redis.process.send_signal(signal.SIGSTOP)
+    for worker, mark in marks.items():
+        worker.systemd.wait_for("waiting for the broker since", since=begun)
+        wait_until(lambda mark=mark: lines(mark) == 2, "the tasks are done")
+    for worker in workers:
+        worker.systemd.wait_for("WATCHDOG=1", since=begun + 20)
+    own_redis.process.send_signal(signal.SIGCONT)
+    for worker, mark in marks.items():
+        wait_until(lambda worker=worker: not held(own_redis, worker), "all are acknowledged")
+        assert own_redis.client.llen(worker.queue) == 0
+        assert worker.process.poll() is None
+        producer.post(worker, COUNT, str(mark), 0)
+    for mark in marks.values():
+        wait_until(lambda mark=mark: lines(mark) == 3, "it goes on")
+
+
+def test_a_task_whose_reply_was_lost_goes_back(start, redis, producer, tmp_path):
+    worker, mark = start(**QUICK).ready(), tmp_path / "mark"
+    item = message(producer, redis, "elsewhere", str(mark), 0)
+    redis.client.lpush(f"celery-metal.held:{worker.node}:{worker.queue}", item)
+    wait_until(lambda: lines(mark) == 1, "it is done")
+    wait_until(lambda: not held(redis, worker), "it is acknowledged")
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_what_a_silent_worker_held_goes_back(start, redis, producer, tmp_path, beats):
+    mark, name = tmp_path / "mark", tmp_path.name
+    node, queue = f"{name}-9@far", f"{name}-0"
+    item = message(producer, redis, queue, str(mark), 0)
+    redis.client.lpush(f"celery-metal.held:{node}:{queue}", item)
+    redis.client.hset(NODES, node, json.dumps([1, 1, [queue]]))
+    worker = start(CELERY_METAL_QUEUE=queue, **QUICK).ready()
+    begun = time.monotonic()
+    while beats and time.monotonic() < begun + 6:
+        redis.client.hset(NODES, node, json.dumps([time.monotonic(), 1, [queue]]))
+        time.sleep(0.05)
+        assert lines(mark) == 0
+    wait_until(lambda: lines(mark) == 1, "it is done")
+    assert time.monotonic() - begun > 20 * 0.2
+    assert "is silent for" in worker.log
+    assert node not in redis.client.hkeys(NODES)
+
+
+def test_a_full_redis_still_gives_its_tasks(start, own_redis, tmp_path):
+    producer, mark = Producer(own_redis), tmp_path / "mark"
+    worker = start(server=own_redis).ready()
+    worker.process.send_signal(signal.SIGSTOP)
+    producer.post(worker, COUNT, str(mark), 0, times=20)
+    own_redis.client.config_set("maxmemory", 1)
+    worker.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: lines(mark) == 20, "all are done")
+    wait_until(lambda: not held(own_redis, worker), "all are acknowledged")
+    assert worker.process.poll() is None
+    own_redis.client.config_set("maxmemory", 0)
+    producer.post(worker, COUNT, str(mark), 0)
+    wait_until(lambda: lines(mark) == 21, "it goes on")
+
+
+def test_a_redis_that_cannot_write_is_waited_for(start, own_redis, tmp_path):
+    producer, mark = Producer(own_redis), tmp_path / "mark"
+    worker = start(server=own_redis, CELERY_METAL_WATCHDOG_SECONDS="1.5").ready()
+    own_redis.client.config_set("min-replicas-to-write", 1)
+    wait_until(lambda: "Redis gives no tasks" in worker.log, "it is said")
+    begun = time.monotonic()
+    worker.systemd.wait_for("WATCHDOG=1", since=begun + 12)  # beyond the limit of an answer
+    own_redis.client.config_set("min-replicas-to-write", 0)
+    producer.post(worker, COUNT, str(mark), 0)
+    wait_until(lambda: lines(mark) == 1, "it goes on")
+    assert "Redis gives tasks again" in worker.log
+    assert worker.log.count("Redis gives no tasks") == 1
+
+
+def test_what_is_no_task_is_put_aside(start, redis, producer, tmp_path):
+    worker, mark = start().ready(), tmp_path / "mark"
+    for item in ("no JSON", "5", "{}"):
+        redis.client.lpush(worker.queue, item)
+    producer.post(worker, COUNT, str(mark), 0)
+    wait_until(lambda: lines(mark) == 1, "the task behind them is done")
+    dead = f"celery-metal.dead:{worker.queue}"
+    assert redis.client.lrange(dead, 0, -1) == ["{}", "5", "no JSON"]
+    assert f"a message in {worker.queue} is no task" in worker.log
+    assert worker.stop() == 0
+    assert held(redis, worker) == []
+
+
+def test_a_task_that_always_kills_its_worker_is_put_aside(start, redis, producer, tmp_path):
+    worker = start()
+    worker.process.kill()
+    item = json.loads(message(producer, redis, worker.queue, str(tmp_path / "mark"), 0))
+    for crashes in (9, 10):
+        item["headers"]["celery_metal_crashes"] = crashes
+        redis.client.lpush(
+            f"celery-metal.held:{worker.node}:{worker.queue}", json.dumps(item | {"n": crashes})
+        )
+    successor = start(CELERY_METAL_QUEUE=worker.queue).ready()
+    wait_until(lambda: lines(tmp_path / "mark") == 1, "the one is done")
+    dead = redis.client.lrange(f"celery-metal.dead:{worker.queue}", 0, -1)
+    assert [json.loads(item)["n"] for item in dead] == [10]
+    assert f"[{item['headers']['id']}] was running at 11 crashes" in successor.log
+
+
+def test_priorities_are_kept(start, redis, producer, tmp_path):
+    worker, mark = start(CONCURRENCY="1").ready(), tmp_path / "mark"
+    producer.app.send_task(COUNT, (str(mark), 0), queue=worker.queue, priority=5)
+    wait_until(lambda: lines(mark) == 1, "a low priority is consumed too", 5)
+    worker.process.send_signal(signal.SIGSTOP)
+    order = tmp_path / "order"
+    for priority in (9, 0, 9, 0):
+        producer.app.send_task(
+            "lab_app.note", (str(order), priority), queue=worker.queue, priority=priority
+        )
+    worker.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: lines(order) == 4, "all are done")
+    assert order.read_text().split() == ["0", "0", "9", "9"]
