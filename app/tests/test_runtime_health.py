@@ -30,6 +30,7 @@ def busy():
 def health_with(pool="prefork", **facts):
     health = Health(Celery(set_as_current=False), "q", pool, Ledger("q-1@here"), WATCHDOG)
     health.pool = SimpleNamespace(num_processes=facts.pop("size", 4))
+    health.canary.proven = True
     health.waiting, health.last_turn, health.last_served = False, NOW, NOW
     health.ledger.failed_at = facts.pop("failed_at", 0.0)
     vars(health).update(facts)

@@ -202,6 +202,7 @@ def test_a_broker_that_is_not_there_yet_is_waited_for(start, own_redis, tmp_path
     refused = start(CELERY_METAL_PASSWORD_FILE=str(tmp_path / "wrong"))
     worker = start(server=own_redis, CELERY_METAL_WATCHDOG_SECONDS="1.5")
     worker.systemd.wait_for("waiting for the broker since")
+    worker.systemd.wait_for("EXTEND_TIMEOUT_USEC=60000000")
     assert not worker.systemd.lines("READY=1")
     begun = time.monotonic()
     assert worker.stop() == 0
@@ -370,3 +371,15 @@ def test_a_process_that_has_grown_is_replaced_after_its_task(start, producer):
     grown = start(CONCURRENCY="1", CELERY_METAL_MAX_MEMORY_PER_CHILD_MB="16").ready()
     before = producer.answers(grown, INSIDE)[0]["pid"]
     assert producer.answers(grown, INSIDE)[0]["pid"] != before
+
+
+def test_ready_means_that_tasks_run(start, redis, producer):
+    broken = start(LAB_BROKEN="1", CELERY_METAL_WATCHDOG_SECONDS="30")
+    assert broken.process.wait(30) == GIVE_UP
+    assert "the worker's first task (celery_metal.canary) has failed" in broken.log
+    assert not broken.systemd.lines("READY=1")
+    worker = start().ready()
+    assert producer.answers(worker, CROWD, 0)
+    worker.systemd.wait_for("0 busy, 1 done")
+    # Nothing of the first task stays in Redis.
+    assert [key for key in redis.client.keys("*canary*") if worker.node in key] == []
