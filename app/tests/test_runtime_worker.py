@@ -231,8 +231,11 @@ def test_a_connection_that_is_lost_at_once_is_one_outage(start, tmp_path):
 def busy_in_each_pool(start, producer, folder, seconds, **environ):
     """A worker of each pool, running a task of so many seconds that leaves its mark in `folder`."""
     workers = {pool: start(CELERY_METAL_POOL=pool, CONCURRENCY="1", **environ) for pool in POOLS}
+    # All are ready first, so that all tasks begin at about the same time.
+    for worker in workers.values():
+        worker.ready()
     for pool, worker in workers.items():
-        producer.post(worker.ready(), TOUCH, str(folder / pool), seconds)
+        producer.post(worker, TOUCH, str(folder / pool), seconds)
     for pool in workers:
         wait_until((folder / pool).exists, "the task runs")
     return workers
