@@ -156,6 +156,20 @@ def test_a_held_lock_or_a_loop_that_asks_for_no_tasks_ends_the_worker_too(start,
     assert "the consumer has got no answer from the broker" in deaf.log
 
 
+def test_a_pool_that_takes_no_task_ends_the_worker(start, producer, tmp_path):
+    worker = start(CELERY_METAL_WATCHDOG_SECONDS="3").ready()
+    children = worker.children
+    os.kill(children[0], signal.SIGSTOP)
+    producer.post(worker, TOUCH, str(tmp_path / "one"), 0)
+    producer.post(worker, TOUCH, str(tmp_path / "two"), 0)
+    assert worker.process.wait(15) == GIVE_UP
+    assert "no process of the pool takes the task" in worker.log
+    wait_until(lambda: all(map(gone, children)), "no child is left", 2)
+    start(CELERY_METAL_QUEUE=worker.queue).ready()
+    wait_until((tmp_path / "one").exists, "the successor does it")
+    wait_until((tmp_path / "two").exists, "the successor does it")
+
+
 def test_a_frozen_worker_is_not_stuck(start, producer):
     worker = start(CELERY_METAL_WATCHDOG_SECONDS="3").ready()
     worker.systemd.wait_for("WATCHDOG=1", since=time.monotonic())

@@ -79,6 +79,8 @@ class Health:
         self.waiting = True
         self.answered_since: float | None = None
         self.broker_error = ""
+        # A task that no process of the pool takes, though some are free, and since when.
+        self.untaken: tuple[str, float] | None = None
         self.canary = Canary(app, ledger)
         self.draining = self.finished = False
 
@@ -101,6 +103,16 @@ class Health:
         self.last_turn = monotonic()
         if _is_served(consumer, self.last_turn):
             self.last_served = self.last_turn
+        self.untaken = self._untaken(self.last_turn)
+
+    def _untaken(self, now: float) -> tuple[str, float] | None:
+        active = worker_state.active_requests
+        if len(active) >= self.pool.num_processes:
+            return None
+        found = {request.id for request in worker_state.reserved_requests if request not in active}
+        if self.untaken and self.untaken[0] in found:
+            return self.untaken
+        return (found.pop(), now) if found else None
 
     def _probe(self, outage: float) -> None:
         """Connect beside the consumer until its outage, known by its beginning, is over."""
@@ -151,6 +163,9 @@ class Health:
             return f"the consumer's loop has not turned for {turn:.0f} s"
         if served > self.serve_limit:
             return f"the consumer has got no answer from the broker for {served:.0f} s"
+        if self.untaken and now - self.untaken[1] > self.limit:
+            task, since = self.untaken
+            return f"no process of the pool takes the task {task} for {now - since:.0f} s"
         return ""
 
     def _verdict_waiting(self, now: float) -> str:
@@ -247,6 +262,7 @@ class Watch:
             # A process that was frozen as a whole (podman pause) is late, not stuck.
             if now - looked > health.limit / 2 + LONGEST_TICK:
                 health.last_turn = health.last_served = now
+                health.untaken = None
             looked = now
             if health.watchdog and (reason := health.verdict(now)):
                 health.give_up(reason)
