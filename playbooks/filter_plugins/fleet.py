@@ -83,7 +83,7 @@ def _cells(worker: Mapping[str, Any]) -> dict[str, str]:
         cells["state"] += f", {worker['restarts']} restarts"
     if worker["since"] is not None:
         moment = datetime.datetime.fromtimestamp(worker["since"], datetime.UTC)
-        cells["since"] = f"{moment:%Y-%m-%d %H:%M:%S}"
+        cells["since"] = f"{moment:%Y-%m-%d %H:%M}"
     return cells
 
 

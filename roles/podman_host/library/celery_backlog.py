@@ -147,7 +147,9 @@ def main() -> None:
         client = Client(SOCKET, SECONDS)
         client.ask(("AUTH", password()), ("SELECT", str(module.params["database"])))
         found = backlog(client, module.params["queues"])
-    except (OSError, RedisError) as problem:
+    except OSError as problem:
+        error = f"{SOCKET}: {problem.strerror or problem}"
+    except RedisError as problem:
         error = str(problem)
     module.exit_json(changed=False, error=error, **found)
 
