@@ -27,6 +27,7 @@ HOSTS = {
     },
     "web3": {"unreachable": True, "msg": "No route to host\n"},
     "web4": {"node": "web4", "workers": []},
+    "web5": {"failed": True, "msg": "MODULE FAILURE"},
 }
 BACKLOG = {
     "error": "",
@@ -46,8 +47,10 @@ web2   a/b      1      drained                     -     -     -        -  -    
 web2   reports  1      restarting, 9 restarts      -     -     -        0  -        -
 web3                   unreachable
 web4                   no workers
+web5                   no answer
 
-web3 is unreachable: No route to host
+web3, unreachable: No route to host
+web5, no answer: MODULE FAILURE
 waiting, with no worker above: old 3
 held by workers: a/b 1, mail 6
 4 of mail held by mail-1@gone, which is not above
@@ -56,6 +59,14 @@ put aside, see docs/safety.md: reports 1"""
 
 def test_the_table(fleet: ModuleType) -> None:
     assert fleet.fleet_text(HOSTS, BACKLOG) == TABLE
+
+
+def test_where_only_some_hosts_are_looked_at_no_worker_is_missing(fleet: ModuleType) -> None:
+    said = fleet.fleet_text({"web10": HOSTS["web10"]}, BACKLOG, "table", False).splitlines()
+    assert said[4:] == [
+        "held by workers: a/b 1, mail 6",
+        "put aside, see docs/safety.md: reports 1",
+    ]
 
 
 def test_where_all_is_well_there_is_nothing_but_the_table(fleet: ModuleType) -> None:
@@ -80,7 +91,14 @@ def test_a_redis_that_is_silent(fleet: ModuleType, backlog: dict[str, Any], text
 
 def test_json_has_all_of_it(fleet: ModuleType) -> None:
     found = json.loads(fleet.fleet_text(HOSTS, BACKLOG, "json"))
-    assert found["hosts"] == {"web10": "", "web2": "", "web3": "No route to host", "web4": ""}
+    assert [host["state"] for host in found["hosts"].values()] == [
+        "ok",
+        "ok",
+        "unreachable",
+        "ok",
+        "no answer",
+    ]
+    assert found["hosts"]["web3"]["why"] == "No route to host"
     assert found["workers"][0] == {**worker("mail", "9", **BUSY), "host": "web10", "waiting": 7}
     assert [row["queue"] for row in found["workers"]] == ["mail", "mail", "a/b", "reports"]
     assert [one["listed"] for one in found["held"]] == [True, True, False]

@@ -29,32 +29,39 @@ RIGHT = ("concurrency", "busy", "done", "waiting")
 FORMATS = ("table", "json")
 
 
-def fleet(hosts: Mapping[str, Mapping[str, Any]], backlog: Mapping[str, Any]) -> dict[str, Any]:
+def fleet(
+    hosts: Mapping[str, Mapping[str, Any]], backlog: Mapping[str, Any], whole: bool
+) -> dict[str, Any]:
     """All that is known, in one structure.
 
     :param hosts: host to what the module ``celery_status`` gave, or Ansible's word on why not.
     :param backlog: what the module ``celery_backlog`` gave, or Ansible's word on why not.
-    :returns: ``hosts``, each with why it gave no answer, or nothing; ``workers``, a row each; and
-        what Redis holds.
+    :param whole: whether these are all hosts; else a worker without a row is none that is missing.
+    :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
+        row each; and what Redis holds.
     """
     workers, nodes = [], set()
-    silent = {
-        host: "" if "workers" in said else str(said.get("msg", "no answer")).strip()
-        for host, said in hosts.items()
-    }
     waiting = backlog.get("waiting", {})
     for host, said in hosts.items():
         for worker in sorted(said.get("workers", []), key=_order):
             workers.append({"host": host, **worker, "waiting": waiting.get(worker["queue"])})
             nodes.add(_node(worker, said["node"]))
     return {
-        "hosts": silent,
+        "whole": whole,
+        "hosts": {host: _host(said) for host, said in hosts.items()},
         "workers": workers,
         "redis_error": backlog.get("error", str(backlog.get("msg", "no answer")).strip()),
         "waiting": waiting,
         "held": [{**one, "listed": one["node"] in nodes} for one in backlog.get("held", [])],
         "dead": backlog.get("dead", {}),
     }
+
+
+def _host(said: Mapping[str, Any]) -> dict[str, str]:
+    if "workers" in said:
+        return {"state": "ok", "why": ""}
+    state = "unreachable" if said.get("unreachable") else "no answer"
+    return {"state": state, "why": str(said.get("msg", "")).strip()}
 
 
 def _order(worker: Mapping[str, Any]) -> tuple[str, int, str]:
@@ -71,9 +78,10 @@ def _node(worker: Mapping[str, Any], host: str) -> str:
 def table(found: Mapping[str, Any]) -> str:
     """The fleet as aligned plain text, without a last newline."""
     rows = []
-    for host, silent in found["hosts"].items():
+    for host, answer in found["hosts"].items():
         own = [_cells(worker) for worker in found["workers"] if worker["host"] == host]
-        rows += own or [{"host": host, "state": "unreachable" if silent else "no workers"}]
+        state = "no workers" if answer["state"] == "ok" else answer["state"]
+        rows += own or [{"host": host, "state": state}]
     return "\n".join([*_aligned([COLUMNS, *rows]), *_notes(found)])
 
 
@@ -101,12 +109,16 @@ def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _notes(found: Mapping[str, Any]) -> list[str]:
     """What no row tells, where there is any."""
-    notes = [f"{host} is unreachable: {why}" for host, why in found["hosts"].items() if why]
+    notes = [
+        f"{host}, {answer['state']}: {answer['why']}"
+        for host, answer in found["hosts"].items()
+        if answer["state"] != "ok"
+    ]
     if found["redis_error"]:
         notes.append(f"Redis gave no answer: {found['redis_error']}")
     shown = {worker["queue"] for worker in found["workers"]}
     waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}
-    if waiting:
+    if waiting and found["whole"]:
         notes.append(f"waiting, with no worker above: {_counts(waiting)}")
     held: dict[str, int] = {}
     for one in found["held"]:
@@ -116,7 +128,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     notes += [
         f"{one['tasks']} of {one['queue']} held by {one['node']}, which is not above"
         for one in found["held"]
-        if not one["listed"]
+        if found["whole"] and not one["listed"]
     ]
     if found["dead"]:
         notes.append(f"put aside, see docs/safety.md: {_counts(found['dead'])}")
@@ -128,12 +140,15 @@ def _counts(tasks: Mapping[str, int]) -> str:
 
 
 def fleet_text(
-    hosts: Mapping[str, Mapping[str, Any]], backlog: Mapping[str, Any], form: str = "table"
+    hosts: Mapping[str, Mapping[str, Any]],
+    backlog: Mapping[str, Any],
+    form: str = "table",
+    whole: bool = True,
 ) -> str:
     """The fleet as a table, or as JSON."""
     if form not in FORMATS:
         raise AnsibleFilterError(f"status_format is {form!r}: write one of {', '.join(FORMATS)}")
-    found = fleet(hosts, backlog)
+    found = fleet(hosts, backlog, whole)
     return json.dumps(found, indent=2) if form == "json" else table(found)
 
 

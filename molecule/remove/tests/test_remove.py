@@ -27,6 +27,8 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
         "cat > /etc/containers/systemd/other.container",
         stdin="[Container]\nImage=localhost/other:1\n",
     )
+    # A host may be drained when it is removed.
+    lab.run(HOST, "touch /etc/celery-metal/drained")
     played = kit.play(playbook=REMOVE, remove_confirmed=True)
     assert "/var/lib/celery-metal/redis" in played.output
     assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery*'") == ""

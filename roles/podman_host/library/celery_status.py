@@ -153,6 +153,8 @@ def main() -> None:
     asked = units(QUADLETS)
     words = ("systemctl", "show", f"--property={PROPERTIES}", "--timestamp=unix", "--", *asked)
     found = blocks(output(*words)) if asked else []
+    if asked and not found:
+        module.fail_json(msg=f"systemctl says nothing of {', '.join(asked)}: is systemd running?")
     # All: Podman lists one that is being stopped only then.
     listed = output(
         "podman", "ps", "--all", "--filter", "label=celery-metal.generation", "--format", "json"
