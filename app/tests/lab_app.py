@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from celery import Celery, bootsteps
+from celery import Celery, bootsteps, signals
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import control_command
 from celery_metal_runtime import ledger
@@ -35,6 +35,14 @@ if "LAB_FLAKY" in os.environ:
 if "LAB_BEAT_SECONDS" in os.environ:
     ledger.BEAT_SECONDS = float(os.environ["LAB_BEAT_SECONDS"])
     ledger.LEASE_SECONDS = 20 * ledger.BEAT_SECONDS
+
+
+@signals.task_prerun.connect
+def break_down(**_):
+    """An image whose tasks end their process."""
+    if "LAB_BROKEN" in os.environ:
+        os._exit(1)
+
 
 _lock = threading.Lock()
 _crowd = {"now": 0, "peak": 0}

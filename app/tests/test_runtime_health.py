@@ -30,6 +30,7 @@ def busy():
 def health_with(pool="prefork", **facts):
     health = Health(Celery(set_as_current=False), "q", pool, Ledger("q-1@here"), WATCHDOG)
     health.pool = SimpleNamespace(num_processes=facts.pop("size", 4))
+    health.canary.proven = True
     health.waiting, health.last_turn, health.last_served = False, NOW, NOW
     health.ledger.failed_at = facts.pop("failed_at", 0.0)
     vars(health).update(facts)
@@ -46,6 +47,9 @@ def health_with(pool="prefork", **facts):
         ({"last_turn": NOW - 41, "draining": True}, ""),
         ({"last_turn": NOW - 999, "failed_at": NOW - 39}, ""),
         ({"last_turn": NOW - 999, "failed_at": NOW - 41}, "has not turned for 41 s"),
+        ({"untaken": ("id", NOW - 39)}, ""),
+        ({"untaken": ("id", NOW - 41)}, "takes the task id for 41 s"),
+        ({"untaken": ("id", NOW - 41), "draining": True}, ""),
         ({"last_served": NOW - 77}, ""),
         ({"last_served": NOW - 79}, "no answer from the broker for 79 s"),
         ({"waiting": True, "last_turn": NOW - 9999, "waiting_since": NOW - 9999}, ""),

@@ -156,6 +156,20 @@ def test_a_held_lock_or_a_loop_that_asks_for_no_tasks_ends_the_worker_too(start,
     assert "the consumer has got no answer from the broker" in deaf.log
 
 
+def test_a_pool_that_takes_no_task_ends_the_worker(start, producer, tmp_path):
+    worker = start(CELERY_METAL_WATCHDOG_SECONDS="3").ready()
+    children = worker.children
+    os.kill(children[0], signal.SIGSTOP)
+    producer.post(worker, TOUCH, str(tmp_path / "one"), 0)
+    producer.post(worker, TOUCH, str(tmp_path / "two"), 0)
+    assert worker.process.wait(15) == GIVE_UP
+    assert "no process of the pool takes the task" in worker.log
+    wait_until(lambda: all(map(gone, children)), "no child is left", 2)
+    start(CELERY_METAL_QUEUE=worker.queue).ready()
+    wait_until((tmp_path / "one").exists, "the successor does it")
+    wait_until((tmp_path / "two").exists, "the successor does it")
+
+
 def test_a_frozen_worker_is_not_stuck(start, producer):
     worker = start(CELERY_METAL_WATCHDOG_SECONDS="3").ready()
     worker.systemd.wait_for("WATCHDOG=1", since=time.monotonic())
@@ -202,6 +216,7 @@ def test_a_broker_that_is_not_there_yet_is_waited_for(start, own_redis, tmp_path
     refused = start(CELERY_METAL_PASSWORD_FILE=str(tmp_path / "wrong"))
     worker = start(server=own_redis, CELERY_METAL_WATCHDOG_SECONDS="1.5")
     worker.systemd.wait_for("waiting for the broker since")
+    worker.systemd.wait_for("EXTEND_TIMEOUT_USEC=60000000")
     assert not worker.systemd.lines("READY=1")
     begun = time.monotonic()
     assert worker.stop() == 0
@@ -230,8 +245,11 @@ def test_a_connection_that_is_lost_at_once_is_one_outage(start, tmp_path):
 def busy_in_each_pool(start, producer, folder, seconds, **environ):
     """A worker of each pool, running a task of so many seconds that leaves its mark in `folder`."""
     workers = {pool: start(CELERY_METAL_POOL=pool, CONCURRENCY="1", **environ) for pool in POOLS}
+    # All are ready first, so that all tasks begin at about the same time.
+    for worker in workers.values():
+        worker.ready()
     for pool, worker in workers.items():
-        producer.post(worker.ready(), TOUCH, str(folder / pool), seconds)
+        producer.post(worker, TOUCH, str(folder / pool), seconds)
     for pool in workers:
         wait_until((folder / pool).exists, "the task runs")
     return workers
@@ -370,3 +388,15 @@ def test_a_process_that_has_grown_is_replaced_after_its_task(start, producer):
     grown = start(CONCURRENCY="1", CELERY_METAL_MAX_MEMORY_PER_CHILD_MB="16").ready()
     before = producer.answers(grown, INSIDE)[0]["pid"]
     assert producer.answers(grown, INSIDE)[0]["pid"] != before
+
+
+def test_ready_means_that_tasks_run(start, redis, producer):
+    broken = start(LAB_BROKEN="1", CELERY_METAL_WATCHDOG_SECONDS="30")
+    assert broken.process.wait(30) == GIVE_UP
+    assert "the worker's first task (celery_metal.canary) has failed" in broken.log
+    assert not broken.systemd.lines("READY=1")
+    worker = start().ready()
+    assert producer.answers(worker, CROWD, 0)
+    worker.systemd.wait_for("0 busy, 1 done")
+    # Nothing of the first task stays in Redis.
+    assert [key for key in redis.client.keys("*canary*") if worker.node in key] == []

@@ -28,6 +28,7 @@ from celery import bootsteps, signals
 from celery.worker import state as worker_state
 from celery.worker.heartbeat import Heart
 
+from celery_metal_runtime.canary import CHECK_SECONDS, Canary
 from celery_metal_runtime.notify import Notifier, unpatched
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ STDERR = 2
 LONGEST_TICK = 1.0
 STATUS_SECONDS = 2.0
 PROBE_SECONDS = 2.0
+EXTEND_SECONDS = 60
 # Redis answers a request for tasks within a second, with or without a task.
 ANSWER_SECONDS = 3.0
 # kombu pauses up to 30 s between two attempts to connect.
@@ -77,6 +79,9 @@ class Health:
         self.waiting = True
         self.answered_since: float | None = None
         self.broker_error = ""
+        # A task that no process of the pool takes, though some are free, and since when.
+        self.untaken: tuple[str, float] | None = None
+        self.canary = Canary(app, ledger)
         self.draining = self.finished = False
 
     # In the consumer's loop
@@ -98,6 +103,16 @@ class Health:
         self.last_turn = monotonic()
         if _is_served(consumer, self.last_turn):
             self.last_served = self.last_turn
+        self.untaken = self._untaken(self.last_turn)
+
+    def _untaken(self, now: float) -> tuple[str, float] | None:
+        active = worker_state.active_requests
+        if len(active) >= self.pool.num_processes:
+            return None
+        found = {request.id for request in worker_state.reserved_requests if request not in active}
+        if self.untaken and self.untaken[0] in found:
+            return self.untaken
+        return (found.pop(), now) if found else None
 
     def _probe(self, outage: float) -> None:
         """Connect beside the consumer until its outage, known by its beginning, is over."""
@@ -125,6 +140,8 @@ class Health:
             reason = f" ({self.broker_error})" if self.waiting and self.broker_error else ""
             seconds = int(now - away_since)
             return f"{self.queue}: waiting for the broker since {seconds} s{reason}"
+        if not self.canary.proven:
+            return f"{self.queue}: running its first task"
         done = worker_state.all_total_count[0] - busy
         size = self.pool.num_processes
         word = WORDS[self.pool_name][size != 1]
@@ -146,6 +163,9 @@ class Health:
             return f"the consumer's loop has not turned for {turn:.0f} s"
         if served > self.serve_limit:
             return f"the consumer has got no answer from the broker for {served:.0f} s"
+        if self.untaken and now - self.untaken[1] > self.limit:
+            task, since = self.untaken
+            return f"no process of the pool takes the task {task} for {now - since:.0f} s"
         return ""
 
     def _verdict_waiting(self, now: float) -> str:
@@ -210,6 +230,7 @@ class Watch:
         self.health, self.notifier, self.drain_seconds = health, notifier, drain
         self.drained_by: float | None = None
         self.beat_due, self.status_due = 0.0, monotonic() + STATUS_SECONDS
+        self.extend_due = 0.0
         self.status = ""
 
     def start(self) -> None:
@@ -217,7 +238,7 @@ class Watch:
         unpatched("_thread", "start_new_thread")(self._run, ())
 
     def ready(self) -> None:
-        """The worker consumes."""
+        """The worker has shown that it runs tasks, and consumes."""
         self.status = self.health.status(monotonic())
         self.notifier.send("READY=1", f"STATUS={self.status}")
 
@@ -241,6 +262,7 @@ class Watch:
             # A process that was frozen as a whole (podman pause) is late, not stuck.
             if now - looked > health.limit / 2 + LONGEST_TICK:
                 health.last_turn = health.last_served = now
+                health.untaken = None
             looked = now
             if health.watchdog and (reason := health.verdict(now)):
                 health.give_up(reason)
@@ -269,6 +291,10 @@ class Watch:
             self.notifier.send("WATCHDOG=1")
             # Where even this thread cannot run, as C code keeps the interpreter's lock.
             faulthandler.dump_traceback_later(self.health.watchdog * 0.9, exit=True, file=STDERR)
+        if self.health.waiting and not self.health.canary.proven and now >= self.extend_due:
+            # A start that waits for Redis is none that hangs.
+            self.extend_due = now + EXTEND_SECONDS / 3
+            self.notifier.send(f"EXTEND_TIMEOUT_USEC={EXTEND_SECONDS * 1_000_000}")
         if now >= self.status_due and (status := self.health.status(now)) != self.status:
             self.status, self.status_due = status, now + STATUS_SECONDS
             self.notifier.send(f"STATUS={status}")
@@ -298,6 +324,7 @@ def install(
 
         def start(self, worker: Any) -> None:
             health.pool = worker.pool
+            health.canary.hold_back()
             health.disconnected()
             watch.start()
 
@@ -308,12 +335,23 @@ def install(
 
         def start(self, consumer: "Consumer") -> None:
             health.connected()
-            self.timer = consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))
+            self.timers = [consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))]
+            if not health.canary.proven:
+                health.canary.send()
+                timer = consumer.timer.call_repeatedly(CHECK_SECONDS, self.prove, (consumer,))
+                self.timers.append(timer)
+
+        def prove(self, consumer: "Consumer") -> None:
+            if reason := health.canary.check(consumer, watch.ready):
+                health.give_up(reason)
+            if health.canary.proven:
+                self.timers.pop().cancel()
 
         def stop(self, consumer: "Consumer") -> None:
             # Celery also stops what an attempt to connect has not reached: the outage goes on.
             if not health.waiting:
-                self.timer.cancel()
+                for timer in self.timers:
+                    timer.cancel()
                 if not health.draining:
                     health.disconnected()
 
@@ -325,9 +363,6 @@ def install(
     app.steps["worker"].add(WatchStep)
     app.steps["consumer"].add(ConsumeStep)
 
-    def on_ready(**_: Any) -> None:
-        watch.ready()
-
     def on_shutting_down(**_: Any) -> None:
         watch.drain()
 
@@ -337,7 +372,6 @@ def install(
         health.give_back()
         notifier.give_back(environ)
 
-    signals.worker_ready.connect(on_ready, weak=False)
     signals.worker_shutting_down.connect(on_shutting_down, weak=False)
     signals.worker_shutdown.connect(on_shutdown, weak=False)
     # A child would inherit the alarm's lock without its thread, and wait for it at its end.

@@ -65,6 +65,8 @@ class Ledger:
         self.node = node
         self.channel: Any = None
         self.closed = False
+        #: How long a channel waits in Redis for a task; None is kombu's second.
+        self.wait_seconds: float | None = None
         #: When Redis last failed to answer, in seconds of the monotonic clock, and since when.
         self.failed_at = 0.0
         self.down_since: float | None = None

@@ -116,7 +116,7 @@ class Claiming:
         if self._is_empty:
             self._asked = Asked("BLMOVE", queues[:1])
             ends = (prefix + queues[0], held(queues[0]), "RIGHT", "LEFT")
-            arguments = (*ends, timeout or self.brpop_timeout or 0)
+            arguments = (*ends, self.ledger.wait_seconds or timeout or self.brpop_timeout or 0)
         else:
             pairs = [(queue, pri) for pri in self.priority_steps for queue in queues]
             self._asked = Asked("EVAL", [queue for queue, _ in pairs])

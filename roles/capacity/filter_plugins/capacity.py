@@ -782,7 +782,7 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         rows.append(
             ("Redis", "", "1", "", "", str(redis["memory_mb"]), str(redis["cpu_weight"]), why)
         )
-    return "\n".join([head, *_aligned([COLUMNS, *rows]), _sum_line(plan)])
+    return "\n".join([head, *_aligned([COLUMNS, *rows]), _sum_line(plan), *_rollout_lines(plan)])
 
 
 def _queue_cells(queue: Mapping[str, Any]) -> tuple[str, ...]:
@@ -833,6 +833,16 @@ def _sum_line(plan: Mapping[str, Any]) -> str:
     if plan["queues"]:
         text += f", {totals['processes']} of {_processes(totals['process_cap'])}"
     return text
+
+
+def _rollout_lines(plan: Mapping[str, Any]) -> list[str]:
+    """The queues that pause while their worker is replaced: there is no room for one beside it."""
+    free = plan["totals"]["free_mb"]
+    names = [_shortened(q["name"]) for q in plan["queues"] if q["memory_mb"] > free]
+    if not names:
+        return []
+    text = f"{free} MB are free: at a change these pause, with no new worker beside the old one: "
+    return textwrap.wrap(text + ", ".join(names), TABLE_WIDTH)
 
 
 # ------------------------------------------------------------------------------------------

@@ -92,9 +92,15 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
     return {"files": files, "links": links}
 
 
+def surge_sizes(plan: dict[str, Any]) -> dict[str, int]:
+    """Template of each queue's workers to the memory in MB of an instance beside the old one."""
+    return {f"celery-{queue['unit']}@.service": queue["memory_mb"] for queue in plan["queues"]}
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
+            "celery_worker_surge": surge_sizes,
             "celery_worker_units": worker_units,
             "celery_worker_visibility_seconds": visibility_seconds,
         }

@@ -138,13 +138,28 @@ def registry_problem(name: str, reference: str) -> str:
     return ""
 
 
-def image_references(images: dict[str, str], source: str, recipe: dict[str, Any]) -> dict[str, str]:
+def with_version(reference: str, version: str) -> str:
+    """A reference with another tag, or another digest where that is 64 hex digits.
+
+    >>> with_version("registry.example:5000/shop:2", "1")
+    'registry.example:5000/shop:1'
+    """
+    path, _, last = reference.partition("@")[0].rpartition("/")
+    name = f"{path}/{last.partition(':')[0]}"
+    return f"{name}@sha256:{version}" if len(version) == 64 else f"{name}:{version}"
+
+
+def image_references(
+    images: dict[str, str], source: str, recipe: dict[str, Any], version: str = ""
+) -> dict[str, str]:
     """The reference under which each image is known on every host.
 
     :param images: ``app`` and ``redis`` to what the user wrote: a reference for ``registry``, a
         path for ``archive``, nothing for ``build``.
     :param source: one of SOURCES.
     :param recipe: for ``build``: image to its ``sources`` and ``layers``.
+    :param version: tag or digest of the app's image that a host has kept, in place of what is
+        declared.
     :raises ImageError: naming the variable, its value and the remedy.
     """
     if source not in SOURCES:
@@ -153,7 +168,8 @@ def image_references(images: dict[str, str], source: str, recipe: dict[str, Any]
         problems = [registry_problem(f"image_{name}", one) for name, one in images.items()]
         if any(problems):
             raise ImageError("\n".join(filter(None, problems)))
-        return dict(images)
+        app = {"app": with_version(images["app"], version)} if version else {}
+        return {**images, **app}
     references = {}
     for name, one in images.items():
         if source == "archive":
@@ -172,6 +188,8 @@ def image_references(images: dict[str, str], source: str, recipe: dict[str, Any]
             except ImageError as problem:
                 raise ImageError(f"image_app_source: {problem}") from None
         references[name] = f"localhost/celery-metal/{name}:{tag}"
+    if version:
+        references["app"] = with_version(references["app"], version)
     return references
 
 

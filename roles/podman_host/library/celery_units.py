@@ -59,6 +59,10 @@ gone: {description: Owned paths that are not in the set, type: list, returned: a
 start: {description: Units of the set that do not run, type: list, returned: always}
 restart: {description: Services that run another generation, type: list, returned: always}
 stop: {description: Units that run and are not in the set, type: list, returned: always}
+leftover:
+  description: Instances beside others, C(a@surge1.service), that an interrupted run left.
+  type: list
+  returned: always
 kept_out:
   description: Units of the set that a ConditionPathExists of theirs keeps from starting
   type: list
@@ -155,18 +159,22 @@ def actions(
     :param patterns: names, with ``*``, of units that shall not run.
     :param states: unit to its ActiveState, as systemd says.
     :param running: service to the generation of its running container.
-    :returns: sorted lists under ``start``, ``restart`` and ``stop``; no unit is in two of them.
+    :returns: sorted lists under ``start``, ``restart``, ``stop`` and ``leftover``; no unit is in
+        two of them.
     """
     up = {name for name, state in states.items() if state in RUNNING}
     stop = {name for name in up - wanted if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
     # An instance that somebody started by hand follows its template too.
     known = {name for name in up - stop if template_of(name) in generations}
+    leftover = {name for name in known if "@surge" in name}
+    known -= leftover
     settled = {name for name in up if states[name] == "active"}
     restart = {n for n in known & settled if running.get(n) != generations[template_of(n)]}
     return {
         "start": sorted(wanted - settled),
         "restart": sorted(restart),
         "stop": sorted(stop),
+        "leftover": sorted(leftover),
     }
 
 

@@ -124,12 +124,17 @@ def act(states, running, patterns=(), wanted=WANTED, generations=GENERATIONS):
 
 
 def test_on_a_new_host_all_is_started():
-    assert act({}, {}) == {"start": sorted(WANTED), "restart": [], "stop": []}
+    assert act({}, {}) == {"start": sorted(WANTED), "restart": [], "stop": [], "leftover": []}
 
 
 def test_a_no_op_is_a_no_op():
     running = dict.fromkeys(["celery-a@1.service", "celery-a@2.service"], "new")
-    assert act(dict.fromkeys(WANTED, "active"), running) == {"start": [], "restart": [], "stop": []}
+    assert act(dict.fromkeys(WANTED, "active"), running) == {
+        "start": [],
+        "restart": [],
+        "stop": [],
+        "leftover": [],
+    }
 
 
 def test_another_generation_restarts_that_unit_only():
@@ -146,21 +151,40 @@ def test_a_service_whose_container_is_not_ours_restarts():
 def test_an_instance_started_by_hand_follows_its_template():
     states = dict.fromkeys([*WANTED, "celery-a@9.service"], "active")
     running = dict.fromkeys(states, "new") | {"celery-a@9.service": "old"}
-    assert act(states, running) == {"start": [], "restart": ["celery-a@9.service"], "stop": []}
+    assert act(states, running) == {
+        "start": [],
+        "restart": ["celery-a@9.service"],
+        "stop": [],
+        "leftover": [],
+    }
     assert act(states, dict.fromkeys(states, "new"))["restart"] == []
+
+
+def test_what_an_interrupted_run_left_beside_others_is_named_and_not_restarted():
+    states = {**dict.fromkeys(WANTED, "active"), "celery-a@surge1.service": "active"}
+    running = dict.fromkeys(states, "old")
+    needed = act(states, running)
+    assert needed["leftover"] == ["celery-a@surge1.service"]
+    assert "celery-a@1.service" in needed["restart"]
+    assert "celery-a@surge1.service" not in needed["restart"] + needed["start"] + needed["stop"]
 
 
 def test_an_instance_started_by_hand_goes_with_its_queue():
     states = {"celery-a@9.service": "active"}
     needed = act(states, {}, ["celery-a@*.service"], wanted=(), generations={})
-    assert needed == {"start": [], "restart": [], "stop": ["celery-a@9.service"]}
+    assert needed == {"start": [], "restart": [], "stop": ["celery-a@9.service"], "leftover": []}
 
 
 @pytest.mark.parametrize("state", ["activating", "deactivating", "reloading", "failed", "inactive"])
 def test_what_is_not_up_is_started_and_not_restarted(state):
     states = dict.fromkeys(WANTED, "active") | {"celery-a@1.service": state}
     running = {"celery-a@1.service": "old", "celery-a@2.service": "new"}
-    assert act(states, running) == {"start": ["celery-a@1.service"], "restart": [], "stop": []}
+    assert act(states, running) == {
+        "start": ["celery-a@1.service"],
+        "restart": [],
+        "stop": [],
+        "leftover": [],
+    }
 
 
 @pytest.mark.parametrize("state", ["failed", "inactive"])

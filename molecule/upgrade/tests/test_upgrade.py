@@ -1,0 +1,159 @@
+"""A new version under load: no queue pauses, no task is lost; a broken one goes back."""
+
+import itertools
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+FIRST, SECOND = "first", "second"
+HOSTS = (FIRST, SECOND)
+SAMPLE = Path(__file__).resolve().parents[3] / "app/sample"
+SEND = """
+from celery_metal_runtime import configure
+from metal_sample.celery import app
+from metal_sample.tasks import wait
+
+configure(app)
+with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
+    for number in range({count}):
+        wait.apply_async(({seconds},), queue={queue!r}, producer=producer)
+"""
+# Of each task that is done: when, and who asked for how long.
+DONE = """
+local lines = {}
+for _, key in ipairs(redis.call('KEYS', 'celery-task-meta-*')) do
+  local meta = cjson.decode(redis.call('GET', key))
+  table.insert(lines, meta.status .. ' ' .. meta.result .. ' ' .. meta.date_done)
+end
+return lines
+"""
+TAKE_BACK = """
+local count = redis.call('LLEN', KEYS[1])
+redis.call('DEL', KEYS[1])
+return count
+"""
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory):
+    """Makes sources of the sample app that differ from it: by a line at the end of a file."""
+
+    def make(name, file, line):
+        folder = tmp_path_factory.mktemp(name) / "app"
+        shutil.copytree(SAMPLE, folder)
+        with (folder / file).open("a") as changed:
+            changed.write(f"\n{line}\n")
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture
+def send(kit, lab):
+    def send(queue, seconds, count):
+        text = SEND.format(queue=queue, seconds=seconds, count=count)
+        lab.run(FIRST, ["podman", "exec", "celery-reports-1", "python", "-c", text])
+
+    return send
+
+
+@pytest.fixture
+def images(lab):
+    def images():
+        shown = (
+            "podman ps --filter name=celery-add --filter name=celery-reports --format '{{.Image}}'"
+        )
+        return {host: set(lab.run(host, shown).split()) for host in HOSTS}
+
+    return images
+
+
+def done(kit):
+    """Seconds to the sorted moments at which tasks of that duration were done."""
+    found = {}
+    for line in kit.redis(FIRST, "eval", DONE, "0").splitlines():
+        status, seconds, moment = line.split()
+        assert status == "SUCCESS"
+        found.setdefault(float(seconds), []).append(datetime.fromisoformat(moment).timestamp())
+    return {seconds: sorted(moments) for seconds, moments in found.items()}
+
+
+def test_an_upgrade_pauses_no_queue_and_finishes_what_runs(kit, lab, version, send, images):
+    before = images()
+    assert before[FIRST] == before[SECOND]
+    # Enough for the whole upgrade, at 20 a second of each worker.
+    send("add_queue", 0.05, 6000)
+    send("reports", 30, 2)  # one for each host: longer than its upgrade takes
+    source = version("better", "metal_sample/tasks.py", "# a better version")
+    played = kit.play(playbook="playbooks/upgrade.yml", image_app_source=source)
+    assert int(kit.redis(FIRST, "llen", "add_queue")) > 100, (
+        "the load has ended before the upgrade: nothing was measured"
+    )
+    now = images()
+    assert now[FIRST] == now[SECOND] != before[FIRST]
+    for host in HOSTS:
+        assert kit.services(host) >= {"celery-add_queue@1.service", "celery-reports@1.service"}
+        assert not [unit for unit in kit.services(host) if "surge" in unit]
+        assert played.changed[host]
+    finished = done(kit)
+    assert len(finished[30.0]) == 2
+    moments = finished[0.05]
+    pause = max(later - one for one, later in itertools.pairwise(moments))
+    assert pause < 2, f"{pause:.1f} s"
+    # What was sent is done, or still waits: the rest of the load is taken back.
+    waiting = int(kit.redis(FIRST, "eval", TAKE_BACK, "1", "add_queue"))
+    lab.wait_for(lambda: len(done(kit)[0.05]) == 6000 - waiting, 30, "the others are done")
+    for host in HOSTS:
+        assert lab.show(host, "celery-add_queue@1.service", "NRestarts") == "0"
+
+
+def test_a_broken_version_goes_back_and_later_hosts_are_untouched(kit, lab, version, images):
+    before, units = images(), {}
+    for host in HOSTS:
+        units[host] = lab.invocation_ids(host, "celery-*@1.service")
+    source = version("broken", "metal_sample/tasks.py", "raise SystemError('a broken version')")
+    played = kit.play(playbook="playbooks/upgrade.yml", fails=True, image_app_source=source)
+    assert "a broken version" in played.output, "the journal of what failed"
+    assert (
+        "The previous version is back, its unit files too, and all units are up." in played.output
+    )
+    assert "first: systemctl start failed for celery-" in played.output
+    assert images() == before
+    for host in HOSTS:
+        # Not even restarted: the broken instances ran beside them.
+        assert lab.invocation_ids(host, "celery-*@1.service") == units[host]
+        assert "surge" not in lab.run(host, "systemctl list-units --all --plain 'celery-*'")
+        assert lab.run(host, "systemctl list-units --failed --no-legend 'celery*'") == ""
+        image = next(iter(before[host]))
+        shown = lab.run(host, "cat /etc/containers/systemd/celery-metal/*@.container")
+        assert shown.count(f"Image={image}\n") == 2
+
+
+def test_rollback_goes_to_a_kept_version_only(kit, lab, images):
+    kept = json.loads(lab.run(SECOND, "cat /var/lib/celery-metal/workers.json"))["images"]
+    assert len(kept) == 2
+    assert images()[FIRST] == {kept[-1]}
+    played = kit.play(playbook="playbooks/rollback.yml", fails=True, rollback_version="no-such")
+    assert "rollback_version is no-such" in " ".join(played.output.split())
+    assert kept[0].rpartition(":")[2] in played.output
+    kit.play(playbook="playbooks/rollback.yml", rollback_version=kept[0].rpartition(":")[2])
+    assert images() == {host: {kept[0]} for host in HOSTS}
+    report = kit.smoke(FIRST, "celery-add_queue-1", "add_queue", count=20)["add_queue"]
+    assert report["done"] == report["sent"]
+
+
+def test_what_does_not_fit_beside_the_old_rolls_alone(kit, lab):
+    totals = kit.plan(SECOND)["totals"]
+    large = {"name": "large", "concurrency": 1, "memory_per_process_mb": totals["free_mb"] - 100}
+    queues = [{"name": "add_queue", "concurrency": 1}, large]
+    kit.play(celery_queues=queues)
+    large["prefetch"] = 7
+    played = kit.play(celery_queues=queues)
+    assert "with no new worker beside the old one: large" in played.output
+    for host, beside in ((FIRST, True), (SECOND, False)):
+        log = lab.run(host, "journalctl --no-pager -o cat -u 'celery-large@surge1.service'")
+        assert ("ready" in log) == beside
+        assert "celery-large@1.service" in kit.services(host)

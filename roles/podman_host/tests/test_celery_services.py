@@ -1,0 +1,74 @@
+"""In which turns workers are replaced, and what of versions is kept."""
+
+import celery_services
+import pytest
+from celery_services import Turn, beside, kept, turns
+from hypothesis import given
+from hypothesis import strategies as st
+
+A, B, C = "celery-a@1.service", "celery-a@2.service", "celery-b@1.service"
+SIZES = {"celery-a@.service": 300, "celery-b@.service": 700}
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (1300, [Turn([A, B, C], [beside(A), beside(B), beside(C)])]),
+        (700, [Turn([A, B], [beside(A), beside(B)]), Turn([C], [beside(C)])]),
+        (300, [Turn([A], [beside(A)]), Turn([B], [beside(B)]), Turn([C], [])]),
+        (0, [Turn([A], []), Turn([B], []), Turn([C], [])]),
+    ],
+)
+def test_as_many_run_beside_the_old_as_fit(free, expected):
+    assert turns([A, B, C], SIZES, free) == expected
+
+
+def test_what_is_no_worker_has_nothing_beside_it():
+    assert turns(["celery-redis.service"], {}, 0) == [Turn(["celery-redis.service"], [])]
+
+
+@given(
+    st.lists(st.sampled_from("abcdef"), unique=True),
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 900)),
+    st.integers(0, 2000),
+)
+def test_each_unit_is_taken_once_and_none_beyond_the_memory(names, sizes, free):
+    units = [f"celery-{name}@1.service" for name in names]
+    surge = {f"celery-{name}@.service": size for name, size in sizes.items()}
+    found = turns(units, surge, free)
+    assert sorted(unit for turn in found for unit in turn.units) == sorted(units)
+    for turn in found:
+        assert turn.units
+        # All of a turn, or none of it, has one beside it.
+        assert len(turn.beside) in (0, len(turn.units))
+        needed = [surge[celery_services.template_of(unit)] for unit in turn.units if turn.beside]
+        assert sum(needed) <= free
+
+
+def test_the_last_five_versions_are_kept():
+    images = [f"app:{number}" for number in range(5)]
+    assert kept(images, "app:5") == ["app:1", "app:2", "app:3", "app:4", "app:5"]
+    assert kept(images, "app:1") == ["app:0", "app:2", "app:3", "app:4", "app:1"]
+    assert kept([], "app:1") == ["app:1"]
+
+
+def test_a_version_is_brought_back_as_it_was(tmp_path):
+    patterns = [str(tmp_path / "celery-*")]
+    (tmp_path / "celery-a").write_text("one")
+    (tmp_path / "celery-b").symlink_to("celery-a")
+    (tmp_path / "other").write_text("mine")
+    before = celery_services.snapshot(patterns)
+    (tmp_path / "celery-a").write_text("two")
+    (tmp_path / "celery-b").unlink()
+    (tmp_path / "celery-b").write_text("now a file")
+    (tmp_path / "celery-c").symlink_to("celery-a")
+    celery_services.restore(before, patterns)
+    assert celery_services.snapshot(patterns) == before
+    assert (tmp_path / "other").read_text() == "mine"
+
+
+def test_the_state_is_read_as_it_was_written(tmp_path):
+    path = str(tmp_path / "folder" / "state.json")
+    assert celery_services.read_state(path) == {"version": None, "images": []}
+    celery_services.write_state(path, {"version": {"files": {}, "links": {}}, "images": ["app:1"]})
+    assert celery_services.read_state(path)["images"] == ["app:1"]
