@@ -105,7 +105,12 @@ class Client:
 def backlog(client: Client, queues: list[str]) -> dict[str, Any]:
     """The lengths of all lists of the queues, and of those queues that workers tell of."""
     (beats,) = client.ask(("HGETALL", "celery-metal.nodes"))
-    nodes = {node: json.loads(life)[2] for node, life in zip(beats[::2], beats[1::2], strict=True)}
+    lives = dict(zip(beats[::2], beats[1::2], strict=True))
+    # Without those of the runtime itself, such as the one for a worker's first task.
+    nodes = {
+        node: [queue for queue in json.loads(life)[2] if not queue.startswith("celery-metal.")]
+        for node, life in lives.items()
+    }
     known = list(dict.fromkeys([*queues, *(queue for held in nodes.values() for queue in held)]))
     pairs = [(node, queue) for node, held in sorted(nodes.items()) for queue in held]
     keys = [queue + suffix for queue in known for suffix in PRIORITIES]

@@ -67,7 +67,7 @@ def test_all_lists_in_two_trips():
         },
         [
             "mail-1@a",
-            json.dumps([7, 1, ["mail"]]),
+            json.dumps([7, 1, ["celery-metal.canary:mail-1@a", "mail"]]),
             "x-1@b",
             json.dumps([9, 1, ["by hand", "mail"]]),
         ],
