@@ -29,6 +29,11 @@ def declarations() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def fleet() -> ModuleType:
+    return load("playbooks/filter_plugins/fleet.py")
+
+
+@pytest.fixture(scope="session")
 def capacity() -> ModuleType:
     return load("roles/capacity/filter_plugins/capacity.py")
 

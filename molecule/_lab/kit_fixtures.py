@@ -71,6 +71,14 @@ class Kit:
         assert bool(done.returncode) == fails, f"{playbook} ended with {done.returncode}\n{output}"
         return Played(done.returncode, output)
 
+    def status(self, *words: str) -> dict[str, Any]:
+        """What playbooks/status.yml knows, and that it changed nothing."""
+        played = self.play(*words, playbook="playbooks/status.yml", status_format="json")
+        assert set(played.changed.values()) == {0}, played.output
+        found = re.search(r"^( *)\{\n.*?^\1\}$", played.output, re.M | re.S)
+        assert found, played.output
+        return json.loads(found[0])
+
     def inventory_of(self, directory: pathlib.Path, *hosts: str) -> str:
         """Write an inventory in which only these hosts are there, in both groups; its path."""
         everything = json.loads(pathlib.Path(self.inventory, "hosts.yml").read_text())

@@ -8,6 +8,26 @@ from kit_fixtures import ROOT
 
 QUEUES = ["add_queue", "multiply_queue"]
 WORKERS = ["small", "large"]
+DRAIN, UNDRAIN = "playbooks/drain.yml", "playbooks/undrain.yml"
+
+
+def send(lab, queue, seconds, count):
+    """Send tasks that do nothing for so many seconds; their ids."""
+    code = (
+        "from metal_sample.tasks import wait; from metal_sample.celery import app;"
+        "from celery_metal_runtime import configure; configure(app);"
+        f"[print(wait.apply_async(({seconds},), queue='{queue}').id) for _ in range({count})]"
+    )
+    command = ["podman", "exec", "celery-add_queue-1", "python", "-c", code]
+    return lab.run("large", command).split()
+
+
+def result(kit, task_id):
+    return json.loads(kit.redis("broker", "get", f"celery-task-meta-{task_id}") or "{}")
+
+
+def rows(status):
+    return {(row["host"], row["queue"], row["instance"]): row for row in status["workers"]}
 
 
 def test_both_hosts_take_part(kit):
@@ -88,6 +108,118 @@ def test_a_limited_run_says_that_it_cannot_build(kit, lab, tmp_path):
     assert lab.invocation_ids("large", "celery*") == before
 
 
+def test_a_drain_of_every_host_is_asked_about(kit, lab):
+    before = {host: lab.invocation_ids(host, "celery*") for host in WORKERS}
+    for words in ([], ["--limit", "small,large"]):
+        played = kit.play(*words, playbook=DRAIN, fails=True)
+        said = " ".join(played.output.split())
+        assert "small, large. drain_all is False. Nothing was changed." in said
+        assert "-e drain_all=true" in said
+    assert {host: lab.invocation_ids(host, "celery*") for host in WORKERS} == before
+    assert not any(lab.succeeds(host, "test -e /etc/celery-metal/drained") for host in WORKERS)
+
+
+def test_a_drained_host_finishes_its_tasks_and_stays_out(kit, lab):
+    everything = kit.services("small")
+    # More than both hosts can run at once: the rest waits.
+    size = {host: kit.queue(host, "add_queue")["processes"] for host in WORKERS}
+    tasks = send(lab, "add_queue", 8, sum(size.values()) + 1)
+
+    def all_busy():
+        texts = {
+            host: lab.show(host, "celery-add_queue@1.service", "StatusText") for host in WORKERS
+        }
+        return all(f" {size[host]} busy" in texts[host] for host in WORKERS)
+
+    lab.wait_for(all_busy, 15, "tasks on both hosts")
+    status = kit.status()
+    for host in WORKERS:
+        row = rows(status)[host, "add_queue", "1"]
+        assert row["state"] == "active"
+        assert row["concurrency"] == row["busy"] == size[host]
+        assert row["waiting"] == 1
+        assert row["since"] > 1e9
+        container = json.loads(lab.run(host, "podman inspect celery-add_queue-1"))[0]
+        assert container["ImageName"].endswith(f":{row['version']}")
+    assert {one["node"]: one["tasks"] for one in status["held"]} == {
+        f"add_queue-1@{host}": size[host] for host in WORKERS
+    }
+    assert all(one["listed"] for one in status["held"])
+
+    drained = kit.play("--limit", "small", playbook=DRAIN)
+    assert drained.changed == {"small": 1}
+    assert "small is drained" in drained.output
+    assert kit.services("small") == set()
+    # It was not cut short, nor given back: this host's own worker has ended it.
+    log = lab.run("small", "journalctl --no-pager -o cat -b -u celery-add_queue@1.service")
+    assert any(f"[{task}] succeeded" in log for task in tasks), log
+    lab.wait_for(
+        lambda: all(result(kit, task).get("status") == "SUCCESS" for task in tasks),
+        30,
+        "answers to all tasks",
+        host="large",
+    )
+    assert kit.play("--limit", "small", playbook=DRAIN).changed == {"small": 0}
+    reports = kit.smoke("large", "celery-add_queue-1", *QUEUES)
+    for queue, report in reports.items():
+        assert report["missing"] == 0
+        assert set(report["workers"]) == {f"{queue}-1@large"}
+
+    lab.run("small", "systemctl restart celery.target; systemctl start celery-add_queue@1")
+    assert kit.services("small") == set()
+    lab.reboot("small")
+    unit = "celery-add_queue@1.service"
+    # The boot has tried to start it.
+    lab.wait_for(
+        lambda: lab.show("small", unit, "ConditionTimestampMonotonic") != "0",
+        60,
+        "end of the boot",
+        host="small",
+    )
+    assert lab.show("small", unit, "ConditionResult") == "no"
+    assert lab.show("small", "celery.target", "ActiveState") == "active"
+    assert kit.services("small") == set()
+
+    # Files follow what is declared all the same.
+    files = "/etc/containers/systemd/celery-metal/*.container"
+    for level, changed in (("debug", True), ("info", True), ("info", False)):
+        played = kit.play("--limit", "small", celery_worker_log_level=level)
+        assert "small is drained" in played.output
+        assert (played.changed["small"] > 0) == changed
+        assert f"LOGLEVEL={level}" in lab.run("small", f"cat {files}")
+        assert kit.services("small") == set()
+
+    assert kit.play("--limit", "small", playbook=UNDRAIN).changed == {"small": 2}
+    assert kit.services("small") == everything
+    assert kit.play(playbook=UNDRAIN).changed == {"small": 0, "large": 0}
+    reports = kit.smoke("small", "celery-add_queue-1", "add_queue", count=200)
+    assert set(reports["add_queue"]["workers"]) == {f"add_queue-1@{host}" for host in WORKERS}
+    assert kit.play("--limit", "small").changed == {"small": 0}
+
+
+def test_status_shows_what_nobody_works_on(kit, lab):
+    kit.play("--limit", "small", playbook=DRAIN)
+    lab.run("large", "systemctl stop celery-multiply_queue@1.service")
+    send(lab, "multiply_queue", 0, 3)
+    kit.redis("broker", "rpush", "celery-metal.dead:multiply_queue", "no task")
+    status = kit.status("--check")
+    small, large = (rows(status)[host, "multiply_queue", "1"] for host in WORKERS)
+    assert (small["state"], large["state"]) == ("drained", "inactive")
+    assert small["waiting"] == large["waiting"] == 3
+    assert small["busy"] is large["busy"] is None
+    assert status["dead"] == {"multiply_queue": 1}
+    # With --limit too, Redis is asked.
+    table = kit.play("-vvv", "--limit", "large", playbook="playbooks/status.yml").output
+    assert kit.password("broker") not in table
+    assert re.search(r"^ +large +multiply_queue +1 +inactive +- +- +- +3 +- ", table, re.M), table
+    assert re.search(r"^ +put aside, see docs/safety.md: multiply_queue 1$", table, re.M), table
+    assert " small " not in table
+    assert kit.redis("broker", "del", "celery-metal.dead:multiply_queue") == "1"
+    lab.run("large", "systemctl start celery-multiply_queue@1.service")
+    kit.play(playbook=UNDRAIN)
+    lab.wait_for(lambda: kit.redis("broker", "llen", "multiply_queue") == "0", 15, "work again")
+
+
 def test_a_new_password_reaches_every_host_and_restarts_what_uses_it(kit, lab):
     old = kit.password("broker")
     lab.run("broker", "podman secret rm celery-redis-password celery-redis-acl")
@@ -118,6 +250,10 @@ def test_a_host_that_died_and_came_back_works_again(kit, lab):
         host="broker",
         unit="celery-redis.service",
     )
+    status = kit.status("--timeout", "3")
+    assert status["hosts"]["large"]["state"] == "ok"
+    assert "small" not in {row["host"] for row in status["workers"]}
+    assert status["hosts"]["small"]["state"] == "unreachable"
     # The other one serves all queues meanwhile.
     reports = kit.smoke("large", "celery-add_queue-1", *QUEUES)
     for queue, report in reports.items():

@@ -17,6 +17,22 @@ def test_removal_asks_first(kit, lab):
     assert lab.invocation_ids(HOST, "celery*") == before
 
 
+def test_a_drain_leaves_redis_alone(kit, lab):
+    before = lab.invocation_ids(HOST, "celery-redis.service")
+    # The only host is every host.
+    played = kit.play("--limit", HOST, playbook="playbooks/drain.yml", fails=True)
+    assert "drain_all is False. Nothing was changed." in " ".join(played.output.split())
+    assert len(kit.services(HOST)) > 1
+    kit.play(playbook="playbooks/drain.yml", drain_all=True)
+    assert kit.services(HOST) == {"celery-redis.service"}
+    assert lab.invocation_ids(HOST, "celery-redis.service") == before
+    played = kit.play()
+    assert played.changed == {HOST: 0}
+    assert f"{HOST} is drained" in played.output
+    kit.play(playbook="playbooks/undrain.yml")
+    assert len(kit.services(HOST)) > 1
+
+
 def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", SEND])
     assert kit.redis(HOST, "llen", "later") == "1"
@@ -27,6 +43,8 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
         "cat > /etc/containers/systemd/other.container",
         stdin="[Container]\nImage=localhost/other:1\n",
     )
+    # A host may be drained when it is removed.
+    lab.run(HOST, "touch /etc/celery-metal/drained")
     played = kit.play(playbook=REMOVE, remove_confirmed=True)
     assert "/var/lib/celery-metal/redis" in played.output
     assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery*'") == ""

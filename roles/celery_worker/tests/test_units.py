@@ -227,6 +227,10 @@ def test_the_drain_chain(drain):
     assert systemd - podman >= 10
 
 
+def test_a_drained_host_starts_no_worker():
+    assert ("ConditionPathExists", "!/etc/celery-metal/drained") in container({"name": "a"})["Unit"]
+
+
 @given(st.lists(st.integers(1, 86400)))
 def test_the_visibility_timeout_is_above_every_drain(drains):
     visibility = celery_worker.visibility_seconds(drains)

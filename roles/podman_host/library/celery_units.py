@@ -63,6 +63,10 @@ leftover:
   description: Instances beside others, C(a@surge1.service), that an interrupted run left.
   type: list
   returned: always
+kept_out:
+  description: Units of the set that a ConditionPathExists of theirs keeps from starting
+  type: list
+  returned: always
 """
 
 import fnmatch
@@ -121,6 +125,18 @@ def runnable(paths: Iterable[str]) -> set[str]:
     """The units among files and links that can run: containers, their instances, and targets."""
     units = {unit_of(path) for path in paths if path.endswith((".container", ".target"))}
     return {unit for unit in units if "@." not in unit}
+
+
+def closed_units(files: dict[str, str]) -> set[str]:
+    """The units, by template, whose own file says that they shall not start as the host is now.
+
+    Only ``ConditionPathExists=!PATH`` counts, which makes a start a success that does nothing.
+    """
+    return {
+        unit_of(path)
+        for path, content in files.items()
+        if any(map(os.path.exists, re.findall(r"^ConditionPathExists=!(\S+)$", content, re.M)))
+    }
 
 
 def gone_patterns(gone: list[str]) -> list[str]:
@@ -317,15 +333,17 @@ def main() -> None:
     diff += [{"before_header": p, "before": present(p) or "", "after": ""} for p in remove]
 
     units = runnable(wanted) | set(module.params["running"])
+    closed = closed_units(files)
+    kept_out = {unit for unit in units if template_of(unit) in closed}
     patterns = gone_patterns(gone)
     generations = {
         unit_of(path): generation(content)
         for path, content in files.items()
-        if path.endswith(".container")
+        if path.endswith(".container") and unit_of(path) not in closed
     }
     # Only containers have a generation.
     running = running_generations() if generations else {}
-    needed = actions(units, generations, patterns, unit_states(), running)
+    needed = actions(units - kept_out, generations, patterns, unit_states(), running)
     if not module.check_mode:
         for path in [*new, *written]:
             write(path, files.get(path), links.get(path))
@@ -339,13 +357,14 @@ def main() -> None:
         if new or written or remove:
             reload(module, units, patterns if remove else [])
             # What was removed runs no more.
-            needed = actions(units, generations, patterns, unit_states(), running)
+            needed = actions(units - kept_out, generations, patterns, unit_states(), running)
     module.exit_json(
         changed=bool(new or written or remove),
         new=new,
         written=written,
         gone=gone,
         diff=diff,
+        kept_out=sorted(kept_out),
         **needed,
     )
 

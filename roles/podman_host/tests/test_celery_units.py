@@ -254,3 +254,20 @@ def test_write_and_present(tmp_path):
 def test_a_dangling_link_is_still_there(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     assert celery_units.present(str(tmp_path / "link")) == "-> nowhere"
+
+
+# What is kept out
+
+
+def test_a_file_that_is_there_closes_the_units_that_say_so(tmp_path):
+    marker = tmp_path / "drained"
+    closed = f"[Unit]\nConditionPathExists=!{marker}\n\n[Container]\nImage=a\n"
+    files = {
+        f"{QUADLETS}/celery-mail@.container": closed,
+        f"{QUADLETS}/celery-redis.container": CONTAINER,
+        f"{QUADLETS}/celery-x@.container": closed.replace("Condition", "# Condition"),
+        f"{QUADLETS}/celery-y@.container": closed.replace("=!", "="),
+    }
+    assert celery_units.closed_units(files) == set()
+    marker.write_text("")
+    assert celery_units.closed_units(files) == {"celery-mail@.service"}

@@ -1,0 +1,157 @@
+"""One table of all workers of all hosts, from what each host and Redis have said."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+try:
+    from ansible.errors import AnsibleFilterError
+except ImportError:  # the functions also serve where Ansible is not installed
+    AnsibleFilterError = ValueError
+
+COLUMNS = {
+    "host": "host",
+    "queue": "queue",
+    "instance": "inst.",
+    "state": "state",
+    "concurrency": "conc.",
+    "busy": "busy",
+    "done": "done",
+    "waiting": "waiting",
+    "version": "version",
+    "since": "since (UTC)",
+}
+RIGHT = ("concurrency", "busy", "done", "waiting")
+FORMATS = ("table", "json")
+
+
+def fleet(
+    hosts: Mapping[str, Mapping[str, Any]], backlog: Mapping[str, Any], whole: bool
+) -> dict[str, Any]:
+    """All that is known, in one structure.
+
+    :param hosts: host to what the module ``celery_status`` gave, or Ansible's word on why not.
+    :param backlog: what the module ``celery_backlog`` gave, or Ansible's word on why not.
+    :param whole: whether these are all hosts; else a worker without a row is none that is missing.
+    :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
+        row each; and what Redis holds.
+    """
+    workers, nodes = [], set()
+    waiting = backlog.get("waiting", {})
+    for host, said in hosts.items():
+        for worker in sorted(said.get("workers", []), key=_order):
+            workers.append({"host": host, **worker, "waiting": waiting.get(worker["queue"])})
+            nodes.add(_node(worker, said["node"]))
+    return {
+        "whole": whole,
+        "hosts": {host: _host(said) for host, said in hosts.items()},
+        "workers": workers,
+        "redis_error": backlog.get("error", str(backlog.get("msg", "no answer")).strip()),
+        "waiting": waiting,
+        "held": [{**one, "listed": one["node"] in nodes} for one in backlog.get("held", [])],
+        "dead": backlog.get("dead", {}),
+    }
+
+
+def _host(said: Mapping[str, Any]) -> dict[str, str]:
+    if "workers" in said:
+        return {"state": "ok", "why": ""}
+    state = "unreachable" if said.get("unreachable") else "no answer"
+    return {"state": state, "why": str(said.get("msg", "")).strip()}
+
+
+def _order(worker: Mapping[str, Any]) -> tuple[str, int, str]:
+    number = worker["instance"]
+    return worker["queue"], int(number) if number.isdigit() else 0, number
+
+
+def _node(worker: Mapping[str, Any], host: str) -> str:
+    # As the runtime names itself; Celery splits names at @.
+    name = re.sub(r"[^\w.:-]", "_", f"{worker['queue']}-{worker['instance']}")
+    return f"{name}@{re.sub(r'[^\w.:-]', '_', host)}"
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The fleet as aligned plain text, without a last newline."""
+    rows = []
+    for host, answer in found["hosts"].items():
+        own = [_cells(worker) for worker in found["workers"] if worker["host"] == host]
+        state = "no workers" if answer["state"] == "ok" else answer["state"]
+        rows += own or [{"host": host, "state": state}]
+    return "\n".join([*_aligned([COLUMNS, *rows]), *_notes(found)])
+
+
+def _cells(worker: Mapping[str, Any]) -> dict[str, str]:
+    cells = {key: "-" if worker[key] is None else str(worker[key]) for key in COLUMNS}
+    if worker["restarts"]:
+        cells["state"] += f", {worker['restarts']} restarts"
+    if worker["since"] is not None:
+        moment = datetime.datetime.fromtimestamp(worker["since"], datetime.UTC)
+        cells["since"] = f"{moment:%Y-%m-%d %H:%M}"
+    return cells
+
+
+def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    widths = {key: max(len(row.get(key, "")) for row in rows) for key in COLUMNS}
+    lines = []
+    for row in rows:
+        cells = (
+            row.get(key, "").rjust(width) if key in RIGHT else row.get(key, "").ljust(width)
+            for key, width in widths.items()
+        )
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _notes(found: Mapping[str, Any]) -> list[str]:
+    """What no row tells, where there is any."""
+    notes = [
+        f"{host}, {answer['state']}: {answer['why']}"
+        for host, answer in found["hosts"].items()
+        if answer["state"] != "ok"
+    ]
+    if found["redis_error"]:
+        notes.append(f"Redis gave no answer: {found['redis_error']}")
+    shown = {worker["queue"] for worker in found["workers"]}
+    waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}
+    if waiting and found["whole"]:
+        notes.append(f"waiting, with no worker above: {_counts(waiting)}")
+    held: dict[str, int] = {}
+    for one in found["held"]:
+        held[one["queue"]] = held.get(one["queue"], 0) + one["tasks"]
+    if held:
+        notes.append(f"held by workers: {_counts(held)}")
+    notes += [
+        f"{one['tasks']} of {one['queue']} held by {one['node']}, which is not above"
+        for one in found["held"]
+        if found["whole"] and not one["listed"]
+    ]
+    if found["dead"]:
+        notes.append(f"put aside, see docs/safety.md: {_counts(found['dead'])}")
+    return ["", *notes] if notes else []
+
+
+def _counts(tasks: Mapping[str, int]) -> str:
+    return ", ".join(f"{queue} {number}" for queue, number in sorted(tasks.items()))
+
+
+def fleet_text(
+    hosts: Mapping[str, Mapping[str, Any]],
+    backlog: Mapping[str, Any],
+    form: str = "table",
+    whole: bool = True,
+) -> str:
+    """The fleet as a table, or as JSON."""
+    if form not in FORMATS:
+        raise AnsibleFilterError(f"status_format is {form!r}: write one of {', '.join(FORMATS)}")
+    found = fleet(hosts, backlog, whole)
+    return json.dumps(found, indent=2) if form == "json" else table(found)
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Any]:
+        return {"fleet_text": fleet_text}

@@ -1,0 +1,163 @@
+#!/usr/bin/python
+"""How many tasks wait, are held by workers, and were put aside, asked in one go of Redis."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_backlog
+short_description: Report the lengths of the lists that Celery's tasks are in, changing nothing
+description:
+  - Asks the Redis of this host through its Unix socket, whatever the number of queues.
+  - A Redis that does not answer is no failure; I(error) says so.
+options:
+  queues:
+    description: Names of queues. Those that workers report to Redis are added.
+    type: list
+    elements: str
+    default: []
+  database:
+    description: Number of the Redis database.
+    type: int
+    default: 0
+author: celery-metal
+"""
+
+EXAMPLES = r"""
+- name: Ask Redis
+  celery_backlog:
+    queues: [emails, reports]
+  register: status_backlog
+"""
+
+RETURN = r"""
+error: {description: Why Redis gave no answer; empty when it did, type: str, returned: always}
+waiting: {description: Queue to tasks that wait in it, type: dict, returned: always}
+dead: {description: Queue to tasks that were put aside, where any, type: dict, returned: always}
+held:
+  description: For each list of a worker that is not empty its C(node), C(queue) and C(tasks)
+  type: list
+  returned: always
+"""
+
+import json
+import socket
+import subprocess
+from typing import Any, BinaryIO
+
+from ansible.module_utils.basic import AnsibleModule
+
+SOCKET = "/run/celery-metal/redis/redis.sock"
+SECONDS = 5
+# kombu gives each priority but 0 a list of its own, with this before its number.
+PRIORITIES = ["", *(f"\x06\x16{number}" for number in range(1, 10))]
+
+
+class RedisError(Exception):
+    """Redis answered with an error; the text is its."""
+
+
+def encoded(words: tuple[str, ...]) -> bytes:
+    """A command in Redis's protocol.
+
+    >>> encoded(("LLEN", "é"))
+    b'*2\\r\\n$4\\r\\nLLEN\\r\\n$2\\r\\n\\xc3\\xa9\\r\\n'
+    """
+    parts = [word.encode() for word in words]
+    body = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+    return b"*%d\r\n%b" % (len(parts), body)
+
+
+def answer(stream: BinaryIO) -> Any:
+    """The next answer: text, a number, a list of answers, or None.
+
+    :raises RedisError: when it is an error, or ends before its time.
+    """
+    line = stream.readline()
+    if not line.endswith(b"\r\n"):
+        raise RedisError("the connection was closed")
+    kind, rest = line[:1], line[1:-2].decode(errors="replace")
+    if kind == b"-":
+        raise RedisError(rest)
+    if kind == b":":
+        return int(rest)
+    if kind == b"*":
+        return [answer(stream) for _ in range(int(rest))]
+    if kind == b"$":
+        return None if rest == "-1" else stream.read(int(rest) + 2)[:-2].decode(errors="replace")
+    return rest
+
+
+class Client:
+    """A connection to Redis."""
+
+    def __init__(self, path: str, seconds: float) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(seconds)
+        self.socket.connect(path)
+        self.stream = self.socket.makefile("rb")
+
+    def ask(self, *commands: tuple[str, ...]) -> list[Any]:
+        """The answers to commands that are sent together."""
+        self.socket.sendall(b"".join(map(encoded, commands)))
+        return [answer(self.stream) for _ in commands]
+
+
+def backlog(client: Client, queues: list[str]) -> dict[str, Any]:
+    """The lengths of all lists of the queues, and of those queues that workers tell of."""
+    (beats,) = client.ask(("HGETALL", "celery-metal.nodes"))
+    lives = dict(zip(beats[::2], beats[1::2], strict=True))
+    # Without those of the runtime itself, such as the one for a worker's first task.
+    nodes = {
+        node: [queue for queue in json.loads(life)[2] if not queue.startswith("celery-metal.")]
+        for node, life in lives.items()
+    }
+    known = list(dict.fromkeys([*queues, *(queue for held in nodes.values() for queue in held)]))
+    pairs = [(node, queue) for node, held in sorted(nodes.items()) for queue in held]
+    keys = [queue + suffix for queue in known for suffix in PRIORITIES]
+    keys += [f"celery-metal.dead:{queue}" for queue in known]
+    keys += [f"celery-metal.held:{node}:{queue}" for node, queue in pairs]
+    lengths = iter(client.ask(*(("LLEN", key) for key in keys)))
+    waiting = {queue: sum(next(lengths) for _ in PRIORITIES) for queue in known}
+    dead = {queue: next(lengths) for queue in known}
+    held = [{"node": node, "queue": queue, "tasks": next(lengths)} for node, queue in pairs]
+    return {
+        "waiting": waiting,
+        "dead": {queue: tasks for queue, tasks in dead.items() if tasks},
+        "held": [one for one in held if one["tasks"]],
+    }
+
+
+def password() -> str:
+    """The broker's password, from Podman's secrets; it stays in this process."""
+    show = ("podman", "secret", "inspect", "--showsecret", "--format", "{{.SecretData}}")
+    done = subprocess.run(
+        (*show, "celery-redis-password"), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RedisError("this host has no Podman secret celery-redis-password")
+    return done.stdout.strip()
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "queues": {"type": "list", "elements": "str", "default": []},
+            "database": {"type": "int", "default": 0},
+        },
+        supports_check_mode=True,
+    )
+    found: dict[str, Any] = {"waiting": {}, "dead": {}, "held": []}
+    error = ""
+    try:
+        client = Client(SOCKET, SECONDS)
+        client.ask(("AUTH", password()), ("SELECT", str(module.params["database"])))
+        found = backlog(client, module.params["queues"])
+    except OSError as problem:
+        error = f"{SOCKET}: {problem.strerror or problem}"
+    except RedisError as problem:
+        error = str(problem)
+    module.exit_json(changed=False, error=error, **found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+#!/usr/bin/python
+"""Take the workers of a host out, and keep them out, whatever is started or booted."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_drain
+short_description: Take all workers of a host out until told otherwise, or say which to start again
+description:
+  - A marker file makes each start of a worker a success that does nothing, by the
+    C(ConditionPathExists) in its unit; so boots, targets and operators start none.
+  - Then all workers are stopped by one call, at the same time; each finishes its tasks first.
+  - What ran is not remembered. Afterwards those are to be started that are declared.
+options:
+  drained:
+    description: Whether the workers shall be out. When not, only the marker is removed.
+    type: bool
+    required: true
+author: celery-metal
+"""
+
+EXAMPLES = r"""
+- name: Take the workers out
+  celery_drain:
+    drained: true
+"""
+
+RETURN = r"""
+stopped: {description: Workers that ran and were stopped, type: list, returned: always}
+start: {description: Declared workers that may run and do not, type: list, returned: always}
+"""
+
+import subprocess
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+QUADLETS = Path("/etc/containers/systemd/celery-metal")
+MARKER = Path("/etc/celery-metal/drained")
+CONDITION = f"ConditionPathExists=!{MARKER}"
+TEXT = "Written by celery-metal, playbooks/drain.yml: no worker starts on this host.\n"
+DOWN = ("inactive", "failed")
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def templates(quadlets: Path) -> list[Path]:
+    """The container files of the queues, sorted."""
+    return sorted(quadlets.glob("celery-*@.container"))
+
+
+def without_condition(files: list[Path]) -> list[str]:
+    """Names of the files that the marker would not keep from starting."""
+    return [path.name for path in files if CONDITION not in path.read_text().splitlines()]
+
+
+def declared(quadlets: Path) -> set[str]:
+    """The services that are declared: each has a link to its queue's template."""
+    links = {path.stem for path in quadlets.glob("celery-*@*.container")}
+    return {f"{stem}.service" for stem in links if not stem.endswith("@")}
+
+
+def states(files: list[Path]) -> dict[str, str]:
+    """ActiveState of each instance of the templates that systemd knows, by hand or declared."""
+    patterns = [f"{path.stem}*.service" for path in files]
+    if not patterns:
+        return {}
+    words = ("list-units", "--all", "--plain", "--no-legend", "--no-pager", "--", *patterns)
+    rows = [line.split(None, 3) for line in run("systemctl", *words).stdout.splitlines()]
+    return {row[0]: row[2] for row in rows if len(row) > 2}
+
+
+def up(found: dict[str, str]) -> list[str]:
+    """The units that run, come up, wait for their next try, or go down, sorted."""
+    return sorted(unit for unit, state in found.items() if state not in DOWN)
+
+
+def stop(module: AnsibleModule, files: list[Path], units: list[str]) -> None:
+    """Stop the units, and fail when one still runs afterwards."""
+    stopped = run("systemctl", "stop", "--", *units)
+    after = states(files)
+    if left := up(after):
+        module.fail_json(
+            msg=f"Still running: {', '.join(left)}. {stopped.stderr.strip()} No worker starts on "
+            f"this host any more, for {MARKER} is written. See 'journalctl -u {left[0]}', then run "
+            "the same playbook again."
+        )
+    for unit in units:
+        if after.get(unit) == "failed":
+            module.warn(f"{unit} did not end by itself within its time: see 'journalctl -u {unit}'")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={"drained": {"type": "bool", "required": True}}, supports_check_mode=True
+    )
+    drained, was = module.params["drained"], MARKER.exists()
+    files = templates(QUADLETS)
+    if drained and (old := without_condition(files)):
+        module.fail_json(
+            msg=f"Nothing was changed: {', '.join(old)} in {QUADLETS} lacks {CONDITION}, for an "
+            "older celery-metal wrote it; its workers would start again. Run site.yml on this host "
+            "first."
+        )
+    if was != drained and not module.check_mode:
+        if drained:
+            # Before the stop: what is about to start already finds it.
+            MARKER.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            MARKER.write_text(TEXT)
+        else:
+            MARKER.unlink()
+    before = states(files)
+    running = up(before) if drained else []
+    if running and not module.check_mode:
+        stop(module, files, running)
+    wanted = set() if drained else declared(QUADLETS)
+    module.exit_json(
+        changed=was != drained or bool(running),
+        stopped=running,
+        start=sorted(unit for unit in wanted if before.get(unit) != "active"),
+    )
+
+
+if __name__ == "__main__":
+    main()

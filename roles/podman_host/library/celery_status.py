@@ -1,0 +1,172 @@
+#!/usr/bin/python
+"""What every worker of a host does, from one call of systemctl and one of Podman."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_status
+short_description: Report the state of each worker of a host, changing nothing
+description:
+  - Reads systemd's word on all declared workers and those started by hand, the status line that
+    each worker writes, and the images of the running containers.
+author: celery-metal
+"""
+
+EXAMPLES = r"""
+- name: Look at the workers
+  celery_status:
+  register: status_host
+"""
+
+RETURN = r"""
+node: {description: Name of the host in names of workers, type: str, returned: always}
+workers:
+  description: >-
+    For each worker C(queue), C(instance), C(state), C(restarts), C(concurrency), C(busy), C(done),
+    C(version), and C(since) in seconds since 1970; null is what nobody knows
+  type: list
+  returned: always
+"""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+QUADLETS = Path("/etc/containers/systemd/celery-metal")
+MARKER = Path("/etc/celery-metal/drained")
+PLAN = Path("/etc/celery-metal/plan.json")
+PROPERTIES = "Id,LoadState,ActiveState,SubState,StatusText,NRestarts,StateChangeTimestamp"
+VERSION_LENGTH = 20
+
+
+def output(*argv: str) -> str:
+    """What a command prints, or an empty string when it is missing."""
+    if not shutil.which(argv[0]):
+        return ""
+    done = subprocess.run(argv, capture_output=True, check=False)
+    return done.stdout.decode(errors="replace")
+
+
+def blocks(shown: str) -> list[dict[str, str]]:
+    """The properties of each unit that ``systemctl show`` prints, a unit once."""
+    found = {}
+    for block in shown.strip().split("\n\n"):
+        one = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if "Id" in one:
+            found[one["Id"]] = one
+    return list(found.values())
+
+
+def numbers(text: str) -> dict[str, int]:
+    """What is in a worker's status line, such as ``emails: 4 processes, 2 busy, 1032 done``.
+
+    >>> numbers("a: 1 busy: draining, 3 busy")
+    {'busy': 3}
+    """
+    words = r"(?:processe?s?|threads?|greenlets?)"
+    if found := re.search(rf": (\d+) {words}, (\d+) busy, (\d+) done$", text):
+        return dict(zip(("concurrency", "busy", "done"), map(int, found.groups()), strict=True))
+    found = re.search(r": draining, (\d+) busy$", text)
+    return {"busy": int(found.group(1))} if found else {}
+
+
+def state(unit: dict[str, str], drained: bool) -> str:
+    """One word or two for what a unit does."""
+    active, sub = unit.get("ActiveState", ""), unit.get("SubState", "")
+    if active == "active" and ": waiting for the broker" in unit.get("StatusText", ""):
+        return "no broker"
+    if active == "activating":
+        return "restarting" if sub.startswith("auto-restart") else "starting"
+    if active == "deactivating":
+        return "draining"
+    if active == "inactive" and unit.get("LoadState") == "not-found":
+        return "not found"
+    return "drained" if active == "inactive" and drained else active
+
+
+def version(container: dict[str, Any]) -> str:
+    """The tag of a container's image, or else the beginning of its digest or ID.
+
+    >>> version({"Image": "registry.example:5000/app:1.2", "ImageID": "0123456789abcdef"})
+    '1.2'
+    """
+    name = container.get("Image", "").rpartition("/")[2]
+    name, _, digest = name.partition("@sha256:")
+    if digest:
+        return digest[:12]
+    tag = name.partition(":")[2]
+    return tag[:VERSION_LENGTH] if tag else container.get("ImageID", "")[:12]
+
+
+def since(unit: dict[str, str], drained_at: float | None) -> int | None:
+    """When the unit came into its state; a drained one perhaps never left it since the boot."""
+    if drained_at is not None and unit.get("ActiveState") == "inactive":
+        return int(drained_at)
+    stamp = unit.get("StateChangeTimestamp", "").removeprefix("@")
+    return int(stamp) if stamp.isdigit() and stamp != "0" else None
+
+
+def row(
+    unit: dict[str, str],
+    names: dict[str, str],
+    versions: dict[str, str],
+    drained_at: float | None,
+) -> dict[str, Any]:
+    """One worker, as the table of the fleet needs it.
+
+    :param names: the middle of a unit's name to the queue's own name.
+    :param versions: service to the version that its container runs.
+    """
+    slug, _, instance = unit["Id"].removesuffix(".service").removeprefix("celery-").rpartition("@")
+    # systemd may keep the last words of a worker that is gone.
+    running = unit.get("ActiveState") in ("active", "deactivating")
+    said = numbers(unit.get("StatusText", "")) if running else {}
+    return {
+        "queue": names.get(slug, slug),
+        "instance": instance,
+        "state": state(unit, drained_at is not None),
+        "restarts": int(unit.get("NRestarts") or 0),
+        "concurrency": said.get("concurrency"),
+        "busy": said.get("busy"),
+        "done": said.get("done"),
+        "version": versions.get(unit["Id"]) if running else None,
+        "since": since(unit, drained_at),
+    }
+
+
+def units(quadlets: Path) -> list[str]:
+    """What to ask systemd for: declared instances by name, and any that it has of the templates."""
+    stems = sorted(path.stem for path in quadlets.glob("celery-*@*.container"))
+    return [f"{stem}*.service" if stem.endswith("@") else f"{stem}.service" for stem in stems]
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    plan = json.loads(PLAN.read_text()) if PLAN.exists() else {"queues": []}
+    names = {queue["unit"]: queue["name"] for queue in plan["queues"]}
+    asked = units(QUADLETS)
+    words = ("systemctl", "show", f"--property={PROPERTIES}", "--timestamp=unix", "--", *asked)
+    found = blocks(output(*words)) if asked else []
+    if asked and not found:
+        module.fail_json(msg=f"systemctl says nothing of {', '.join(asked)}: is systemd running?")
+    # All: Podman lists one that is being stopped only then.
+    listed = output(
+        "podman", "ps", "--all", "--filter", "label=celery-metal.generation", "--format", "json"
+    )
+    versions = {
+        one["Labels"].get("PODMAN_SYSTEMD_UNIT", ""): version(one)
+        for one in json.loads(listed or "[]")
+    }
+    drained_at = MARKER.stat().st_mtime if MARKER.exists() else None
+    rows = [row(one, names, versions, drained_at) for one in found]
+    module.exit_json(changed=False, node=socket.gethostname(), workers=rows)
+
+
+if __name__ == "__main__":
+    main()

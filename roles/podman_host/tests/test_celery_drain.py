@@ -1,0 +1,82 @@
+"""celery_drain: which units are meant, without a host."""
+
+import subprocess
+
+import celery_drain
+import pytest
+
+CONDITION = f"[Unit]\n{celery_drain.CONDITION}\n\n[Container]\nImage=a\n"
+
+
+@pytest.fixture
+def quadlets(tmp_path):
+    for name, instances in {"mail": "12", "a.b": "1", "old": ""}.items():
+        (tmp_path / f"celery-{name}@.container").write_text(CONDITION)
+        for number in instances:
+            link = tmp_path / f"celery-{name}@{number}.container"
+            link.symlink_to(f"celery-{name}@.container")
+    (tmp_path / "celery-redis.container").write_text("[Container]\nImage=b\n")
+    return tmp_path
+
+
+def test_the_templates_are_the_queues(quadlets):
+    names = [path.name for path in celery_drain.templates(quadlets)]
+    assert names == [f"celery-{name}@.container" for name in ("a.b", "mail", "old")]
+    assert celery_drain.templates(quadlets / "nowhere") == []
+
+
+def test_declared_is_what_has_a_link(quadlets):
+    assert celery_drain.declared(quadlets) == {
+        "celery-a.b@1.service",
+        "celery-mail@1.service",
+        "celery-mail@2.service",
+    }
+
+
+def test_a_template_that_the_marker_does_not_stop_is_named(quadlets):
+    assert celery_drain.without_condition(celery_drain.templates(quadlets)) == []
+    (quadlets / "celery-mail@.container").write_text(f"# {CONDITION}[Container]\nImage=a\n")
+    (quadlets / "celery-old@.container").write_text(CONDITION.replace("Cond", "# Cond"))
+    assert celery_drain.without_condition(celery_drain.templates(quadlets)) == [
+        "celery-old@.container"
+    ]
+
+
+def test_systemd_is_asked_for_the_instances_of_our_templates_only(quadlets, monkeypatch):
+    asked = []
+
+    def run(*argv):
+        asked.append(argv)
+        listed = (
+            "celery-mail@1.service loaded active     running      Queue mail\n"
+            "celery-mail@9.service loaded activating auto-restart Queue mail\n"
+            "celery-a.b@1.service  loaded inactive   dead         Queue a.b\n"
+        )
+        return subprocess.CompletedProcess(argv, 0, listed, "")
+
+    monkeypatch.setattr(celery_drain, "run", run)
+    found = celery_drain.states(celery_drain.templates(quadlets))
+    assert celery_drain.up(found) == ["celery-mail@1.service", "celery-mail@9.service"]
+    ((*_, one, two, three),) = asked
+    assert (one, two, three) == (
+        "celery-a.b@*.service",
+        "celery-mail@*.service",
+        "celery-old@*.service",
+    )
+    assert celery_drain.states([]) == {}
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "runs"),
+    [
+        ("active", True),
+        ("activating", True),
+        ("deactivating", True),
+        ("reloading", True),
+        ("failed", False),
+        ("inactive", False),
+    ],
+)
+def test_what_counts_as_running(state, runs):
+    assert celery_drain.up({"celery-mail@1.service": state}) == ["celery-mail@1.service"] * runs

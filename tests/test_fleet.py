@@ -1,0 +1,113 @@
+"""The table of playbooks/status.yml: one row for each worker, and what no row tells."""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+NEVER: dict[str, Any] = dict.fromkeys(["concurrency", "busy", "done", "version", "since"])
+
+
+def worker(queue: str, instance: str = "1", **said: Any) -> dict[str, Any]:
+    return {"queue": queue, "instance": instance, "state": "active", "restarts": 0, **NEVER, **said}
+
+
+BUSY = {"concurrency": 4, "busy": 2, "done": 1032, "version": "1.2", "since": 1795526058}
+HOSTS = {
+    "web10": {"node": "web10", "workers": [worker("mail", "10"), worker("mail", "9", **BUSY)]},
+    "web2": {
+        "node": "web2.example",
+        "workers": [
+            worker("reports", state="restarting", restarts=9),
+            worker("a/b", state="drained", since=1795526000),
+        ],
+    },
+    "web3": {"unreachable": True, "msg": "No route to host\n"},
+    "web4": {"node": "web4", "workers": []},
+    "web5": {"failed": True, "msg": "MODULE FAILURE"},
+}
+BACKLOG = {
+    "error": "",
+    "waiting": {"mail": 7, "reports": 0, "old": 3, "empty": 0},
+    "dead": {"reports": 1},
+    "held": [
+        {"node": "mail-9@web10", "queue": "mail", "tasks": 2},
+        {"node": "a_b-1@web2.example", "queue": "a/b", "tasks": 1},
+        {"node": "mail-1@gone", "queue": "mail", "tasks": 4},
+    ],
+}
+TABLE = """\
+host   queue    inst.  state                   conc.  busy  done  waiting  version  since (UTC)
+web10  mail     9      active                      4     2  1032        7  1.2      2026-11-24 13:14
+web10  mail     10     active                      -     -     -        7  -        -
+web2   a/b      1      drained                     -     -     -        -  -        2026-11-24 13:13
+web2   reports  1      restarting, 9 restarts      -     -     -        0  -        -
+web3                   unreachable
+web4                   no workers
+web5                   no answer
+
+web3, unreachable: No route to host
+web5, no answer: MODULE FAILURE
+waiting, with no worker above: old 3
+held by workers: a/b 1, mail 6
+4 of mail held by mail-1@gone, which is not above
+put aside, see docs/safety.md: reports 1"""
+
+
+def test_the_table(fleet: ModuleType) -> None:
+    assert fleet.fleet_text(HOSTS, BACKLOG) == TABLE
+
+
+def test_where_only_some_hosts_are_looked_at_no_worker_is_missing(fleet: ModuleType) -> None:
+    said = fleet.fleet_text({"web10": HOSTS["web10"]}, BACKLOG, "table", False).splitlines()
+    assert said[4:] == [
+        "held by workers: a/b 1, mail 6",
+        "put aside, see docs/safety.md: reports 1",
+    ]
+
+
+def test_where_all_is_well_there_is_nothing_but_the_table(fleet: ModuleType) -> None:
+    hosts = {"web1": {"node": "web1", "workers": [worker("mail", **BUSY)]}}
+    backlog = {"error": "", "waiting": {"mail": 0}, "dead": {}, "held": []}
+    assert len(fleet.fleet_text(hosts, backlog).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("backlog", "text"),
+    [
+        ({"error": "refused", "waiting": {}, "dead": {}, "held": []}, "refused"),
+        ({"unreachable": True, "msg": "timed out "}, "timed out"),
+        ({}, "no answer"),
+    ],
+)
+def test_a_redis_that_is_silent(fleet: ModuleType, backlog: dict[str, Any], text: str) -> None:
+    said = fleet.fleet_text({"web10": HOSTS["web10"]}, backlog).splitlines()
+    assert said[-1] == f"Redis gave no answer: {text}"
+    assert said[1].split()[4:8] == ["4", "2", "1032", "-"]
+
+
+def test_json_has_all_of_it(fleet: ModuleType) -> None:
+    found = json.loads(fleet.fleet_text(HOSTS, BACKLOG, "json"))
+    assert [host["state"] for host in found["hosts"].values()] == [
+        "ok",
+        "ok",
+        "unreachable",
+        "ok",
+        "no answer",
+    ]
+    assert found["hosts"]["web3"]["why"] == "No route to host"
+    assert found["workers"][0] == {**worker("mail", "9", **BUSY), "host": "web10", "waiting": 7}
+    assert [row["queue"] for row in found["workers"]] == ["mail", "mail", "a/b", "reports"]
+    assert [one["listed"] for one in found["held"]] == [True, True, False]
+    assert found["dead"] == {"reports": 1}
+    assert found["waiting"]["old"] == 3
+
+
+def test_another_format_is_refused(fleet: ModuleType) -> None:
+    with pytest.raises(
+        fleet.AnsibleFilterError, match="status_format is 'csv': write one of table, json"
+    ):
+        fleet.fleet_text(HOSTS, BACKLOG, "csv")
