@@ -34,6 +34,15 @@ def test_a_queue_may_choose_otherwise():
     assert app.conf.worker_prefetch_multiplier == 4
 
 
+def test_a_time_limit_is_that_of_the_queue():
+    app = app_with()
+    make_safe(app, {"CELERY_METAL_TIME_LIMIT_SECONDS": "90"}, "prefork")
+    assert (app.conf.task_time_limit, app.conf.task_acks_on_timeout) == (90, False)
+    threads = app_with()
+    make_safe(threads, {"CELERY_METAL_TIME_LIMIT_SECONDS": "90"}, "threads")
+    assert threads.conf.task_time_limit is None
+
+
 def test_what_the_app_sets_itself_stays_and_is_said():
     app = app_with(task_acks_late=False, worker_prefetch_multiplier=8)
     lines = make_safe(app, {}, "prefork")

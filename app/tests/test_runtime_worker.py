@@ -384,6 +384,16 @@ def test_a_task_whose_process_is_killed_runs_again(start, producer, tmp_path):
     assert worker.children != [child]
 
 
+def test_a_process_that_hangs_is_killed_and_its_task_runs_again(start, producer, tmp_path):
+    worker = start(CONCURRENCY="1", CELERY_METAL_TIME_LIMIT_SECONDS="3").ready()
+    mark = tmp_path / "mark"
+    producer.post(worker, TOUCH, str(mark), 1)
+    wait_until(mark.exists, "the task runs")
+    os.kill(worker.children[0], signal.SIGSTOP)
+    wait_until(lambda: mark.read_text() == "done", "it runs again, to its end", 20)
+    assert worker.process.poll() is None
+
+
 def test_a_process_that_has_grown_is_replaced_after_its_task(start, producer):
     grown = start(CONCURRENCY="1", CELERY_METAL_MAX_MEMORY_PER_CHILD_MB="16").ready()
     before = producer.answers(grown, INSIDE)[0]["pid"]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 ACKS_LATE = "CELERY_METAL_ACKS_LATE"
 PREFETCH = "CELERY_METAL_PREFETCH"
 CHILD_MB = "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB"
+TIME_LIMIT = "CELERY_METAL_TIME_LIMIT_SECONDS"
 VISIBILITY = "CELERY_METAL_VISIBILITY_SECONDS"
 PICKLE = frozenset({"pickle", "application/x-python-serialize"})
 
@@ -33,6 +34,11 @@ def make_safe(app: "Celery", environ: Mapping[str, str], pool: str) -> list[str]
     child_mb = positive(environ, CHILD_MB)
     if child_mb and pool == "prefork":
         defaults["worker_max_memory_per_child"] = child_mb * 1024  # Celery counts in KiB
+    limit = positive(environ, TIME_LIMIT)
+    if limit and pool == "prefork":
+        defaults["task_time_limit"] = limit
+        # A process that hung says nothing about the task: it goes back to its queue.
+        defaults["task_acks_on_timeout"] = not acks_late
     lines = []
     for name, value in defaults.items():
         if not app.conf.value_set_for(name):

@@ -58,6 +58,7 @@ QUEUE_RULES: dict[str, Rule] = {
     "drain_seconds": Rule("int", 60, 1, 86400),
     "acks_late": Rule("bool", True),
     "prefetch": Rule("int", 1, 1, 1000),
+    "time_limit_seconds": Rule("int", 0, 0, 604800),
 }
 
 SETTING_RULES: dict[str, Rule] = {
@@ -107,6 +108,7 @@ class Queue(TypedDict):
     drain_seconds: int
     acks_late: bool
     prefetch: int
+    time_limit_seconds: int
 
 
 def unit_slug(name: str) -> str:
@@ -213,6 +215,12 @@ def _pool_problems(item: Mapping[str, Any]) -> list[str]:
         return [
             f"concurrency is {_show(size)} with pool {pool}, which cannot grow or shrink while it "
             f"runs: write a number, or choose pool {' or '.join(AUTOSCALE_POOLS)}"
+        ]
+    limit = item.get("time_limit_seconds", 0)
+    if limit and pool != "prefork":
+        return [
+            f"time_limit_seconds is {_show(limit)} with pool {pool}, which cannot end a task: remove "
+            "it, or choose pool prefork"
         ]
     return []
 
@@ -485,6 +493,7 @@ def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> di
         "drain_seconds": queue["drain_seconds"],
         "acks_late": queue["acks_late"],
         "prefetch": queue["prefetch"],
+        "time_limit_seconds": queue["time_limit_seconds"],
         "reasons": {
             "concurrency": _size_reason(pool, wanted, sized),
             "memory_mb": _memory_reason(pool, sized.limits),

@@ -42,6 +42,7 @@ def test_defaults_are_filled_in_and_order_is_kept():
         "drain_seconds": 60,
         "acks_late": True,
         "prefetch": 1,
+        "time_limit_seconds": 0,
     }
     assert (valid[1]["unit"], valid[1]["weight"]) == ("a_2f1", 3)
 
@@ -51,6 +52,12 @@ def test_input_is_left_alone():
     valid = capacity.validate_queues(queues)
     valid[0]["concurrency"]["min"] = 7
     assert queues == [{"name": "a", "concurrency": {"max": 8, "min": 2}}]
+
+
+def test_a_time_limit_is_for_prefork_alone():
+    queue = {"name": "a", "pool": "threads", "time_limit_seconds": 5}
+    with pytest.raises(capacity.QueuesError, match="with pool threads, which cannot end a task"):
+        capacity.validate_queues([queue])
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,9 @@ def test_what_a_queue_says_of_its_tasks_reaches_the_worker():
     assert found["CELERY_METAL_ACKS_LATE"] == "false"
     assert found["CELERY_METAL_PREFETCH"] == "4"
     assert found["CELERY_METAL_MAX_MEMORY_PER_CHILD_MB"] == "300"
+    assert "CELERY_METAL_TIME_LIMIT_SECONDS" not in found
+    limited = environment(container({"name": "a", "time_limit_seconds": 90}))
+    assert limited["CELERY_METAL_TIME_LIMIT_SECONDS"] == "90"
     threads = environment(container({"name": "a", "pool": "threads"}))
     assert "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB" not in threads
 
