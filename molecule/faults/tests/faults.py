@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -197,6 +198,19 @@ def other_version(folder: Path, line: str) -> str:
 def upgrade(kit: Any, lab: Any, folder: Path) -> None:
     source = other_version(folder, "# another version")
     kit.play(playbook="playbooks/upgrade.yml", image_app_source=source)
+
+
+@fault("a rollback", planned=True)
+def rollback(kit: Any, lab: Any, folder: Path) -> None:
+    kept = json.loads(lab.run(FAR, "cat /var/lib/celery-metal/workers.json"))["images"]
+    version = kept[-2].rpartition(":")[2]
+    kit.play(playbook="playbooks/rollback.yml", rollback_version=version)
+
+
+@fault("a host drained, and back", planned=True)
+def drain(kit: Any, lab: Any, folder: Path) -> None:
+    kit.play("--limit", FAR, playbook="playbooks/drain.yml")
+    kit.play("--limit", FAR, playbook="playbooks/undrain.yml")
 
 
 @fault("an upgrade to a broken version", planned=True)

@@ -219,8 +219,8 @@ def _pool_problems(item: Mapping[str, Any]) -> list[str]:
     limit = item.get("time_limit_seconds", 0)
     if limit and pool != "prefork":
         return [
-            f"time_limit_seconds is {_show(limit)} with pool {pool}, which cannot end a task: remove "
-            "it, or choose pool prefork"
+            f"time_limit_seconds is {_show(limit)} with pool {pool}, which cannot end a task: "
+            "remove it, or choose pool prefork"
         ]
     return []
 
