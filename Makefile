@@ -1,7 +1,7 @@
 # Thin: every verb is a script that can also be called by itself.
 PYTHON = .venv/bin/python
 
-.PHONY: help demo test lint unit molecule bench clean
+.PHONY: help demo test lint unit molecule bench faults clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand --tabs=12
@@ -29,6 +29,10 @@ molecule: ## run the scenarios, or one: make molecule S=default
 bench: ## measure
 	@tools/bootstrap.sh --lab
 	@$(PYTHON) bench/run.py --markdown docs/bench.md
+
+faults: ## count what faults under load do to tasks
+	@tools/bootstrap.sh --lab
+	@FAULTS_MARKDOWN=docs/faults.md $(PYTHON) tools/test.py molecule faults
 
 clean: ## remove this checkout's test hosts, .venv and caches
 	@tools/clean.sh

@@ -3,8 +3,10 @@
 import os
 import time
 from typing import Any
+from uuid import uuid4
 
 from celery import signals
+from redis import RedisError
 
 from metal_sample.celery import app
 
@@ -34,6 +36,25 @@ def wait(seconds: float) -> float:
     """Do nothing for so many seconds, and return them."""
     time.sleep(seconds)
     return seconds
+
+
+@app.task(ignore_result=True)
+def record(run: str, number: int, seconds: float) -> None:
+    """Work for so many seconds, then leave an effect in Redis: once for each time that this ran.
+
+    An element of the set `metal_sample.record:RUN`: the number, the moment on the host's monotonic
+    clock in seconds, and a name of this execution. It waits for a Redis that is away.
+    """
+    time.sleep(seconds)
+    effect = f"{number} {time.monotonic()} {uuid4()}"
+    while True:
+        try:
+            with app.connection_for_write() as connection:
+                # Adding it twice, as the first answer got lost, adds it once.
+                connection.default_channel.client.sadd(f"metal_sample.record:{run}", effect)
+            return
+        except (RedisError, OSError):
+            time.sleep(0.5)
 
 
 @app.task(bind=True)

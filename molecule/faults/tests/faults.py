@@ -1,0 +1,275 @@
+"""The faults, one function each; what they do is over when they return."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kit_fixtures import ANSIBLE_PLAYBOOK, ROOT
+
+NEAR, FAR = "near", "far"
+SHORT, LONG = "celery-short@1.service", "celery-long@1.service"
+AWAY_SECONDS = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Something that happens to a site under load."""
+
+    name: str
+    inject: Callable[[Any, Any, Path], None]
+    #: An operator does it: no task may run twice.
+    planned: bool
+    #: Why one may, where it may.
+    why: str
+    #: Part of every run of the tests.
+    usual: bool
+
+
+FAULTS: list[Fault] = []
+RERUN = "a task whose process died when its effect was written and not yet acknowledged runs again"
+
+
+def fault(name: str, *, planned: bool = False, why: str = RERUN, usual: bool = False) -> Callable:
+    """Add a function to the faults."""
+
+    def add(function: Callable[[Any, Any, Path], None]) -> Callable[[Any, Any, Path], None]:
+        FAULTS.append(Fault(name, function, planned, "" if planned else why, usual))
+        return function
+
+    return add
+
+
+def other_invocation(lab: Any, host: str, unit: str, before: str, seconds: float) -> None:
+    """Wait until the unit runs again."""
+    lab.wait_for(
+        lambda: (
+            lab.show(host, unit, "InvocationID") != before
+            and lab.show(host, unit, "ActiveState") == "active"
+        ),
+        seconds,
+        "the unit runs again",
+        host=host,
+        unit=unit,
+    )
+
+
+def end(kit: Any, lab: Any, command: str, seconds: float = 60) -> None:
+    """Run a command that ends the worker of the short queue, and wait for its successor."""
+    before = lab.show(FAR, SHORT, "InvocationID")
+    main = kit.main_process(FAR, "celery-short-1")
+    conmon = lab.run(FAR, "podman inspect -f '{{.State.ConmonPid}}' celery-short-1").strip()
+    lab.run(FAR, command.format(main=main, conmon=conmon))
+    other_invocation(lab, FAR, SHORT, before, seconds)
+
+
+@fault("SIGKILL of a pool's process", usual=True)
+def kill_child(kit: Any, lab: Any, folder: Path) -> None:
+    child = kit.children(FAR, "celery-short-1")[0]
+    lab.run(FAR, f"kill -KILL {child}")
+
+
+@fault("SIGKILL of a worker's main process", usual=True)
+def kill_main(kit: Any, lab: Any, folder: Path) -> None:
+    end(kit, lab, "kill -KILL {main}")
+
+
+@fault("SIGKILL of conmon", usual=True)
+def kill_conmon(kit: Any, lab: Any, folder: Path) -> None:
+    end(kit, lab, "kill -KILL {conmon}")
+
+
+@fault("podman kill", usual=True)
+def podman_kill(kit: Any, lab: Any, folder: Path) -> None:
+    end(kit, lab, "podman kill celery-short-1")
+
+
+@fault("SIGSTOP of a worker's main process", usual=True)
+def stop_main(kit: Any, lab: Any, folder: Path) -> None:
+    end(kit, lab, "kill -STOP {main}", seconds=60)
+
+
+@fault("SIGSTOP of an idle process of a pool")
+def stop_child(kit: Any, lab: Any, folder: Path) -> None:
+    before = lab.show(FAR, SHORT, "InvocationID")
+    lab.run(FAR, f"kill -STOP {kit.children(FAR, 'celery-short-1')[0]}")
+    # Stopped in a task it looks like one that takes long; only a time limit would tell.
+    child = kit.children(FAR, "celery-short-1")[0]
+    lab.wait_for(
+        lambda: lab.show(FAR, SHORT, "InvocationID") != before or not busy(lab),
+        90,
+        "the worker gives up, or only the stopped task runs",
+        host=FAR,
+        unit=SHORT,
+    )
+    if lab.show(FAR, SHORT, "InvocationID") == before:
+        lab.run(FAR, f"kill -CONT {child}")
+
+
+def busy(lab: Any) -> bool:
+    return "2 busy" in lab.show(FAR, SHORT, "StatusText")
+
+
+@fault("systemctl restart of a unit", planned=True, usual=True)
+def restart_unit(kit: Any, lab: Any, folder: Path) -> None:
+    lab.run(FAR, f"systemctl restart {SHORT}")
+
+
+@fault("systemctl restart of a queue's target", planned=True)
+def restart_queue(kit: Any, lab: Any, folder: Path) -> None:
+    lab.run(FAR, "systemctl restart celery-short.target")
+
+
+@fault("systemctl restart of celery.target, with Redis", planned=True, usual=True)
+def restart_all(kit: Any, lab: Any, folder: Path) -> None:
+    lab.run(NEAR, "systemctl restart celery.target", timeout=120)
+
+
+@fault("a stop shorter than the task", planned=True)
+def short_stop(kit: Any, lab: Any, folder: Path) -> None:
+    lab.wait_for(lambda: "1 busy" in lab.show(FAR, LONG, "StatusText"), 30, "a long task runs")
+    # Its drain_seconds are 1, and its tasks take 3.
+    lab.run(FAR, f"systemctl restart {LONG}", timeout=120)
+
+
+@fault("Redis restarted", planned=True, usual=True)
+def restart_redis(kit: Any, lab: Any, folder: Path) -> None:
+    lab.run(NEAR, "systemctl restart celery-redis")
+
+
+@fault("SIGKILL of Redis", usual=True)
+def kill_redis(kit: Any, lab: Any, folder: Path) -> None:
+    before = lab.show(NEAR, "celery-redis.service", "InvocationID")
+    lab.run(NEAR, f"kill -KILL {kit.main_process(NEAR, 'celery-redis')}")
+    other_invocation(lab, NEAR, "celery-redis.service", before, 60)
+
+
+@fault("Redis away for 2 minutes", why="its acknowledgement is repeated: none should")
+def redis_away(kit: Any, lab: Any, folder: Path) -> None:
+    lab.run(NEAR, "systemctl stop celery-redis")
+    time.sleep(AWAY_SECONDS)  # this is the fault
+    lab.run(NEAR, "systemctl start celery-redis")
+
+
+CUT = """
+nft add table inet cut
+for hook in input forward output; do
+  nft add chain inet cut $hook "{{ type filter hook $hook priority -300 ; }}"
+  nft add rule inet cut $hook ip daddr {address} tcp dport 6379 drop
+  nft add rule inet cut $hook ip saddr {address} tcp sport 6379 drop
+done
+"""
+
+
+@fault(
+    "the network between a worker's host and Redis cut for 2 minutes (drop)",
+    why="after 90 s of silence others run what the cut-off host still runs",
+)
+def cut_network(kit: Any, lab: Any, folder: Path) -> None:
+    lab.run(FAR, CUT.format(address=lab.address(NEAR)))
+    time.sleep(AWAY_SECONDS)  # this is the fault
+    lab.run(FAR, "nft delete table inet cut")
+
+
+@fault("the worker's host rebooted", planned=True, usual=True)
+def reboot_worker(kit: Any, lab: Any, folder: Path) -> None:
+    lab.reboot(FAR)
+
+
+@fault("the worker's host loses its power")
+def cut_power(kit: Any, lab: Any, folder: Path) -> None:
+    lab.cut_power(FAR)
+    lab.start(FAR)
+
+
+@fault("the host of Redis rebooted", planned=True)
+def reboot_redis(kit: Any, lab: Any, folder: Path) -> None:
+    lab.reboot(NEAR)
+
+
+def other_version(folder: Path, line: str) -> str:
+    """Sources of the sample app that differ by one line."""
+    shutil.copytree(ROOT / "app/sample", folder / "app")
+    with (folder / "app/metal_sample/tasks.py").open("a") as changed:
+        changed.write(f"\n{line}\n")
+    return str(folder / "app")
+
+
+@fault("an upgrade", planned=True)
+def upgrade(kit: Any, lab: Any, folder: Path) -> None:
+    source = other_version(folder, "# another version")
+    kit.play(playbook="playbooks/upgrade.yml", image_app_source=source)
+
+
+@fault("an upgrade to a broken version", planned=True)
+def broken_upgrade(kit: Any, lab: Any, folder: Path) -> None:
+    source = other_version(folder, "raise SystemError('a broken version')")
+    kit.play(playbook="playbooks/upgrade.yml", fails=True, image_app_source=source)
+
+
+@fault("the playbook killed at each of its changes, and run again", planned=True)
+def killed_playbook(kit: Any, lab: Any, folder: Path) -> None:
+    levels = ("debug", "warning", "info")
+    tasks = play_until(kit, 0, levels[0])
+    # The last tasks are those of the workers: each of the last ten is cut off in its middle.
+    for number in range(tasks - 9, tasks + 1):
+        play_until(kit, number, levels[number % 2])
+    kit.play(celery_worker_log_level="info")
+
+
+def play_until(kit: Any, number: int, level: str) -> int:
+    """Run site.yml, another log level for all workers; kill it as its task of that number begins.
+
+    0 lets it end; returns how many tasks have begun.
+    """
+    command = [ANSIBLE_PLAYBOOK, "-i", kit.inventory, "site.yml"]
+    begun = 0
+    with subprocess.Popen(
+        [*command, "-e", f"celery_worker_log_level={level}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        for line in process.stdout or ():
+            begun += bool(re.match(r"(\x1b\[[0-9;]*m)*TASK \[", line))
+            if number and begun == number:
+                process.kill()
+                break
+    return begun
+
+
+@fault("the disk under Redis full, and freed", planned=False)
+def full_disk(kit: Any, lab: Any, folder: Path) -> None:
+    data, aside = "/var/lib/celery-metal/redis", "/var/lib/celery-metal/aside"
+    # A small file system for this fault alone: the lab's hosts share that of the machine.
+    lab.run(
+        NEAR,
+        f"systemctl stop celery-redis && cp -a {data} {aside}"
+        f" && mount -t tmpfs -o size=30m,mode=0755 tmpfs {data} && cp -a {aside}/. {data}"
+        " && systemctl start celery-redis",
+    )
+    lab.run(NEAR, f"dd if=/dev/zero of={data}/filler bs=64k || true")
+    lab.wait_for(
+        lambda: "MISCONF" in kit.redis(NEAR, "set", "probe", "1"), 30, "Redis refuses to write"
+    )
+    time.sleep(10)  # this is the fault
+    lab.run(NEAR, f"rm {data}/filler")
+    lab.wait_for(lambda: kit.redis(NEAR, "set", "probe", "1") == "OK", 60, "Redis writes again")
+
+
+def after_full_disk(lab: Any) -> None:
+    """Bring Redis's data back to the host's own file system."""
+    data, aside = "/var/lib/celery-metal/redis", "/var/lib/celery-metal/aside"
+    lab.run(
+        NEAR,
+        "systemctl stop celery-redis"
+        f" && rm -rf {aside} && cp -a {data} {aside} && umount {data}"
+        f" && rm -rf {data} && mv {aside} {data} && systemctl start celery-redis",
+    )

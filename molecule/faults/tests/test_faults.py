@@ -1,0 +1,117 @@
+"""Each fault under load: no task is lost, and in a planned one none runs twice.
+
+With FAULTS_MARKDOWN all faults, and what was counted is written to that file; else the usual ones.
+"""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import effects
+import pytest
+from faults import FAR, FAULTS, NEAR, ROOT, after_full_disk, full_disk
+
+MARKDOWN = os.environ.get("FAULTS_MARKDOWN", "")
+CHOSEN = [one for one in FAULTS if MARKDOWN or one.usual]
+SHORT = range(480) if MARKDOWN else range(180)
+LONG = range(SHORT.stop, SHORT.stop + (20 if MARKDOWN else 6))
+SEND = """
+from celery_metal_runtime import configure
+from metal_sample.celery import app
+from metal_sample.tasks import record
+
+configure(app)
+with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
+    for number in range({stop}):
+        queue, seconds = ("short", 0.2) if number < {short} else ("long", 3)
+        record.apply_async(({run!r}, number, seconds), queue=queue, producer=producer)
+"""
+LEFT = """
+local left = redis.call('LLEN', 'short') + redis.call('LLEN', 'long')
+for _, key in ipairs(redis.call('KEYS', 'celery-metal.held:*')) do
+  left = left + redis.call('LLEN', key)
+end
+return left
+"""
+VERSIONS = """
+import celery, kombu, redis
+print(f"Celery {celery.__version__}, kombu {kombu.__version__}, redis-py {redis.__version__}")
+"""
+PAGE = """# Faults under load
+
+Written by `make faults`. Two hosts, Redis and workers on one and workers on the other; {short}
+tasks of 0.2 s and {long} of 3 s are sent, then the fault happens to it all. Each task adds an
+element to a set in Redis when its work is done, once for each time that it ran; these are counted.
+The pause is the longest time in which no short task was done.
+
+{table}
+
+A planned fault may run no task twice. Where another may, and why:
+
+{reasons}
+
+Not among them: a memory kill (the kernel's is a SIGKILL of a process of the pool, and the lab's
+hosts enforce no memory limit), and a clock that is moved (the lab's hosts share the machine's).
+
+Versions: {versions}.
+"""
+rows = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def page(lab):
+    """Write what was counted, when all is done."""
+    yield
+    if not MARKDOWN:
+        return
+    versions = [
+        lab.run(NEAR, ["podman", "exec", "celery-producer-1", "python", "-c", VERSIONS]),
+        lab.run(NEAR, "podman exec celery-redis redis-server --version | cut -d' ' -f3"),
+        lab.run(NEAR, "podman --version"),
+        lab.run(NEAR, "systemctl --version | head -1"),
+        lab.run(NEAR, ". /etc/os-release; echo $PRETTY_NAME"),
+    ]
+    text = PAGE.format(
+        short=len(SHORT),
+        long=len(LONG),
+        table="\n".join(effects.table(rows)),
+        reasons="\n".join(f"- {one.name}: {one.why}." for one in CHOSEN if one.why),
+        versions=", ".join(" ".join(version.split()) for version in versions),
+    )
+    Path(ROOT, MARKDOWN).write_text(text)
+
+
+@pytest.mark.parametrize("fault", CHOSEN, ids=lambda one: one.name)
+def test_no_task_is_lost(fault, kit, lab, tmp_path):
+    run = str(uuid4())
+    units = {host: lab.invocation_ids(host, "celery-*.service") for host in (NEAR, FAR)}
+    # The lab's hosts share the machine's kernel, and so its monotonic clock.
+    begun = time.monotonic()
+    text = SEND.format(run=run, stop=LONG.stop, short=SHORT.stop)
+    lab.run(NEAR, ["podman", "exec", "celery-producer-1", "python", "-c", text])
+    key = f"metal_sample.record:{run}"
+    lab.wait_for(lambda: int(kit.redis(NEAR, "scard", key)) > 9, 30, "the load is on its way")
+    try:
+        fault.inject(kit, lab, tmp_path)
+        lab.wait_for(
+            lambda: kit.redis(NEAR, "eval", LEFT, "0") == "0", 300, "nothing waits, nothing runs"
+        )
+    finally:
+        if fault.inject is full_disk:
+            after_full_disk(lab)
+    found = effects.count(kit.redis(NEAR, "smembers", key).splitlines(), LONG.stop, SHORT, begun)
+    now = {host: lab.invocation_ids(host, "celery-*.service") for host in (NEAR, FAR)}
+    restarted = sum(
+        now[host].get(unit) != mark for host in units for unit, mark in units[host].items()
+    )
+    rows[fault.name] = (fault.planned, dataclasses.replace(found, restarted=restarted))
+    print(effects.table({fault.name: rows[fault.name]})[2])
+    journals = "\n".join(
+        lab.journal(host, unit)
+        for host in (NEAR, FAR)
+        for unit in ("celery-short@1", "celery-long@1")
+    )
+    assert found.lost == 0, f"{found}\n{journals}"
+    assert not (fault.planned and found.duplicates), f"{found}\n{journals}"
