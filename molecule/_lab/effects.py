@@ -57,6 +57,20 @@ def count(lines: Iterable[str], sent: int, measured: range, begun: float) -> Cou
     return Counted(sent, len(times), len(effects) - len(times), max(gaps, default=0.0))
 
 
+def rows_of(page: str) -> dict[str, tuple[bool, Counted]]:
+    """The rows of a page with such a table, so that some faults can be counted again."""
+    rows = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == len(HEAD) and cells[2].isdigit():
+            name, planned, sent, done, _, duplicates, pause, restarted = cells
+            rows[name] = (
+                planned == "yes",
+                Counted(int(sent), int(done), int(duplicates), float(pause), int(restarted)),
+            )
+    return rows
+
+
 def table(rows: Mapping[str, tuple[bool, Counted]]) -> list[str]:
     """Rows of a Markdown table: the fault's name to whether it is planned, and what was counted."""
     cells = [

@@ -27,3 +27,12 @@ def test_a_row_of_the_table():
     assert effects.table({"a fault": (True, one)})[2] == (
         "| a fault | yes | 500 | 499 | 1 | 2 | 1.3 | 3 |"
     )
+
+
+def test_the_rows_of_a_page_are_read_as_they_were_written():
+    rows = {
+        "a fault": (True, effects.Counted(500, 500, 0, 1.2, 3)),
+        "another, with more words (drop)": (False, effects.Counted(500, 499, 2, 130.0)),
+    }
+    page = "\n".join(["# Faults", "", *effects.table(rows), "", "| not | a row |"])
+    assert effects.rows_of(page) == rows

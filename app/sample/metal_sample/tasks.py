@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 from celery import signals
+from kombu.exceptions import KombuError
 from redis import RedisError
 
 from metal_sample.celery import app
@@ -53,7 +54,7 @@ def record(run: str, number: int, seconds: float) -> None:
                 # Adding it twice, as the first answer got lost, adds it once.
                 connection.default_channel.client.sadd(f"metal_sample.record:{run}", effect)
             return
-        except (RedisError, OSError):
+        except (KombuError, RedisError, OSError):
             time.sleep(0.5)
 
 

@@ -1,6 +1,7 @@
 """Each fault under load: no task is lost, and in a planned one none runs twice.
 
 With FAULTS_MARKDOWN all faults, and what was counted is written to that file; else the usual ones.
+Rows of the file that are not counted again stay.
 """
 
 import dataclasses
@@ -73,14 +74,17 @@ def page(lab):
         lab.run(NEAR, "systemctl --version | head -1"),
         lab.run(NEAR, ". /etc/os-release; echo $PRETTY_NAME"),
     ]
+    path = Path(ROOT, MARKDOWN)
+    found = (effects.rows_of(path.read_text()) if path.exists() else {}) | rows
+    ordered = {one.name: found[one.name] for one in FAULTS if one.name in found}
     text = PAGE.format(
         short=len(SHORT),
         long=len(LONG),
-        table="\n".join(effects.table(rows)),
+        table="\n".join(effects.table(ordered)),
         reasons="\n".join(f"- {one.name}: {one.why}." for one in CHOSEN if one.why),
         versions=", ".join(" ".join(version.split()) for version in versions),
     )
-    Path(ROOT, MARKDOWN).write_text(text)
+    path.write_text(text)
 
 
 @pytest.mark.parametrize("fault", CHOSEN, ids=lambda one: one.name)
