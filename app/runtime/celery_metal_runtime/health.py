@@ -49,6 +49,7 @@ ANSWER_SECONDS = 3.0
 RECONNECT_SECONDS = 120.0
 # What an interrupted task has for its `finally`; StopTimeout leaves 10 s above the drain.
 INTERRUPT_SECONDS = 3.0
+SETTLE_SECONDS = 0.3
 WORDS = {
     "prefork": ("process", "processes"),
     "threads": ("thread", "threads"),
@@ -282,6 +283,8 @@ class Watch:
         with suppress(OSError):
             os.write(STDERR, text.encode())
         self.health.interrupt()
+        # What has ended at the last moment is acknowledged by the loop, which still turns.
+        unpatched("time", "sleep")(SETTLE_SECONDS)
         self.health.give_back()
         self.health.end()
 
