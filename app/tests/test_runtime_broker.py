@@ -145,6 +145,7 @@ def test_what_the_app_does_not_set_is_set_for_a_service(redis):
     app = app_with(broker_transport_options={"visibility_timeout": 7, "socket_timeout": 3})
     configure(app, redis.environ())
     assert app.conf.broker_connection_retry_on_startup is True
+    assert app.conf.broker_channel_error_retry is True
     assert app.conf.broker_connection_max_retries is None
     assert app.conf.task_serializer == "json"
     assert list(app.conf.accept_content) == ["json"]

@@ -62,6 +62,8 @@ def _set_service_defaults(app: "Celery") -> None:
     defaults: dict[str, Any] = {
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A Redis that cannot write to its disk, or is a replica, ends no worker.
+        "broker_channel_error_retry": True,
     }
     broker = _scheme(app.conf.broker_read_url or "")
     if broker in REDIS:

@@ -9,6 +9,7 @@ do not notice, nor do consumers that take no acknowledgement; and workers withou
 consume from the same queues.
 """
 
+from contextlib import suppress
 from queue import Empty
 from time import monotonic
 from typing import Any, NamedTuple
@@ -68,6 +69,11 @@ class QoS(redis.QoS):
         else:
             self.channel.ledger.settle(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """What workers without this transport have left; nothing while Redis refuses to write."""
+        with suppress(self.channel.ResponseError):
+            super().restore_visible(*args, **kwargs)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """The channel closes: kombu would also give back what still runs."""
