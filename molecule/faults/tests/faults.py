@@ -35,6 +35,7 @@ class Fault:
 
 FAULTS: list[Fault] = []
 RERUN = "a task whose process died when its effect was written and not yet acknowledged runs again"
+WAITED = "a task that waits for Redis, to leave its effect, beyond time_limit_seconds runs again"
 
 
 def fault(name: str, *, planned: bool = False, why: str = RERUN, usual: bool = False) -> Callable:
@@ -149,10 +150,7 @@ def kill_redis(kit: Any, lab: Any, folder: Path) -> None:
     other_invocation(lab, NEAR, "celery-redis.service", before, 60)
 
 
-@fault(
-    "Redis away for 2 minutes",
-    why="a task that waits for Redis, to leave its effect, beyond time_limit_seconds runs again",
-)
+@fault("Redis away for 2 minutes", why=WAITED)
 def redis_away(kit: Any, lab: Any, folder: Path) -> None:
     lab.run(NEAR, "systemctl stop celery-redis")
     time.sleep(AWAY_SECONDS)  # this is the fault
@@ -260,7 +258,7 @@ def play_until(kit: Any, number: int, level: str) -> int:
     return begun
 
 
-@fault("the disk under Redis full, and freed", planned=False)
+@fault("the disk under Redis full, and freed", why=WAITED)
 def full_disk(kit: Any, lab: Any, folder: Path) -> None:
     data, aside = "/var/lib/celery-metal/redis", "/var/lib/celery-metal/aside"
     # A small file system for this fault alone: the lab's hosts share that of the machine.

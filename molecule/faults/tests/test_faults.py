@@ -77,11 +77,15 @@ def page(lab):
     path = Path(ROOT, MARKDOWN)
     found = (effects.rows_of(path.read_text()) if path.exists() else {}) | rows
     ordered = {one.name: found[one.name] for one in FAULTS if one.name in found}
+    reasons = {one.why: [] for one in FAULTS if one.why}
+    for one in FAULTS:
+        if one.why:
+            reasons[one.why].append(one.name)
     text = PAGE.format(
         short=len(SHORT),
         long=len(LONG),
         table="\n".join(effects.table(ordered)),
-        reasons="\n".join(f"- {one.name}: {one.why}." for one in CHOSEN if one.why),
+        reasons="\n".join(f"- {', '.join(names)}: {why}." for why, names in reasons.items()),
         versions=", ".join(" ".join(version.split()) for version in versions),
     )
     path.write_text(text)
