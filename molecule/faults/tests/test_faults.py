@@ -69,7 +69,10 @@ def page(lab):
         return
     versions = [
         lab.run(NEAR, ["podman", "exec", "celery-producer-1", "python", "-c", VERSIONS]),
-        lab.run(NEAR, "podman exec celery-redis redis-server --version | cut -d' ' -f3"),
+        lab.run(
+            NEAR,
+            "echo Redis $(podman exec celery-redis redis-server --version | grep -o 'v=[0-9.]*')",
+        ),
         lab.run(NEAR, "podman --version"),
         lab.run(NEAR, "systemctl --version | head -1"),
         lab.run(NEAR, ". /etc/os-release; echo $PRETTY_NAME"),
