@@ -61,7 +61,7 @@ def _host(said: Mapping[str, Any]) -> dict[str, str]:
     if "workers" in said:
         return {"state": "ok", "why": ""}
     state = "unreachable" if said.get("unreachable") else "no answer"
-    return {"state": state, "why": str(said.get("msg", "")).strip()}
+    return {"state": state, "why": str(said.get("error", said.get("msg", ""))).strip()}
 
 
 def _order(worker: Mapping[str, Any]) -> tuple[str, int, str]:

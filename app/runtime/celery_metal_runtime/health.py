@@ -29,7 +29,7 @@ from celery.worker import state as worker_state
 from celery.worker.heartbeat import Heart
 
 from celery_metal_runtime.canary import CHECK_SECONDS, Canary
-from celery_metal_runtime.notify import Notifier, unpatched
+from celery_metal_runtime.notify import STDERR, Notifier, say, unpatched
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from celery_metal_runtime.ledger import Ledger
 
 EX_SOFTWARE = 70
-STDERR = 2
 LONGEST_TICK = 1.0
 STATUS_SECONDS = 2.0
 PROBE_SECONDS = 2.0
@@ -179,8 +178,7 @@ class Health:
         """Write why and where, and end this process and its pool at once."""
         # Nobody may be reading: a full pipe must not keep the process alive.
         os.set_blocking(STDERR, False)
-        with suppress(OSError):
-            os.write(STDERR, f"celery-metal: {reason}: giving up; all threads:\n".encode())
+        say(f"{reason}: giving up; all threads:")
         faulthandler.dump_traceback(STDERR)
         self.end(EX_SOFTWARE)
 
@@ -197,9 +195,7 @@ class Health:
         try:
             self.ledger.close()
         except Exception as error:  # noqa: BLE001 - the successor will find it
-            text = f"celery-metal: not given back until the next start: {error}\n"
-            with suppress(OSError):
-                os.write(STDERR, text.encode())
+            say(f"not given back until the next start: {error}")
 
     def end(self, status: int = 0) -> NoReturn:
         """End the pool's processes and this one at once."""
@@ -279,9 +275,7 @@ class Watch:
         process from ending, and with gevent and solo the task is not in its queue afterwards.
         """
         busy = len(worker_state.active_requests)
-        text = f"celery-metal: the drain is over, {busy} busy: back to the queue, and end\n"
-        with suppress(OSError):
-            os.write(STDERR, text.encode())
+        say(f"the drain is over, {busy} busy: back to the queue, and end")
         self.health.interrupt()
         # What has ended at the last moment is acknowledged by the loop, which still turns.
         unpatched("time", "sleep")(SETTLE_SECONDS)

@@ -11,14 +11,13 @@ Time is only ever compared with the same process's monotonic clock: no clock of 
 
 import json
 import os
-import sys
 from time import monotonic
 from typing import Any, NamedTuple
 
 from celery.worker import state as worker_state
 from redis import Redis, RedisError
 
-from celery_metal_runtime.notify import unpatched
+from celery_metal_runtime.notify import say, unpatched
 
 NODES = "celery-metal.nodes"
 BEAT_SECONDS = 5.0
@@ -92,7 +91,7 @@ class Ledger:
         if queue not in self._queues:
             moved = self._give_back(self._clients[0], self.node, queue, crashed=True)
             if moved:
-                _say(f"{moved} tasks of this worker's predecessor are back in {queue}")
+                say(f"{moved} tasks of this worker's predecessor are back in {queue}")
             self._queues.add(queue)
             self._clients[0].hset(self._key(NODES), self.node, self._life(0))
             if len(self._queues) == 1:
@@ -120,7 +119,7 @@ class Ledger:
     def bury(self, queue: str, item: bytes) -> None:
         """Put aside what is no task: read again and again it would stop its queue."""
         dead = _dead(queue)
-        _say(f"a message in {queue} is no task: it is kept in the list {dead}")
+        say(f"a message in {queue} is no task: it is kept in the list {dead}")
         self._move(
             self._clients[0], self.held_key(queue), item, Change("LPUSH", self._key(dead), item)
         )
@@ -150,16 +149,20 @@ class Ledger:
                 self.fail(error)
 
     def _apply(self, client: Any, tag: str) -> None:
-        record, change = self._records.get(tag), self._changes.get(tag)
+        # Taken out first: of two threads one finds it.
+        record, change = self._records.get(tag), self._changes.pop(tag, None)
         if record is None or change is None:
             return
-        moved = self._move(client, self.held_key(record.queue), record.item, change)
+        try:
+            moved = self._move(client, self.held_key(record.queue), record.item, change)
+        except RedisError:
+            self._changes.setdefault(tag, change)
+            raise
         # Only if it has not been taken anew in the meantime.
         if self._records.get(tag) is record:
-            self._changes.pop(tag, None)
             self._records.pop(tag, None)
         if not moved:
-            _say(f"the message {tag} was not held any more: its task may run twice")
+            say(f"the message {tag} was not held any more: its task may run twice")
 
     @staticmethod
     def _move(client: Any, held: str, item: bytes, change: Change) -> int:
@@ -174,7 +177,7 @@ class Ledger:
         self.failed_at = monotonic()
         if self.down_since is None:
             self.down_since = self.failed_at
-            _say(f"Redis does not answer, acknowledgements are kept: {_line(error)}")
+            say(f"Redis does not answer, acknowledgements are kept: {line(error)}")
 
     def catch_up(self, client: Any) -> None:
         """Have Redis take what it has not taken in time."""
@@ -201,7 +204,7 @@ class Ledger:
                 headers[CRASHES] = crashes = headers.get(CRASHES, 0) + 1
                 if crashes > MOST_CRASHES:
                     name, number = headers.get("task"), headers.get("id")
-                    _say(
+                    say(
                         f"task {name}[{number}] was running at {crashes} crashes of its worker: "
                         f"it is kept in the list {_dead(queue)}"
                     )
@@ -314,7 +317,7 @@ class Beat:
                     for queue in json.loads(life)[2]
                 )
                 client.hdel(ledger._key(NODES), node)
-                _say(f"{node} is silent for {now - since:.0f} s: {moved} tasks back to the queue")
+                say(f"{node} is silent for {now - since:.0f} s: {moved} tasks back to the queue")
 
 
 def _active_tags() -> set[str]:
@@ -338,13 +341,5 @@ def _dead(queue: str) -> str:
     return f"celery-metal.dead:{queue}"
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
-
-
-def _say(text: str) -> None:
-    # Not by logging, whose locks another thread may hold for ever.
-    try:
-        os.write(sys.__stderr__.fileno(), f"celery-metal: {text}\n".encode())
-    except OSError:
-        return

@@ -1,4 +1,4 @@
-"""sd_notify(3) in plain Python."""
+"""sd_notify(3) in plain Python, and words for the journal."""
 
 import os
 import sys
@@ -9,12 +9,22 @@ from typing import Any
 
 VARIABLE = "NOTIFY_SOCKET"
 SEND_SECONDS = 1.0
+STDERR = 2
 
 
 def unpatched(module: str, name: str) -> Any:
     """The standard library's own `module.name`, also where gevent has replaced it."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey.get_original(module, name) if monkey else getattr(import_module(module), name)
+
+
+def say(text: str) -> None:
+    """A line in the journal, from any thread.
+
+    Not by logging, whose locks another thread may hold for ever.
+    """
+    with suppress(OSError):
+        os.write(STDERR, f"celery-metal: {text}\n".encode())
 
 
 class Notifier:

@@ -60,7 +60,7 @@ def _refuse_pickle(app: "Celery") -> None:
 
 
 def _keep_visible(app: "Celery", seconds: int | None) -> list[str]:
-    """Raise the visibility timeout to so many seconds: a shorter one runs long tasks twice."""
+    """Raise the visibility timeout: a shorter one runs other workers' long tasks twice."""
     if not seconds or not (app.conf.broker_read_url or "").startswith("redis"):
         return []
     options = dict(app.conf.broker_transport_options or {})

@@ -18,7 +18,8 @@ from kombu import transport as kombu_transport
 from kombu.transport import redis, virtual
 from kombu.utils.json import loads
 
-from celery_metal_runtime.ledger import Ledger, _line, _say
+from celery_metal_runtime.ledger import Ledger, line
+from celery_metal_runtime.notify import say
 
 REFUSED_SECONDS = 1.0
 # Taking first: a Redis that is full refuses a script that begins with adding, and BLMOVE.
@@ -161,7 +162,7 @@ class Claiming:
             raise Empty from None
         if self._is_refused:
             self._is_refused = False
-            _say("Redis gives tasks again")
+            say("Redis gives tasks again")
         # All queues at once first, then what comes into the one, then all again.
         self._is_empty = asked.command == "EVAL" and not reply
         if not reply:
@@ -176,7 +177,7 @@ class Claiming:
         # BLMOVE needs memory; what waits is taken all the same.
         if not self._is_refused and not str(error).startswith("OOM"):
             self._is_refused = True
-            _say(f"Redis gives no tasks, asked each second: {_line(error)}")
+            say(f"Redis gives no tasks, asked each second: {line(error)}")
 
 
 class Channel(Claiming, redis.Channel):

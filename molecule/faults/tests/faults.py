@@ -269,7 +269,7 @@ def full_disk(kit: Any, lab: Any, folder: Path) -> None:
         f" && cp -a {aside}/. {data}"
         " && systemctl start celery-redis",
     )
-    lab.run(NEAR, f"dd if=/dev/zero of={data}/filler bs=64k || true")
+    assert not lab.succeeds(NEAR, f"dd if=/dev/zero of={data}/filler bs=64k"), "it never fills"
     lab.wait_for(
         lambda: "MISCONF" in kit.redis(NEAR, "set", "probe", "1"), 30, "Redis refuses to write"
     )

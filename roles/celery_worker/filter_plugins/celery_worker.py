@@ -51,8 +51,8 @@ def drain_chain(drain_seconds: int) -> dict[str, int]:
 def visibility_seconds(drains: list[int]) -> int:
     """Celery's visibility timeout for all workers of a Redis, from all queues' ``drain_seconds``.
 
-    A task that runs longer is run a second time, so it must be above the longest of any queue; what
-    a dead host has taken comes back only after it.
+    These workers do not rely on it, but look after it for others on the same Redis, whose tasks run
+    a second time when they take longer; so it is above the longest of any queue.
 
     >>> visibility_seconds([60, 7200])
     14400

@@ -19,7 +19,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-node: {description: Name of the host in names of workers, type: str, returned: always}
+error:
+  description: Why nothing is known, which is no failure; then nothing else is returned
+  type: str
+  returned: when systemd says nothing
+node: {description: Name of the host in names of workers, type: str, returned: success}
 workers:
   description: >-
     For each worker C(queue), C(instance), C(state), C(restarts), C(concurrency), C(busy), C(done),
@@ -154,7 +158,8 @@ def main() -> None:
     words = ("systemctl", "show", f"--property={PROPERTIES}", "--timestamp=unix", "--", *asked)
     found = blocks(output(*words)) if asked else []
     if asked and not found:
-        module.fail_json(msg=f"systemctl says nothing of {', '.join(asked)}: is systemd running?")
+        error = f"systemctl says nothing of {', '.join(asked)}: is systemd running?"
+        module.exit_json(changed=False, error=error)
     # All: Podman lists one that is being stopped only then.
     listed = output(
         "podman", "ps", "--all", "--filter", "label=celery-metal.generation", "--format", "json"
