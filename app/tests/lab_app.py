@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from celery import Celery, bootsteps, signals
+from celery.exceptions import Reject
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import control_command
 from celery_metal_runtime import ledger
@@ -88,6 +89,21 @@ def note(path, text):
     """Add a line to a file."""
     with Path(path).open("a") as file:
         file.write(f"{text}\n")
+
+
+@app.task
+def die(path):
+    """Leave a mark and end the process that this runs in."""
+    count(path, 0)
+    os._exit(1)
+
+
+@app.task(bind=True)
+def again(self, path):
+    """Leave a mark and ask to be requeued, until a file of the name with .stop appears."""
+    count(path, 0)
+    if not Path(f"{path}.stop").exists():
+        raise Reject(requeue=True)
 
 
 @app.task

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from runtime_lab import Producer, wait_until
@@ -203,7 +204,35 @@ def test_a_task_that_always_kills_its_worker_is_put_aside(start, redis, producer
     wait_until(lambda: lines(tmp_path / "mark") == 1, "the one is done")
     dead = redis.client.lrange(f"celery-metal.dead:{worker.queue}", 0, -1)
     assert [json.loads(item)["n"] for item in dead] == [10]
-    assert f"[{item['headers']['id']}] was running at 11 crashes" in successor.log
+    assert f"[{item['headers']['id']}] was there at 11 ends" in successor.log
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_task_that_always_ends_its_process_is_put_aside(start, redis, producer, tmp_path, how):
+    limit = "60" if how == "dies" else "1"
+    worker = start(CONCURRENCY="1", CELERY_METAL_TIME_LIMIT_SECONDS=limit).ready()
+    mark, other = tmp_path / "mark", tmp_path / "other"
+    task = ("lab_app.die", str(mark)) if how == "dies" else (TOUCH, str(mark), 60)
+    item = json.loads(message(producer, redis, "elsewhere", *task[1:], task=task[0]))
+    item["headers"]["celery_metal_crashes"] = 9
+    redis.client.lpush(worker.queue, json.dumps(item))
+    dead = f"celery-metal.dead:{worker.queue}"
+    wait_until(lambda: redis.client.llen(dead) == 1, "it is put aside")
+    if how == "dies":
+        assert lines(mark) == 2
+    producer.post(worker, COUNT, str(other), 0)
+    wait_until(lambda: lines(other) == 1, "the task behind it is done")
+    assert f"[{item['headers']['id']}] was there at 11 ends" in worker.log
+    wait_until(lambda: not held(redis, worker), "nothing is held")
+
+
+def test_a_task_that_asks_for_it_is_requeued_for_ever(start, redis, producer, tmp_path):
+    worker, mark = start().ready(), tmp_path / "mark"
+    producer.post(worker, "lab_app.again", str(mark))
+    wait_until(lambda: lines(mark) > 20, "it runs again and again")
+    Path(f"{mark}.stop").touch()
+    wait_until(lambda: not held(redis, worker) and not redis.client.llen(worker.queue), "it ends")
+    assert not redis.client.exists(f"celery-metal.dead:{worker.queue}")
 
 
 def test_priorities_are_kept(start, redis, producer, tmp_path):

@@ -14,7 +14,9 @@ import os
 from time import monotonic
 from typing import Any, NamedTuple
 
+from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
+from celery.worker.request import Request
 from redis import Redis, RedisError
 
 from celery_metal_runtime.notify import say, unpatched
@@ -25,7 +27,7 @@ SWEEP_BEATS = 3
 LEASE_SECONDS = 90.0
 # Commands are answered at once or not at all: the consumer's loop waits for some of them.
 COMMAND_SECONDS = 5
-# A task that was running each time its worker died is taken for the cause.
+# A task that was running each time its worker or its process died is taken for the cause.
 MOST_CRASHES = 10
 CRASHES = "celery_metal_crashes"
 
@@ -71,6 +73,8 @@ class Ledger:
         self.down_since: float | None = None
         self._records: dict[str, Record] = {}
         self._changes: dict[str, Change] = {}
+        #: Tags of tasks whose process died, or had to be killed.
+        self._lost: set[str] = set()
         self._queues: set[str] = set()
         # One for the consumer's process, one for the thread, one for the end.
         self._clients: list[Redis] = []
@@ -109,12 +113,21 @@ class Ledger:
 
     def settle(self, tag: str) -> None:
         """A task is acknowledged: done, or thrown away."""
+        self._lost.discard(tag)
         self._change(tag, Change())
+
+    def lose(self, tag: str) -> None:
+        """The process in which a task ran is no more; what becomes of the task follows."""
+        if tag in self._records:
+            self._lost.add(tag)
 
     def requeue(self, tag: str) -> None:
         """A task goes back to its queue, behind those that wait there."""
+        crashed = tag in self._lost
+        self._lost.discard(tag)
         if record := self._records.get(tag):
-            self._change(tag, self._back("LPUSH", record.queue, record.item))
+            change = self._back("LPUSH", record.queue, record.item, crashed=crashed)
+            self._change(tag, change)
 
     def bury(self, queue: str, item: bytes) -> None:
         """Put aside what is no task: read again and again it would stop its queue."""
@@ -205,8 +218,8 @@ class Ledger:
                 if crashes > MOST_CRASHES:
                     name, number = headers.get("task"), headers.get("id")
                     say(
-                        f"task {name}[{number}] was running at {crashes} crashes of its worker: "
-                        f"it is kept in the list {_dead(queue)}"
+                        f"task {name}[{number}] was there at {crashes} ends of its process or its "
+                        f"worker: it is kept in the list {_dead(queue)}"
                     )
                     return Change("LPUSH", self._key(_dead(queue)), item)
             priority = self.channel._get_message_priority(task, reverse=False)
@@ -318,6 +331,28 @@ class Beat:
                 )
                 client.hdel(ledger._key(NODES), node)
                 say(f"{node} is silent for {now - since:.0f} s: {moved} tasks back to the queue")
+
+
+def count_losses(ledger: Ledger) -> None:
+    """Have Celery tell the ledger of tasks whose process died, or was killed at its time limit.
+
+    From its side of the transport a task that asks to be requeued looks the same.
+    """
+    on_failure, on_timeout = Request.on_failure, Request.on_timeout
+
+    def failed(self: Request, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        error = getattr(exc_info.exception, "exc", exc_info.exception)  # as Celery unwraps it
+        # A SystemExit is a process that has ended, too.
+        if isinstance(error, (WorkerLostError, SystemExit)):
+            ledger.lose(self._message.delivery_tag)
+        return on_failure(self, exc_info, *args, **kwargs)
+
+    def timed_out(self: Request, soft: bool, timeout: float) -> Any:
+        if not soft:
+            ledger.lose(self._message.delivery_tag)
+        return on_timeout(self, soft, timeout)
+
+    Request.on_failure, Request.on_timeout = failed, timed_out
 
 
 def _active_tags() -> set[str]:

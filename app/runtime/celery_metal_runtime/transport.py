@@ -18,7 +18,7 @@ from kombu import transport as kombu_transport
 from kombu.transport import redis, virtual
 from kombu.utils.json import loads
 
-from celery_metal_runtime.ledger import Ledger, line
+from celery_metal_runtime.ledger import Ledger, count_losses, line
 from celery_metal_runtime.notify import say
 
 REFUSED_SECONDS = 1.0
@@ -203,6 +203,7 @@ class SentinelTransport(redis.SentinelTransport):
 def install(node: str) -> Ledger:
     """Have all connections to a Redis that this process makes from now on use this transport."""
     Claiming.ledger = Ledger(node)
+    count_losses(Claiming.ledger)
     for scheme in ("redis", "rediss"):
         kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
     kombu_transport.TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
