@@ -66,6 +66,9 @@ MASKED_UNITS = (
     "apt-daily-upgrade.timer",
 )
 
+# Where the kernel still has memory limits of cgroup v1.
+V1_MEMORY = pathlib.Path("/sys/fs/cgroup/memory")
+
 
 class LabError(Exception):
     """Something the user can act on; its text is all that is printed."""
@@ -898,6 +901,41 @@ def kill(host: Host) -> None:
     """Cut the power: all of the host's processes end at once, without a word."""
     close_connections(host.lab, "stop")
     kill_cgroup(host_cgroup(host))
+
+
+def move_processes(source: pathlib.Path, target: pathlib.Path) -> bool:
+    """Move all processes of one cgroup into another; tell whether there were any."""
+    pids = (source / "cgroup.procs").read_text().split()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            (target / "cgroup.procs").write_text(pid)
+    return bool(pids)
+
+
+@contextlib.contextmanager
+def limited_memory(host: Host, unit: str, mb: int) -> Iterator[None]:
+    """Hold what now runs in a unit of a host, and its children, to so much memory for a while.
+
+    Where the hosts have cgroup controllers, systemd's MemoryMax does that already. Elsewhere a
+    memory group of cgroup v1 does, whose kernel ends a process in just the same way; LabError
+    where there is neither.
+    """
+    if has_controllers():
+        yield
+        return
+    if not (V1_MEMORY / "memory.limit_in_bytes").exists():
+        raise LabError("this machine has no memory controller: nothing can be held to a limit")
+    group = V1_MEMORY / f"{host.machine}-{unit}"
+    group.mkdir(exist_ok=True)
+    try:
+        (group / "memory.limit_in_bytes").write_text(f"{mb}M")
+        for path in host_cgroup(host).glob(f"payload/**/{unit}/**/cgroup.procs"):
+            move_processes(path.parent, group)
+        yield
+    finally:
+        # A process may have started another one meanwhile.
+        wait_until(lambda: not move_processes(group, V1_MEMORY), 10, f"{group} is empty")
+        group.rmdir()
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import lab as machinery
@@ -152,6 +153,10 @@ class LabUnderTest:
     def start(self, host: str) -> None:
         """Boot a host that is down and return when it has booted."""
         machinery.start(self.lab, self.lab.host(host))
+
+    def limited_memory(self, host: str, unit: str, mb: int) -> AbstractContextManager[None]:
+        """Hold what now runs in a unit to so much memory, as its MemoryMax does elsewhere."""
+        return machinery.limited_memory(self.lab.host(host), unit, mb)
 
 
 @pytest.fixture(scope="session")

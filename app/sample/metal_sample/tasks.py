@@ -40,6 +40,15 @@ def wait(seconds: float) -> float:
 
 
 @app.task(ignore_result=True)
+def grow(megabytes: int) -> None:
+    """Use so much memory, a little at a time."""
+    taken = []
+    for _ in range(megabytes):
+        taken.append(bytearray(os.urandom(1 << 20)))
+        time.sleep(0.001)
+
+
+@app.task(ignore_result=True)
 def record(run: str, number: int, seconds: float) -> None:
     """Work for so many seconds, then leave an effect in Redis: once for each time that this ran.
 

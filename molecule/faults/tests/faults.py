@@ -110,6 +110,33 @@ def stop_child(kit: Any, lab: Any, folder: Path) -> None:
     )
 
 
+GROW = """
+from celery_metal_runtime import configure
+from metal_sample.celery import app
+from metal_sample.tasks import grow
+
+configure(app)
+print(grow.apply_async(({megabytes},), queue="short"))
+"""
+
+
+@fault("a task that takes all memory, until it is put aside")
+def memory_kill(kit: Any, lab: Any, folder: Path) -> None:
+    limit = {host: kit.queue(host, "short")["memory_mb"] for host in (NEAR, FAR)}
+    text = GROW.format(megabytes=2 * max(limit.values()))
+    with (
+        lab.limited_memory(NEAR, SHORT, limit[NEAR]),
+        lab.limited_memory(FAR, SHORT, limit[FAR]),
+    ):
+        lab.run(NEAR, ["podman", "exec", "celery-producer-1", "python", "-c", text])
+        lab.wait_for(
+            lambda: kit.redis(NEAR, "llen", "celery-metal.dead:short") == "1",
+            180,
+            "the kernel has ended its process 11 times",
+        )
+    kit.redis(NEAR, "del", "celery-metal.dead:short")
+
+
 @fault("systemctl restart of a unit", planned=True, usual=True)
 def restart_unit(kit: Any, lab: Any, folder: Path) -> None:
     lab.run(FAR, f"systemctl restart {SHORT}")
@@ -256,6 +283,49 @@ def play_until(kit: Any, number: int, level: str) -> int:
                 process.kill()
                 break
     return begun
+
+
+CLOCK = """
+set -e
+export DEBIAN_FRONTEND=noninteractive
+dpkg -s libfaketime > /dev/null 2>&1 || (apt-get -qq update && apt-get -qq install libfaketime)
+mkdir -p /opt/clock
+cp /usr/lib/*/faketime/libfaketimeMT.so.1 /opt/clock/
+echo +0 > /opt/clock/offset
+for unit in {names}; do
+  path=/etc/containers/systemd/$unit.container.d
+  mkdir -p $path
+  printf '%s\\n' '[Container]' Volume=/opt/clock:/clock:ro \
+    Environment=LD_PRELOAD=/clock/libfaketimeMT.so.1 \
+    Environment=FAKETIME_TIMESTAMP_FILE=/clock/offset \
+    Environment=FAKETIME_NO_CACHE=1 Environment=FAKETIME_DONT_FAKE_MONOTONIC=1 > $path/clock.conf
+done
+systemctl daemon-reload
+systemctl restart {units}
+"""
+CLOCK_BACK = """
+set -e
+for unit in {names}; do rm -r /etc/containers/systemd/$unit.container.d; done
+systemctl daemon-reload
+systemctl restart {units}
+"""
+SEEN = "podman exec celery-short-1 python -c 'import time; print(time.time())'; date +%s"
+
+
+@fault("the workers' clocks moved an hour, on and back, and set right", planned=True)
+def move_clock(kit: Any, lab: Any, folder: Path) -> None:
+    # The lab's hosts share the machine's clock, so the workers are given one that can be moved.
+    words = {"names": "celery-short@ celery-long@", "units": f"{SHORT} {LONG}"}
+    for host in (NEAR, FAR):
+        lab.run(host, CLOCK.format(**words), timeout=120)
+    for seconds in (3600, 0):
+        for host, offset in ((NEAR, seconds), (FAR, -seconds)):
+            lab.run(host, f"echo {offset:+} > /opt/clock/offset")
+            seen, real = map(float, lab.run(host, SEEN).split())
+            assert abs(seen - real - offset) < 60, f"the clock on {host} has not moved"
+        time.sleep(10)  # this is the fault
+    for host in (NEAR, FAR):
+        lab.run(host, CLOCK_BACK.format(**words), timeout=120)
 
 
 @fault("the disk under Redis full, and freed", why=WAITED)

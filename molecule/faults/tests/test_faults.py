@@ -53,9 +53,6 @@ A planned fault may run no task twice. Where another may, and why:
 
 {reasons}
 
-Not among them: a memory kill (the kernel's is a SIGKILL of a process of the pool, and the lab's
-hosts enforce no memory limit), and a clock that is moved (the lab's hosts share the machine's).
-
 Versions: {versions}.
 """
 rows = {}
