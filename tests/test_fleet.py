@@ -51,18 +51,19 @@ web5                   no answer
 
 web3, unreachable: No route to host
 web5, no answer: MODULE FAILURE
-waiting, with no worker above: old 3
+A host that is down: others run its tasks once it was silent for 90 s.
+waiting, with no worker above: old 3: run site.yml, or undrain.yml, on a host that serves them
 held by workers: a/b 1, mail 6
-4 of mail held by mail-1@gone, which is not above
+4 of mail held by mail-1@gone, which is not above: others run them once it was silent for 90 s
 put aside, see docs/safety.md: reports 1"""
 
 
 def test_the_table(fleet: ModuleType) -> None:
-    assert fleet.fleet_text(HOSTS, BACKLOG) == TABLE
+    assert fleet.fleet_text(HOSTS, BACKLOG, "db") == TABLE
 
 
 def test_where_only_some_hosts_are_looked_at_no_worker_is_missing(fleet: ModuleType) -> None:
-    said = fleet.fleet_text({"web10": HOSTS["web10"]}, BACKLOG, "table", False).splitlines()
+    said = fleet.fleet_text({"web10": HOSTS["web10"]}, BACKLOG, "db", "table", False).splitlines()
     assert said[4:] == [
         "held by workers: a/b 1, mail 6",
         "put aside, see docs/safety.md: reports 1",
@@ -72,7 +73,7 @@ def test_where_only_some_hosts_are_looked_at_no_worker_is_missing(fleet: ModuleT
 def test_where_all_is_well_there_is_nothing_but_the_table(fleet: ModuleType) -> None:
     hosts = {"web1": {"node": "web1", "workers": [worker("mail", **BUSY)]}}
     backlog = {"error": "", "waiting": {"mail": 0}, "dead": {}, "held": []}
-    assert len(fleet.fleet_text(hosts, backlog).splitlines()) == 2
+    assert len(fleet.fleet_text(hosts, backlog, "db").splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -84,13 +85,13 @@ def test_where_all_is_well_there_is_nothing_but_the_table(fleet: ModuleType) -> 
     ],
 )
 def test_a_redis_that_is_silent(fleet: ModuleType, backlog: dict[str, Any], text: str) -> None:
-    said = fleet.fleet_text({"web10": HOSTS["web10"]}, backlog).splitlines()
-    assert said[-1] == f"Redis gave no answer: {text}"
+    said = fleet.fleet_text({"web10": HOSTS["web10"]}, backlog, "db").splitlines()
+    assert said[-1].startswith(f"Redis on db gave no answer: {text}. Workers wait")
     assert said[1].split()[4:8] == ["4", "2", "1032", "-"]
 
 
 def test_json_has_all_of_it(fleet: ModuleType) -> None:
-    found = json.loads(fleet.fleet_text(HOSTS, BACKLOG, "json"))
+    found = json.loads(fleet.fleet_text(HOSTS, BACKLOG, "db", "json"))
     assert [host["state"] for host in found["hosts"].values()] == [
         "ok",
         "ok",
@@ -110,4 +111,4 @@ def test_another_format_is_refused(fleet: ModuleType) -> None:
     with pytest.raises(
         fleet.AnsibleFilterError, match="status_format is 'csv': write one of table, json"
     ):
-        fleet.fleet_text(HOSTS, BACKLOG, "csv")
+        fleet.fleet_text(HOSTS, BACKLOG, "db", "csv")

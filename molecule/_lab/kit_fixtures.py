@@ -7,8 +7,10 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -52,24 +54,49 @@ class Kit:
         An AssertionError with all output if it does not end as expected: well, or with `fails` not.
         """
         command = [ANSIBLE_PLAYBOOK, "-i", inventory or self.inventory, playbook, *words]
-        if variables:
-            command += ["-e", json.dumps(variables)]
         done = subprocess.run(
-            command,
+            [*command, "-e", json.dumps(variables)],
             cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
-            # Molecule forces colours, which the recap could not be read through.
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_FORCE_COLOR": "0",
-            },
+            env=self._environment(),
         )
         output = done.stdout + done.stderr
         assert bool(done.returncode) == fails, f"{playbook} ended with {done.returncode}\n{output}"
         return Played(done.returncode, output)
+
+    def cut(self, task: str, seconds: float, **variables: Any) -> bool:
+        """Run site.yml, and cut its connections so many seconds after that task has begun.
+
+        The controller's processes are killed, too. False: the run ended well before the task.
+        """
+        with subprocess.Popen(
+            [ANSIBLE_PLAYBOOK, "-i", self.inventory, "site.yml", "-e", json.dumps(variables)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            # Else a task is named when its first host is done with it.
+            env=self._environment() | {"ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"},
+        ) as process:
+            output = ""
+            for line in process.stdout or ():
+                output += line
+                if line.startswith("TASK [") and task in line:
+                    time.sleep(seconds)  # this is the moment
+                    os.killpg(process.pid, signal.SIGKILL)
+                    self.lab.disconnect()
+                    return True
+        assert not process.returncode, output
+        return False
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        # Molecule forces colours, which the output could not be read through.
+        plain = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
+        return {**os.environ, **plain}
 
     def status(self, *words: str) -> dict[str, Any]:
         """What playbooks/status.yml knows, and that it changed nothing."""

@@ -10,8 +10,8 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import lab as machinery
@@ -20,6 +20,14 @@ import pytest
 pytest_plugins = ["kit_fixtures"]
 
 T = TypeVar("T")
+CUT = """
+nft add table inet cut
+for hook in input forward output; do
+  nft add chain inet cut $hook "{{ type filter hook $hook priority -300 ; }}"
+  nft add rule inet cut $hook ip daddr {address} tcp dport {port} drop
+  nft add rule inet cut $hook ip saddr {address} tcp sport {port} drop
+done
+"""
 
 
 class CommandError(AssertionError):
@@ -142,6 +150,10 @@ class LabUnderTest:
         """Return {unit: InvocationID}: a unit that has restarted has another one."""
         return self.properties(host, pattern, "InvocationID")
 
+    def disconnect(self) -> None:
+        """End all connections that Ansible has to the hosts, in the middle of whatever they do."""
+        machinery.close_connections(self.lab.name)
+
     def reboot(self, host: str) -> None:
         """Reboot a host from inside and return when it has booted again."""
         machinery.reboot(self.lab, self.lab.host(host))
@@ -149,6 +161,15 @@ class LabUnderTest:
     def cut_power(self, host: str) -> None:
         """End all processes of a host at once."""
         machinery.kill(self.lab.host(host))
+
+    @contextmanager
+    def cut_off(self, host: str, other: str, port: int) -> Iterator[None]:
+        """Drop all that goes between a host, its containers too, and a port of another host."""
+        self.run(host, CUT.format(address=self.address(other), port=port))
+        try:
+            yield
+        finally:
+            self.run(host, "nft delete table inet cut")
 
     def start(self, host: str) -> None:
         """Boot a host that is down and return when it has booted."""

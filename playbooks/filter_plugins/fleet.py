@@ -30,12 +30,16 @@ FORMATS = ("table", "json")
 
 
 def fleet(
-    hosts: Mapping[str, Mapping[str, Any]], backlog: Mapping[str, Any], whole: bool
+    hosts: Mapping[str, Mapping[str, Any]],
+    backlog: Mapping[str, Any],
+    redis_host: str,
+    whole: bool,
 ) -> dict[str, Any]:
     """All that is known, in one structure.
 
     :param hosts: host to what the module ``celery_status`` gave, or Ansible's word on why not.
     :param backlog: what the module ``celery_backlog`` gave, or Ansible's word on why not.
+    :param redis_host: the host of Redis.
     :param whole: whether these are all hosts; else a worker without a row is none that is missing.
     :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
         row each; and what Redis holds.
@@ -50,6 +54,7 @@ def fleet(
         "whole": whole,
         "hosts": {host: _host(said) for host, said in hosts.items()},
         "workers": workers,
+        "redis_host": redis_host,
         "redis_error": backlog.get("error", str(backlog.get("msg", "no answer")).strip()),
         "waiting": waiting,
         "held": [{**one, "listed": one["node"] in nodes} for one in backlog.get("held", [])],
@@ -114,19 +119,29 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         for host, answer in found["hosts"].items()
         if answer["state"] != "ok"
     ]
+    if notes and found["whole"]:
+        notes.append("A host that is down: others run its tasks once it was silent for 90 s.")
     if found["redis_error"]:
-        notes.append(f"Redis gave no answer: {found['redis_error']}")
+        notes.append(
+            f"Redis on {found['redis_host']} gave no answer: {found['redis_error']}. Workers wait "
+            "for it, and keep their tasks. See 'systemctl status celery-redis' there; if it runs, "
+            "run site.yml."
+        )
     shown = {worker["queue"] for worker in found["workers"]}
     waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}
     if waiting and found["whole"]:
-        notes.append(f"waiting, with no worker above: {_counts(waiting)}")
+        notes.append(
+            f"waiting, with no worker above: {_counts(waiting)}: run site.yml, or undrain.yml, "
+            "on a host that serves them"
+        )
     held: dict[str, int] = {}
     for one in found["held"]:
         held[one["queue"]] = held.get(one["queue"], 0) + one["tasks"]
     if held:
         notes.append(f"held by workers: {_counts(held)}")
     notes += [
-        f"{one['tasks']} of {one['queue']} held by {one['node']}, which is not above"
+        f"{one['tasks']} of {one['queue']} held by {one['node']}, which is not above: others run "
+        "them once it was silent for 90 s"
         for one in found["held"]
         if found["whole"] and not one["listed"]
     ]
@@ -142,13 +157,14 @@ def _counts(tasks: Mapping[str, int]) -> str:
 def fleet_text(
     hosts: Mapping[str, Mapping[str, Any]],
     backlog: Mapping[str, Any],
+    redis_host: str,
     form: str = "table",
     whole: bool = True,
 ) -> str:
     """The fleet as a table, or as JSON."""
     if form not in FORMATS:
         raise AnsibleFilterError(f"status_format is {form!r}: write one of {', '.join(FORMATS)}")
-    found = fleet(hosts, backlog, whole)
+    found = fleet(hosts, backlog, redis_host, whole)
     return json.dumps(found, indent=2) if form == "json" else table(found)
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit_fixtures import ANSIBLE_PLAYBOOK, ROOT
+from kit_fixtures import ROOT
 
 NEAR, FAR = "near", "far"
 SHORT, LONG = "celery-short@1.service", "celery-long@1.service"
@@ -184,24 +182,13 @@ def redis_away(kit: Any, lab: Any, folder: Path) -> None:
     lab.run(NEAR, "systemctl start celery-redis")
 
 
-CUT = """
-nft add table inet cut
-for hook in input forward output; do
-  nft add chain inet cut $hook "{{ type filter hook $hook priority -300 ; }}"
-  nft add rule inet cut $hook ip daddr {address} tcp dport 6379 drop
-  nft add rule inet cut $hook ip saddr {address} tcp sport 6379 drop
-done
-"""
-
-
 @fault(
     "the network between a worker's host and Redis cut for 2 minutes (drop)",
     why="after 90 s of silence others run what the cut-off host still runs",
 )
 def cut_network(kit: Any, lab: Any, folder: Path) -> None:
-    lab.run(FAR, CUT.format(address=lab.address(NEAR)))
-    time.sleep(AWAY_SECONDS)  # this is the fault
-    lab.run(FAR, "nft delete table inet cut")
+    with lab.cut_off(FAR, NEAR, 6379):
+        time.sleep(AWAY_SECONDS)  # this is the fault
 
 
 @fault("the worker's host rebooted", planned=True, usual=True)
@@ -253,36 +240,27 @@ def broken_upgrade(kit: Any, lab: Any, folder: Path) -> None:
     kit.play(playbook="playbooks/upgrade.yml", fails=True, image_app_source=source)
 
 
-@fault("the playbook killed at each of its changes, and run again", planned=True)
+# The beginning of a task's name, and how many seconds later the playbook and its connections end.
+CUTS = (
+    ("Gather the facts", 0.2),
+    ("Write celery.target", 0.3),
+    ("Write the configuration and the unit of Redis", 0.3),
+    ("Check and write the units", 0.2),
+    ("Check and write the units", 0.5),
+    ("Replace the workers", 0.3),
+    ("Replace the workers", 1),
+    ("Replace the workers", 2),
+    ("Replace the workers", 3),
+    ("Replace the workers", 5),
+)
+
+
+@fault("the playbook and its connections cut ten times, and run again", planned=True)
 def killed_playbook(kit: Any, lab: Any, folder: Path) -> None:
-    levels = ("debug", "warning", "info")
-    tasks = play_until(kit, 0, levels[0])
-    # The last tasks are those of the workers: each of the last ten is cut off in its middle.
-    for number in range(tasks - 9, tasks + 1):
-        play_until(kit, number, levels[number % 2])
+    for number, point in enumerate(CUTS):
+        # Each run has all workers to replace.
+        assert kit.cut(*point, celery_worker_log_level=("debug", "warning")[number % 2]), point
     kit.play(celery_worker_log_level="info")
-
-
-def play_until(kit: Any, number: int, level: str) -> int:
-    """Run site.yml, another log level for all workers; kill it as its task of that number begins.
-
-    0 lets it end; returns how many tasks have begun.
-    """
-    command = [ANSIBLE_PLAYBOOK, "-i", kit.inventory, "site.yml"]
-    begun = 0
-    with subprocess.Popen(
-        [*command, "-e", f"celery_worker_log_level={level}"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        for line in process.stdout or ():
-            begun += bool(re.match(r"(\x1b\[[0-9;]*m)*TASK \[", line))
-            if number and begun == number:
-                process.kill()
-                break
-    return begun
 
 
 CLOCK = """

@@ -145,6 +145,34 @@ def test_rollback_goes_to_a_kept_version_only(kit, lab, images):
     assert report["done"] == report["sent"]
 
 
+def test_a_redis_that_does_not_come_up_goes_back(kit, lab):
+    played = kit.play(fails=True, redis_extra_config={"no-such-directive": "1"})
+    said = " ".join(played.output.split())
+    assert "first: systemctl restart failed for celery-redis.service" in said
+    assert "no-such-directive" in said, "the journal of what failed"
+    assert "The previous version is back, its unit files too, and all units are up." in said
+    assert lab.show(FIRST, "celery-redis.service", "ActiveState") == "active"
+    report = kit.smoke(FIRST, "celery-add_queue-1", "add_queue", count=20)["add_queue"]
+    assert report["done"] == report["sent"]
+    # The next run finds nothing of it.
+    assert set(kit.play("--check").changed.values()) == {0}
+
+
+def test_new_workers_that_cannot_reach_redis_are_given_up(kit, lab):
+    units = lab.invocation_ids(SECOND, "celery-*@1.service")
+    with lab.cut_off(SECOND, FIRST, 6379):
+        played = kit.play("--limit", SECOND, fails=True, celery_worker_log_level="warning")
+    said = " ".join(played.output.split())
+    assert "second: systemctl start: Redis does not answer celery-add_queue@surge1" in said
+    assert "firewall" in said
+    # The old ones were not touched, and work on.
+    assert lab.invocation_ids(SECOND, "celery-*@1.service") == units
+    assert not [unit for unit in kit.services(SECOND) if "surge" in unit]
+    report = kit.smoke(SECOND, "celery-add_queue-1", "add_queue", count=20)["add_queue"]
+    assert report["done"] == report["sent"]
+    assert set(kit.play("--check").changed.values()) == {0}
+
+
 def test_what_does_not_fit_beside_the_old_rolls_alone(kit, lab):
     totals = kit.plan(SECOND)["totals"]
     large = {"name": "large", "concurrency": 1, "memory_per_process_mb": totals["free_mb"] - 100}

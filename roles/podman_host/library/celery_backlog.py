@@ -41,10 +41,10 @@ held:
 
 import json
 import socket
-import subprocess
 from typing import Any, BinaryIO
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_metal import run
 
 SOCKET = "/run/celery-metal/redis/redis.sock"
 SECONDS = 5
@@ -102,13 +102,25 @@ class Client:
         return [answer(self.stream) for _ in commands]
 
 
+def queues_of(life: str) -> list[str]:
+    """The queues that a worker tells of; none where it is not understood.
+
+    >>> queues_of('[7, 1, ["mail"]]'), queues_of("[]"), queues_of("?")
+    (['mail'], [], [])
+    """
+    try:
+        return [str(queue) for queue in json.loads(life)[2]]
+    except (ValueError, TypeError, LookupError):
+        return []
+
+
 def backlog(client: Client, queues: list[str]) -> dict[str, Any]:
     """The lengths of all lists of the queues, and of those queues that workers tell of."""
     (beats,) = client.ask(("HGETALL", "celery-metal.nodes"))
     lives = dict(zip(beats[::2], beats[1::2], strict=True))
     # Without those of the runtime itself, such as the one for a worker's first task.
     nodes = {
-        node: [queue for queue in json.loads(life)[2] if not queue.startswith("celery-metal.")]
+        node: [queue for queue in queues_of(life) if not queue.startswith("celery-metal.")]
         for node, life in lives.items()
     }
     known = list(dict.fromkeys([*queues, *(queue for held in nodes.values() for queue in held)]))
@@ -130,11 +142,12 @@ def backlog(client: Client, queues: list[str]) -> dict[str, Any]:
 def password() -> str:
     """The broker's password, from Podman's secrets; it stays in this process."""
     show = ("podman", "secret", "inspect", "--showsecret", "--format", "{{.SecretData}}")
-    done = subprocess.run(
-        (*show, "celery-redis-password"), capture_output=True, text=True, check=False
-    )
+    try:
+        done = run(*show, "celery-redis-password")
+    except OSError as problem:
+        raise RedisError(f"podman: {problem.strerror}") from None
     if done.returncode:
-        raise RedisError("this host has no Podman secret celery-redis-password")
+        raise RedisError("Podman has no secret celery-redis-password there; site.yml makes it")
     return done.stdout.strip()
 
 

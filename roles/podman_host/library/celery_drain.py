@@ -30,20 +30,18 @@ stopped: {description: Workers that ran and were stopped, type: list, returned: 
 start: {description: Declared workers that may run and do not, type: list, returned: always}
 """
 
-import subprocess
+import socket
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_metal import HostError, conclude, run
 
 QUADLETS = Path("/etc/containers/systemd/celery-metal")
 MARKER = Path("/etc/celery-metal/drained")
 CONDITION = f"ConditionPathExists=!{MARKER}"
 TEXT = "Written by celery-metal, playbooks/drain.yml: no worker starts on this host.\n"
 DOWN = ("inactive", "failed")
-
-
-def run(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
 def templates(quadlets: Path) -> list[Path]:
@@ -77,32 +75,31 @@ def up(found: dict[str, str]) -> list[str]:
     return sorted(unit for unit, state in found.items() if state not in DOWN)
 
 
-def stop(module: AnsibleModule, files: list[Path], units: list[str]) -> None:
-    """Stop the units, and fail when one still runs afterwards."""
+def stop(files: list[Path], units: list[str]) -> list[str]:
+    """Stop the units; those that had to be killed.
+
+    :raises HostError: when one still runs afterwards.
+    """
     stopped = run("systemctl", "stop", "--", *units)
     after = states(files)
     if left := up(after):
-        module.fail_json(
-            msg=f"Still running: {', '.join(left)}. {stopped.stderr.strip()} No worker starts on "
-            f"this host any more, for {MARKER} is written. See 'journalctl -u {left[0]}', then run "
-            "the same playbook again."
+        raise HostError(
+            f"still running: {', '.join(left)}. {stopped.stderr.strip()} The host is being "
+            f"drained: no worker starts there any more, for {MARKER} is written. See "
+            f"'journalctl -u {left[0]}' there, then run playbooks/drain.yml again; or bring all "
+            "back with playbooks/undrain.yml."
         )
-    for unit in units:
-        if after.get(unit) == "failed":
-            module.warn(f"{unit} did not end by itself within its time: see 'journalctl -u {unit}'")
+    return [unit for unit in units if after.get(unit) == "failed"]
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={"drained": {"type": "bool", "required": True}}, supports_check_mode=True
-    )
+def work(module: AnsibleModule) -> dict[str, Any]:
+    """Drain the host, or let its workers start again; what was stopped, and what may start."""
     drained, was = module.params["drained"], MARKER.exists()
     files = templates(QUADLETS)
     if drained and (old := without_condition(files)):
-        module.fail_json(
-            msg=f"Nothing was changed: {', '.join(old)} in {QUADLETS} lacks {CONDITION}, for an "
-            "older celery-metal wrote it; its workers would start again. Run site.yml on this host "
-            "first."
+        raise HostError(
+            f"nothing was changed: {', '.join(old)} in {QUADLETS} lacks {CONDITION}, for an older "
+            "celery-metal wrote it; its workers would start again. Run site.yml on this host first."
         )
     if was != drained and not module.check_mode:
         if drained:
@@ -114,13 +111,26 @@ def main() -> None:
     before = states(files)
     running = up(before) if drained else []
     if running and not module.check_mode:
-        stop(module, files, running)
+        for unit in stop(files, running):
+            module.warn(
+                f"{socket.gethostname()}: {unit} did not end within its time and was killed. What "
+                "it ran goes back to its queue when other workers have heard nothing of it for "
+                f"90 s, or when it starts again. See 'journalctl -u {unit}' there; raise "
+                "drain_seconds of its queue if its tasks take longer."
+            )
     wanted = set() if drained else declared(QUADLETS)
-    module.exit_json(
-        changed=was != drained or bool(running),
-        stopped=running,
-        start=sorted(unit for unit in wanted if before.get(unit) != "active"),
+    return {
+        "changed": was != drained or bool(running),
+        "stopped": running,
+        "start": sorted(unit for unit in wanted if before.get(unit) != "active"),
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={"drained": {"type": "bool", "required": True}}, supports_check_mode=True
     )
+    conclude(module, lambda: work(module), changes=True)
 
 
 if __name__ == "__main__":

@@ -54,21 +54,22 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_metal import conclude, output, run
 
 CA_DIRECTORY = Path("/usr/local/share/ca-certificates/celery-metal")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
-def output(*argv: str) -> str:
+def told(*argv: str) -> str:
     """What a command prints, or an empty string when it is missing or fails."""
     if not shutil.which(argv[0]):
         return ""
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = run(*argv)
     return done.stdout if done.returncode == 0 else ""
 
 
@@ -82,12 +83,8 @@ def missing_packages(wanted: list[str]) -> list[str]:
     """Those of the wanted packages that dpkg does not list as installed, sorted."""
     if not wanted or not shutil.which("dpkg-query"):
         return []
-    listed = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
+    # It fails when one of them is unknown, and prints the others.
+    listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted).stdout
     installed = {line.split()[0] for line in listed.splitlines() if line.endswith(" installed")}
     return sorted(set(wanted) - installed)
 
@@ -110,7 +107,7 @@ def secrets() -> dict[str, dict[str, str]]:
     ]
     if not names:
         return {}
-    found = json.loads(output("podman", "secret", "inspect", *names) or "[]")
+    found = json.loads(output("podman", "secret", "inspect", *names))
     return {one["Spec"]["Name"]: one["Spec"].get("Labels") or {} for one in found}
 
 
@@ -128,30 +125,34 @@ def ca_stale() -> bool:
     return any(path.stat().st_mtime > made for path in CA_DIRECTORY.glob("*.crt"))
 
 
+def look(packages: list[str]) -> dict[str, Any]:
+    """All that is reported; errors are those of a Podman that is there and does not work."""
+    installed = version(told("podman", "--version"))
+    return {
+        "changed": False,
+        "systemd": Path("/run/systemd/system").is_dir(),
+        "podman": installed,
+        "podman_candidate": "" if installed else version(told("apt-cache", "policy", "podman")),
+        "packages_missing": missing_packages(packages),
+        "images": images() if installed else {},
+        "secrets": secrets() if installed else {},
+        "user_range": has_user_range(),
+        "ca_stale": ca_stale(),
+        "overcommit_memory": {
+            "value": int(OVERCOMMIT.read_text()),
+            # In a system container the value is the outer host's, and read-only.
+            "writable": os.access(OVERCOMMIT, os.W_OK),
+        },
+        "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1,
+    }
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={"packages": {"type": "list", "elements": "str", "default": []}},
         supports_check_mode=True,
     )
-    installed = version(output("podman", "--version"))
-    candidate = "" if installed else version(output("apt-cache", "policy", "podman"))
-    module.exit_json(
-        changed=False,
-        systemd=Path("/run/systemd/system").is_dir(),
-        podman=installed,
-        podman_candidate=candidate,
-        packages_missing=missing_packages(module.params["packages"]),
-        images=images() if installed else {},
-        secrets=secrets() if installed else {},
-        user_range=has_user_range(),
-        ca_stale=ca_stale(),
-        overcommit_memory={
-            "value": int(OVERCOMMIT.read_text()),
-            # In a system container the value is the outer host's, and read-only.
-            "writable": os.access(OVERCOMMIT, os.W_OK),
-        },
-        numa_nodes=len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1,
-    )
+    conclude(module, lambda: look(module.params["packages"]), changes=False)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ module: celery_services
 short_description: Bring systemd units to their new version, and back when it does not work
 description:
   - C(ansible.builtin.systemd_service) takes one unit a task, so its cost grows with the queues.
-  - Waits until every unit is up; a worker is when a task of its own has run.
+  - Waits until every unit is up; a worker is when a task of its own has run. For a worker that
+    itself waits for Redis it waits a minute.
   - Units of I(surge) are replaced without a pause. Beside each an instance of the new version is
     started, C(a@surge1.service) beside C(a@1.service). When all of these are up, the old ones are
     restarted, which drains them; then the instances beside them are drained and stopped. As many
@@ -54,6 +55,10 @@ options:
     description: Where the unit files and the images of versions that worked are kept.
     type: path
     default: /var/lib/celery-metal/workers.json
+  note:
+    description: What an operator must also know when the units do not come up.
+    type: str
+    default: ""
   journal_lines:
     description: Journal lines to show of each unit that failed.
     type: int
@@ -82,15 +87,20 @@ import glob
 import json
 import os
 import re
-import socket
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_metal import HostError, conclude, run, template_of
 
 KEPT_VERSIONS = 5
+LOOK_SECONDS = 2
+# A worker's start waits for Redis without end; whoever runs a playbook does not.
+REDIS_SECONDS = 60
+SETTLE_SECONDS = 60
 
 
 class ServicesError(Exception):
@@ -102,11 +112,6 @@ class Turn(NamedTuple):
 
     units: list[str]
     beside: list[str]
-
-
-def template_of(unit: str) -> str:
-    """The template of an instance: ``a@1.service`` gives ``a@.service``; others are their own."""
-    return re.sub(r"@.+\.service$", "@.service", unit)
 
 
 def beside(unit: str) -> str:
@@ -146,35 +151,70 @@ def kept(versions: list[str], image: str) -> list[str]:
     return [*(one for one in versions if one != image), image][-KEPT_VERSIONS:]
 
 
-def run(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, capture_output=True, text=True, check=False)
+def shown(units: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What systemd says of each unit."""
+    names = sorted(units)
+    if not names:
+        return {}
+    properties = "Id,ActiveState,SubState,StatusText,Result,ExecMainStatus"
+    blocks = run("systemctl", "show", "-p", properties, "--", *names).stdout.strip().split("\n\n")
+    found = [dict(line.split("=", 1) for line in one.splitlines() if "=" in line) for one in blocks]
+    return {one["Id"]: one for one in found if "Id" in one}
 
 
-def active(unit: str) -> bool:
-    """Whether a unit is up; one that waits for its next try ("activating") has failed."""
-    return run("systemctl", "is-active", unit).stdout.strip() == "active"
+def inactive(units: Iterable[str]) -> list[str]:
+    """Those that are not up; one that waits for its next try ("activating") has failed."""
+    return sorted(n for n, one in shown(units).items() if one["ActiveState"] != "active")
+
+
+def waiting_for_redis(units: Iterable[str], seconds: int = REDIS_SECONDS) -> dict[str, str]:
+    """The workers whose start has waited for Redis for so long, and what each says of it."""
+    waiting = {}
+    for name, one in shown(units).items():
+        text = one.get("StatusText", "")
+        found = re.search(r": waiting for the broker since (\d+) s", text)
+        if found and one["ActiveState"] == "activating" and int(found.group(1)) >= seconds:
+            waiting[name] = text
+    return waiting
 
 
 def journal(unit: str, lines: int) -> str:
     """State and last journal lines of a unit, for an error message."""
-    state = run("systemctl", "show", "-p", "Result,ExecMainStatus,StatusText", unit).stdout
+    one = shown([unit]).get(unit, {})
+    words = ", ".join(f"{key}={one.get(key)}" for key in ("Result", "ExecMainStatus", "StatusText"))
     log = run("journalctl", "--no-pager", "-o", "short-iso", "-n", str(lines), "-u", unit).stdout
-    return f"== {unit}: {', '.join(state.split(chr(10))).strip(', ')}\n{log}"
+    return f"== {unit}: {words}\n{log}"
 
 
 def bring(verb: str, units: list[str], lines: int) -> None:
     """Run one systemctl call.
 
-    :raises ServicesError: when not all units are up afterwards.
+    :raises ServicesError: when not all units are up afterwards, or some only wait for Redis.
     """
     if not units:
         return
-    done = run("systemctl", verb, "--", *units)
-    failed = [unit for unit in units if not active(unit)]
-    if done.returncode or failed:
+    with subprocess.Popen(
+        ("systemctl", verb, "--", *units), stderr=subprocess.PIPE, text=True
+    ) as process:
+        while True:
+            try:
+                said = process.communicate(timeout=LOOK_SECONDS)[1].strip()
+                break
+            except subprocess.TimeoutExpired:
+                if waiting := waiting_for_redis(units):
+                    # It only waits itself, for what systemd goes on with.
+                    process.terminate()
+                    raise ServicesError(
+                        f"systemctl {verb}: Redis does not answer {', '.join(waiting)} "
+                        f"({next(iter(waiting.values()))}). Look at 'systemctl status "
+                        "celery-redis' on its host, at the address where it listens, and at the "
+                        "firewall between. "
+                    ) from None
+    failed = inactive(units)
+    if process.returncode or failed:
         logs = "\n".join(journal(unit, lines) for unit in failed)
         names = ", ".join(failed or units)
-        raise ServicesError(f"systemctl {verb} failed for {names}: {done.stderr.strip()}\n{logs}")
+        raise ServicesError(f"systemctl {verb} failed for {names}: {said}\n{logs}")
 
 
 def take(turn: Turn, touched: list[str], lines: int) -> None:
@@ -195,6 +235,24 @@ def stop(units: list[str]) -> None:
     if units:
         run("systemctl", "stop", "--", *units)
         run("systemctl", "reset-failed", "--", *units)
+
+
+def reload() -> None:
+    """Let systemd read the unit files.
+
+    :raises ServicesError: when it does not.
+    """
+    done = run("systemctl", "daemon-reload")
+    if done.returncode:
+        raise ServicesError(f"systemctl daemon-reload failed: {done.stderr.strip()}\n")
+
+
+def settle(units: Iterable[str], seconds: float = SETTLE_SECONDS) -> list[str]:
+    """Wait a while until the units are up; those that are not."""
+    deadline = time.monotonic() + seconds
+    while (down := inactive(units)) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+    return down
 
 
 # ------------------------------------------------------------------------------------------
@@ -225,40 +283,64 @@ def restore(wanted: dict[str, dict[str, str]], patterns: Iterable[str]) -> None:
 
 
 def units_of(version: dict[str, dict[str, str]]) -> set[str]:
-    """The instances and targets that a version's files make."""
+    """The units that a version's files make, templates too."""
     names = {Path(path).name for kind in version.values() for path in kind}
-    units = {name.replace(".container", ".service") for name in names}
-    return {unit for unit in units if "@." not in unit}
+    units = {re.sub(r"\.container$", ".service", name) for name in names}
+    return {unit for unit in units if unit.endswith((".service", ".target"))}
+
+
+def way_back(
+    version: dict[str, dict[str, str]], started: list[str], touched: list[str]
+) -> tuple[list[str], list[str]]:
+    """Which of the units that were touched to stop, and which to bring back to a version.
+
+    One that was restarted and is not declared was started by hand: it follows its template.
+
+    >>> old = {"files": {"/q/a@.container": ""}, "links": {"/q/a@1.container": "a@.container"}}
+    >>> way_back(old, ["a@2.service"], ["a@2.service", "a@1.service", "a@9.service", "b@1.service"])
+    (['a@2.service', 'b@1.service'], ['a@1.service', 'a@9.service'])
+    """
+    known = units_of(version)
+    back = [
+        unit
+        for unit in touched
+        if unit in known or (unit not in started and template_of(unit) in known)
+    ]
+    return [unit for unit in touched if unit not in back], back
 
 
 def go_back(
     version: dict[str, dict[str, str]], touched: list[str], params: dict[str, Any]
 ) -> list[str]:
-    """Bring unit files and the units that were touched back to a version; those that are not up."""
-    known = units_of(version)
+    """Bring unit files and the units that were touched back to a version; those that are not up.
+
+    :raises ServicesError: when systemd does not read the files.
+    """
+    gone, back = way_back(version, params["start"], touched)
     # Before their files go: after a reload systemd would no longer know how to stop them.
-    stop([unit for unit in touched if unit not in known])
+    stop(gone)
     restore(version, params["owned"])
-    run("systemctl", "daemon-reload")
-    back = [unit for unit in touched if unit in known]
-    working = [unit for unit in back if active(unit)]
-    broken = [unit for unit in back if unit not in working]
+    reload()
+    broken = inactive(back)
+    working = [unit for unit in back if unit not in broken]
     if broken:
-        run("systemctl", "restart", "--", *broken)
+        run("systemctl", "restart", "--no-block", "--", *broken)
     for turn in turns(working, params["surge"], params["free_mb"]):
         try:
             take(turn, [], 0)
         except ServicesError:
-            continue  # named by its state, below
-    run("systemctl", "start", "--", *sorted(known))
-    return sorted(unit for unit in known if not active(unit))
+            # Not even beside: then in its own place, for the new version shall not stay.
+            run("systemctl", "restart", "--no-block", "--", *turn.units)
+    declared = {unit for unit in units_of(version) if "@." not in unit}
+    run("systemctl", "start", "--no-block", "--", *sorted(declared))
+    return settle(declared | set(back))
 
 
 def read_state(path: str) -> dict[str, Any]:
     """What was kept of the versions that worked; nothing before the first."""
     try:
         return json.loads(Path(path).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # or damaged: as good as nothing
         return {"version": None, "images": []}
 
 
@@ -289,6 +371,8 @@ def roll(params: dict[str, Any]) -> list[Turn]:
     """
     lines, touched = params["journal_lines"], list(params["start"])
     planned = turns(params["restart"], params["surge"], params["free_mb"])
+    # An earlier run may have been cut off after it wrote and before systemd read.
+    reload()
     try:
         stop(params["leftover"])
         bring("start", params["start"], lines)
@@ -297,14 +381,45 @@ def roll(params: dict[str, Any]) -> list[Turn]:
     except ServicesError as problem:
         version = read_state(params["state_file"])["version"] if params["owned"] else None
         if version is None:
-            raise
+            raise ServicesError(
+                f"{problem}No earlier version has worked here that could come back: the unit files "
+                "stay as they are now, and systemd goes on trying."
+            ) from None
         down = go_back(version, touched, params)
         text = "The previous version is back, its unit files too"
-        text += (
-            f", but these are not up: {', '.join(down)}. " if down else ", and all units are up. "
-        )
+        if down:
+            text += (
+                f", but these are not up: {', '.join(down)}. systemd goes on trying; see "
+                f"'journalctl -u {down[0]}'."
+            )
+        else:
+            text += ", and all units are up."
         raise ServicesError(f"{problem}{text}") from None
     return planned
+
+
+def work(params: dict[str, Any]) -> dict[str, Any]:
+    """Bring all units up, and keep what has worked.
+
+    :raises HostError: when something did not come up, with all that there is to say of it.
+    """
+    try:
+        planned = roll(params)
+    except ServicesError as problem:
+        remedy = "Mend what is named above, then run the same playbook again."
+        words = (str(problem), params["note"], remedy)
+        raise HostError(" ".join(word for word in words if word)) from None
+    removed = []
+    if params["owned"]:
+        before = read_state(params["state_file"])["images"]
+        images = kept(before, params["image"]) if params["image"] else before
+        write_state(params["state_file"], {"version": snapshot(params["owned"]), "images": images})
+        removed = prune(params["image"], before, images) if params["image"] else []
+    return {
+        "changed": True,
+        "turns": [turn._asdict() for turn in planned],
+        "removed_images": removed,
+    }
 
 
 def main() -> None:
@@ -319,6 +434,7 @@ def main() -> None:
             "owned": lists,
             "image": {"type": "str", "default": ""},
             "state_file": {"type": "path", "default": "/var/lib/celery-metal/workers.json"},
+            "note": {"type": "str", "default": ""},
             "journal_lines": {"type": "int", "default": 30},
         },
         supports_check_mode=True,
@@ -328,24 +444,7 @@ def main() -> None:
     if not wanted or module.check_mode:
         planned = turns(params["restart"], params["surge"], params["free_mb"])
         module.exit_json(changed=bool(wanted), turns=[turn._asdict() for turn in planned])
-    # An earlier run may have been cut off after it wrote and before systemd read.
-    run("systemctl", "daemon-reload")
-    try:
-        planned = roll(params)
-    except ServicesError as problem:
-        module.fail_json(
-            msg=f"{socket.gethostname()}: {problem}Mend what the journal names, then run the same "
-            f"playbook again: it goes on where this run ended."
-        )
-    removed = []
-    if params["owned"]:
-        before = read_state(params["state_file"])["images"]
-        images = kept(before, params["image"]) if params["image"] else before
-        write_state(params["state_file"], {"version": snapshot(params["owned"]), "images": images})
-        removed = prune(params["image"], before, images) if params["image"] else []
-    module.exit_json(
-        changed=True, turns=[turn._asdict() for turn in planned], removed_images=removed
-    )
+    conclude(module, lambda: work(params), changes=True)
 
 
 if __name__ == "__main__":

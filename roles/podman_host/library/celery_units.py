@@ -76,12 +76,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_metal import HostError, conclude, output, run, template_of
 
 QUADLET = "/usr/libexec/podman/quadlet"
 QUADLET_ROOT = "/etc/containers/systemd/"
@@ -114,11 +115,6 @@ def unit_of(path: str) -> str:
     name = Path(path).name
     stem = name.removesuffix(".container")
     return name if stem == name else f"{stem}.service"
-
-
-def template_of(unit: str) -> str:
-    """The template of an instance: ``a@1.service`` gives ``a@.service``; others are their own."""
-    return re.sub(r"@.+\.service$", "@.service", unit)
 
 
 def runnable(paths: Iterable[str]) -> set[str]:
@@ -185,12 +181,6 @@ def present(path: str) -> str | None:
     return Path(path).read_text(errors="replace") if os.path.exists(path) else None
 
 
-def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        argv, capture_output=True, text=True, check=False, env={**os.environ, **environment}
-    )
-
-
 def validate(files: dict[str, str], links: dict[str, str]) -> None:
     """Run the set through Quadlet's dry-run and ``systemd-analyze verify``.
 
@@ -252,7 +242,7 @@ def unit_states() -> dict[str, str]:
     """ActiveState of each unit that systemd has loaded; one call, whatever their number."""
     if not shutil.which("systemctl"):
         return {}
-    listed = run("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager").stdout
+    listed = output("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager")
     rows = [line.split(None, 3) for line in listed.splitlines()]
     return {row[0]: row[2] for row in rows if len(row) > 2}
 
@@ -270,38 +260,89 @@ def running_generations() -> dict[str, str]:
     """Service to the generation label of its running container."""
     if not shutil.which("podman"):
         return {}
-    listed = run("podman", "ps", "--filter", f"label={LABEL}", "--format", "json").stdout
+    listed = output("podman", "ps", "--filter", f"label={LABEL}", "--format", "json")
     labels = [one["Labels"] for one in json.loads(listed or "[]")]
     return {one.get("PODMAN_SYSTEMD_UNIT", ""): one[LABEL] for one in labels}
 
 
-def reload(module: AnsibleModule, units: set[str], removed: list[str]) -> None:
-    """Let systemd read the unit files, and fail when it does not know one of them afterwards."""
+def reload(units: set[str], removed: list[str]) -> None:
+    """Let systemd read the unit files.
+
+    :raises HostError: when it does not, or does not know one of the units afterwards.
+    """
     reloaded = run("systemctl", "daemon-reload")
     if reloaded.returncode:
-        module.fail_json(msg=f"systemctl daemon-reload: {reloaded.stderr.strip()}")
+        raise HostError(
+            f"systemd does not read unit files: {reloaded.stderr.strip()}. Run 'systemctl "
+            "daemon-reload' there and mend what it says"
+        )
     if removed:
         # A unit that failed before its file was removed would be listed for ever.
         run("systemctl", "reset-failed", *removed)
     unknown = unknown_units(units)
     if unknown:
-        module.fail_json(
-            msg=f"systemd does not know what was written ({', '.join(unknown)}): "
-            f"run '{QUADLET} -dryrun' on the host to see why."
+        raise HostError(
+            f"systemd would not know {', '.join(unknown)}. Most often a drop-in of yours in "
+            f"{QUADLET_ROOT}*.container.d/ is wrong: '{QUADLET} -dryrun' there names it; mend it"
         )
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "files": {"type": "dict", "default": {}},
-            "links": {"type": "dict", "default": {}},
-            "owned": {"type": "list", "elements": "str", "default": []},
-            "running": {"type": "list", "elements": "str", "default": []},
-            "prune": {"type": "bool", "default": False},
-        },
-        supports_check_mode=True,
-    )
+def check(files: dict[str, str], links: dict[str, str]) -> None:
+    """Have Quadlet and systemd look at the files before they are written.
+
+    :raises HostError: when one of them refuses a file, or is not there.
+    """
+    missing = [path for path in (QUADLET, "systemd-analyze") if not shutil.which(path)]
+    if missing:
+        raise HostError(
+            f"Nothing was written: {', '.join(missing)} is missing. Install podman 5.0 or newer "
+            "and systemd from the distribution, then run again."
+        )
+    try:
+        validate(files, links)
+    except InvalidUnitsError as refused:
+        raise HostError(
+            f"Nothing was written, and what runs goes on. {refused}\nCorrect the variable whose "
+            "value stands there (--diff shows the whole file), then run again."
+        ) from None
+
+
+def put(files: dict[str, str], links: dict[str, str], paths: Iterable[str]) -> None:
+    """Write those files and links whose paths are given."""
+    for path in paths:
+        write(path, files.get(path), links.get(path))
+
+
+def put_back(before: dict[str, str | None]) -> None:
+    """Make files and links what they were, so that no restart takes what systemd refused."""
+    for path, was in before.items():
+        if was is None:
+            os.unlink(path)
+        elif was.startswith("-> "):
+            write(path, None, was[3:])
+        else:
+            write(path, was, None)
+    run("systemctl", "daemon-reload")
+
+
+def stop(units: list[str]) -> None:
+    """Drain and stop units that are to be removed.
+
+    :raises HostError: when one of them still runs.
+    """
+    stopped = run("systemctl", "stop", "--", *units)
+    states = unit_states()
+    left = [unit for unit in units if states.get(unit) in RUNNING]
+    if left:
+        raise HostError(
+            f"{', '.join(left)} did not stop, so no file was removed; others of "
+            f"{', '.join(units)} have stopped. {stopped.stderr.strip()} See "
+            f"'journalctl -u {left[0]}' there, then run the same playbook again."
+        )
+
+
+def bring(module: AnsibleModule) -> dict[str, Any]:
+    """Compare, check, write and prune; what changed, and what is to be done to which unit."""
     links = module.params["links"]
     files = {
         path: with_generation(content) if path.endswith(".container") else content
@@ -315,16 +356,9 @@ def main() -> None:
     written = sorted(p for p, was in before.items() if was is not None and was != wanted[p])
     remove = gone if module.params["prune"] else []
 
-    if new or written:
-        if os.path.exists(QUADLET) and shutil.which("systemd-analyze"):
-            try:
-                validate(files, links)
-            except InvalidUnitsError as refused:
-                module.fail_json(msg=f"Nothing was written. {refused}")
-        elif not module.check_mode:
-            module.fail_json(
-                msg=f"Nothing was written: {QUADLET} is missing; podman >= 5.0 has it."
-            )
+    # On a clean host there is nothing yet to check with, under --check.
+    if (new or written) and (not module.check_mode or shutil.which(QUADLET)):
+        check(files, links)
 
     diff = [
         {"before_header": p, "after_header": p, "before": before[p] or "", "after": wanted[p]}
@@ -344,29 +378,46 @@ def main() -> None:
     # Only containers have a generation.
     running = running_generations() if generations else {}
     needed = actions(units - kept_out, generations, patterns, unit_states(), running)
-    if not module.check_mode:
-        for path in [*new, *written]:
-            write(path, files.get(path), links.get(path))
+    if not module.check_mode and (new or written or remove):
+        put(files, links, [*new, *written])
         if remove and needed["stop"]:
             # Before the files go: after a reload systemd would no longer know how to stop them.
-            stopped = run("systemctl", "stop", "--", *needed["stop"])
-            if stopped.returncode:
-                module.fail_json(msg=f"Nothing was removed: {stopped.stderr.strip()}")
+            stop(needed["stop"])
         for path in remove:
             os.unlink(path)
-        if new or written or remove:
-            reload(module, units, patterns if remove else [])
-            # What was removed runs no more.
-            needed = actions(units - kept_out, generations, patterns, unit_states(), running)
-    module.exit_json(
-        changed=bool(new or written or remove),
-        new=new,
-        written=written,
-        gone=gone,
-        diff=diff,
-        kept_out=sorted(kept_out),
+        try:
+            reload(units, patterns if remove else [])
+        except HostError as problem:
+            put_back({path: before[path] for path in [*new, *written]})
+            raise HostError(
+                f"{problem}; then run again. The files that were written are taken back, and what "
+                "runs goes on."
+            ) from None
+        # What was removed runs no more.
+        needed = actions(units - kept_out, generations, patterns, unit_states(), running)
+    return {
+        "changed": bool(new or written or remove),
+        "new": new,
+        "written": written,
+        "gone": gone,
+        "diff": diff,
+        "kept_out": sorted(kept_out),
         **needed,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "files": {"type": "dict", "default": {}},
+            "links": {"type": "dict", "default": {}},
+            "owned": {"type": "list", "elements": "str", "default": []},
+            "running": {"type": "list", "elements": "str", "default": []},
+            "prune": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
     )
+    conclude(module, lambda: bring(module), changes=True)
 
 
 if __name__ == "__main__":

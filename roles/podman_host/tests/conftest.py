@@ -3,4 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "library"))
+import ansible.module_utils
+
+ROLE = Path(__file__).parents[1]
+sys.path.insert(0, str(ROLE / "library"))
+ansible.module_utils.__path__.append(str(ROLE / "module_utils"))

@@ -4,6 +4,7 @@ import json
 
 import celery_host
 import pytest
+from ansible.module_utils.celery_metal import HostError
 
 
 @pytest.mark.parametrize(
@@ -24,9 +25,20 @@ def test_version(text, expected):
 
 
 def test_a_missing_or_failing_command_prints_nothing():
-    assert celery_host.output("no-such-command-here", "--version") == ""
-    assert celery_host.output("sh", "-c", "echo text; exit 1") == ""
-    assert celery_host.output("sh", "-c", "echo text") == "text\n"
+    assert celery_host.told("no-such-command-here", "--version") == ""
+    assert celery_host.told("sh", "-c", "echo text; exit 1") == ""
+    assert celery_host.told("sh", "-c", "echo text") == "text\n"
+
+
+def test_a_podman_that_fails_is_none_without_secrets(monkeypatch, tmp_path):
+    # Without secrets Redis would get another password.
+    podman = tmp_path / "podman"
+    podman.write_text("#!/bin/sh\necho no space left >&2\nexit 125\n")
+    podman.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for look in (celery_host.secrets, celery_host.images):
+        with pytest.raises(HostError, match="no space left"):
+            look()
 
 
 def test_images_by_tag_and_digest(monkeypatch):

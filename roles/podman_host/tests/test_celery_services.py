@@ -2,7 +2,7 @@
 
 import celery_services
 import pytest
-from celery_services import Turn, beside, kept, turns
+from celery_services import Turn, beside, kept, turns, way_back
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,3 +72,34 @@ def test_the_state_is_read_as_it_was_written(tmp_path):
     assert celery_services.read_state(path) == {"version": None, "images": []}
     celery_services.write_state(path, {"version": {"files": {}, "links": {}}, "images": ["app:1"]})
     assert celery_services.read_state(path)["images"] == ["app:1"]
+
+
+def test_what_was_started_by_hand_goes_back_with_its_template():
+    version = {
+        "links": {"/q/celery-a@1.container": "celery-a@.container"},
+        "files": {"/q/celery-a@.container": "", "/s/celery-a.target": ""},
+    }
+    by_hand, new = "celery-a@9.service", "celery-a@2.service"
+    assert way_back(version, [new], [new, A, by_hand, C]) == ([new, C], [A, by_hand])
+
+
+def test_redis_is_a_version_like_any():
+    paths = {"/etc/celery-metal/redis.conf": "", "/q/celery-redis.container": ""}
+    version = {"links": {}, "files": paths}
+    assert celery_services.units_of(version) == {"celery-redis.service"}
+
+
+@pytest.mark.parametrize(
+    ("state", "text", "expected"),
+    [
+        ("activating", "a: waiting for the broker since 60 s (refused)", {A}),
+        ("activating", "a: waiting for the broker since 59 s", set()),
+        ("activating", "a: running its first task", set()),
+        # An old worker waits as well; nothing is to be had from it.
+        ("active", "a: waiting for the broker since 600 s", set()),
+    ],
+)
+def test_who_only_waits_for_redis(monkeypatch, state, text, expected):
+    said = {A: {"ActiveState": state, "StatusText": text}}
+    monkeypatch.setattr(celery_services, "shown", lambda units: said)
+    assert set(celery_services.waiting_for_redis([A])) == expected

@@ -1,0 +1,101 @@
+"""What the modules of the kit share; Ansible sends it to the host along with each of them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from typing import IO, Any, NoReturn
+
+from ansible.module_utils.basic import AnsibleModule
+
+LOCK = "/run/celery-metal.lock"
+# A run whose connection was cut goes on by itself, and may wait for workers that drain.
+LOCK_SECONDS = 900
+# Open, and so locked, until the process ends.
+_held: list[IO[str]] = []
+
+
+class HostError(Exception):
+    """Something the operator can act on: what happened, what was done about it, and the remedy."""
+
+
+def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with these variables besides the environment."""
+    return subprocess.run(
+        argv, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+def output(*argv: str) -> str:
+    """What a command prints.
+
+    :raises HostError: when it fails: no answer must not be taken for "nothing is there".
+    """
+    done = run(*argv)
+    if done.returncode:
+        raise HostError(
+            f"'{' '.join(argv[:3])}' failed: {done.stderr.strip()}. Nothing was changed in this "
+            "step. Run it there and mend what it says ('df -h' shows free space), then run again."
+        )
+    return done.stdout
+
+
+def template_of(unit: str) -> str:
+    """The template of an instance: ``a@1.service`` gives ``a@.service``; others are their own."""
+    return re.sub(r"@.+\.service$", "@.service", unit)
+
+
+def keep_others_out(name: str, path: str, seconds: float = LOCK_SECONDS) -> None:
+    """Wait until no other run changes this host, and let none begin before this process ends.
+
+    :param name: what the others are told is at work.
+    :raises HostError: when the other one has not ended after so many seconds.
+    """
+    file = open(path, "a+")  # noqa: SIM115 - for as long as this process lives
+    _held.append(file)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise HostError(
+                    f"another run is at work here: {file.read().strip()}. Its connection may have "
+                    "been cut; it goes on by itself, and may wait for workers that drain: see "
+                    "'systemctl list-jobs'. Nothing was changed in this step. When it is over, run "
+                    "the same playbook again."
+                ) from None
+        time.sleep(0.2)
+    file.truncate(0)
+    file.write(f"{name}, process {os.getpid()}, since {time.strftime('%F %T')}\n")
+    file.flush()
+
+
+def conclude(
+    module: AnsibleModule, work: Callable[[], dict[str, Any]], *, changes: bool
+) -> NoReturn:
+    """End a module with what its work returns; errors begin with the name of the host.
+
+    :param changes: it changes the host, so no other such module may run there at the same time.
+    """
+    host = socket.gethostname()
+    try:
+        if changes and not module.check_mode:
+            keep_others_out(module._name, LOCK)
+        result = work()
+    except HostError as problem:
+        module.fail_json(msg=f"{host}: {problem}")
+    except OSError as problem:
+        module.fail_json(
+            msg=f"{host}: {problem.filename or 'a command'}: {problem.strerror or problem}. Not "
+            "all of this step was done. Mend what is named ('df -h' shows free space), then run "
+            "the same playbook again: it completes what is left."
+        )
+    module.exit_json(**result)
