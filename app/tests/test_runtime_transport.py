@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from celery_metal_runtime import ledger
 from runtime_lab import Producer, wait_until
 
 POOLS = ("prefork", "threads", "gevent", "solo")
@@ -147,6 +148,43 @@ def test_what_a_silent_worker_held_goes_back(start, redis, producer, tmp_path, b
     assert time.monotonic() - begun > 20 * 0.2
     assert "is silent for" in worker.log
     assert node not in redis.client.hkeys(NODES)
+
+
+def test_a_node_that_cannot_be_read_keeps_no_other_from_being_looked_at(start, own_redis, tmp_path):
+    producer, mark = Producer(own_redis), tmp_path / "mark"
+    queue, client = f"{tmp_path.name}-0", own_redis.client
+    lives = {b"no-json@far": "{", b"short@far": "[1]", b"odd@far": "[1, 1, 7]", b"\xff@far": "[]"}
+    lives[b"silent@far"] = json.dumps([1, 1, [queue]])
+    client.hset(NODES, mapping=lives)
+    item = message(producer, own_redis, queue, str(mark), 0)
+    client.lpush(f"celery-metal.held:silent@far:{queue}", item)
+    worker = start(server=own_redis, CELERY_METAL_QUEUE=queue, **QUICK).ready()
+    wait_until(lambda: lines(mark) == 1, "what the silent one held is done", 20)
+    wait_until(lambda: client.hlen(NODES) == 1, "all but the worker are forgotten", 5)
+    assert worker.log.count("is silent for") == len(lives)
+    assert worker.log.count("cannot be read") == 4
+    life = client.hget(NODES, worker.node)
+    wait_until(lambda: client.hget(NODES, worker.node) != life, "the worker goes on beating", 5)
+
+
+def test_a_beat_that_fails_is_said_once_and_does_not_end_the_beating(monkeypatch, capfd):
+    monkeypatch.setattr(ledger, "BEAT_SECONDS", 0.001)
+    owner, beats = ledger.Ledger("q-1@here"), []
+    owner._clients = [None] * 3
+    beat = ledger.Beat(owner)
+
+    def fail(client, now):
+        beats.append(now)
+        owner.closed = len(beats) == 5
+        raise ValueError("odd")
+
+    monkeypatch.setattr(beat, "beat", fail)
+    beat.run()
+    assert len(beats) == 5
+    said = capfd.readouterr().err
+    assert said.count("a beat of this worker has failed") == 1
+    assert "ValueError: odd" in said
+    assert "in fail" in said
 
 
 def test_a_full_redis_still_gives_its_tasks(start, own_redis, tmp_path):

@@ -11,6 +11,7 @@ Time is only ever compared with the same process's monotonic clock: no clock of 
 
 import json
 import os
+import traceback
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -246,7 +247,8 @@ class Beat:
         self.last = monotonic()
         # What nobody seems to have, and since when: only what stays so is given back.
         self.suspects: dict[object, float] = {}
-        self.lives: dict[str, tuple[str, float]] = {}
+        self.lives: dict[bytes, tuple[bytes, float]] = {}
+        self.failure = ""
 
     def run(self) -> None:
         """Beat until the ledger is closed."""
@@ -266,6 +268,19 @@ class Beat:
                 # No answer for oneself says nothing about the others.
                 self.lives.clear()
                 ledger.fail(error)
+            except Exception as error:  # noqa: BLE001 - others run the tasks of who beats no more
+                self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        """Say what has failed, once."""
+        failure = f"{type(error).__name__}: {line(error)}"
+        if failure != self.failure:
+            self.failure = failure
+            say(
+                f"a beat of this worker has failed: {failure}. The worker goes on, and beats on. "
+                "This is a mistake in celery-metal: report it with its traceback, which follows.\n"
+                + traceback.format_exc().rstrip()
+            )
 
     def beat(self, client: Any, now: float) -> None:
         """One beat at `now`, in seconds of the monotonic clock; errors are those of Redis."""
@@ -313,24 +328,34 @@ class Beat:
 
     def _sweep(self, client: Any, now: float) -> None:
         """Give back what silent workers hold."""
-        ledger = self.ledger
-        lives = {
-            node.decode(): life.decode()
-            for node, life in client.hgetall(ledger._key(NODES)).items()
-            if node.decode() != ledger.node
-        }
-        self.lives = {
-            node: (life, self.lives[node][1] if self.lives.get(node, ("",))[0] == life else now)
-            for node, life in lives.items()
-        }
+        nodes, me = self.ledger._key(NODES), self.ledger.node.encode()
+        before, self.lives = self.lives, {}
+        for node, life in client.hgetall(nodes).items():
+            if node != me:
+                last, since = before.get(node, (b"", now))
+                self.lives[node] = (life, since if last == life else now)
         for node, (life, since) in self.lives.items():
             if now - since > LEASE_SECONDS:
-                moved = sum(
-                    ledger._give_back(client, node, queue, crashed=True)
-                    for queue in json.loads(life)[2]
-                )
-                client.hdel(ledger._key(NODES), node)
-                say(f"{node} is silent for {now - since:.0f} s: {moved} tasks back to the queue")
+                self._take_over(client, node.decode(errors="replace"), life, now - since)
+                client.hdel(nodes, node)
+
+    def _take_over(self, client: Any, node: str, life: bytes, silence: float) -> None:
+        """Give back what a silent worker holds."""
+        try:
+            queues = list(json.loads(life)[2])
+        except (ValueError, LookupError, TypeError):
+            # Not written by a worker of this kit: it must not keep the others from their turn.
+            say(
+                f"{node} is silent for {silence:.0f} s, and its line in {NODES} cannot be read: "
+                f"it is removed. If celery-metal.held:{node}:* has tasks, start that worker: it "
+                "gives them back"
+            )
+            return
+        moved = sum(self.ledger._give_back(client, node, queue, crashed=True) for queue in queues)
+        say(
+            f"{node} is silent for {silence:.0f} s: {moved} tasks back to the queue; look at its "
+            "host, and at its journal there"
+        )
 
 
 def count_losses(ledger: Ledger) -> None:
