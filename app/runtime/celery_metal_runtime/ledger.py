@@ -132,11 +132,7 @@ class Ledger:
 
     def bury(self, queue: str, item: bytes) -> None:
         """Put aside what is no task: read again and again it would stop its queue."""
-        dead = _dead(queue)
-        say(f"a message in {queue} is no task: it is kept in the list {dead}")
-        self._move(
-            self._clients[0], self.held_key(queue), item, Change("LPUSH", self._key(dead), item)
-        )
+        self._move(self._clients[0], self.held_key(queue), item, self._no_task(queue, item))
 
     def close(self) -> None:
         """Give back all that is held; errors are those of Redis.
@@ -176,7 +172,11 @@ class Ledger:
         if self._records.get(tag) is record:
             self._records.pop(tag, None)
         if not moved:
-            say(f"the message {tag} was not held any more: its task may run twice")
+            say(
+                f"the message {tag} was not held any more: this worker was silent for more than "
+                f"{LEASE_SECONDS:.0f} s, or cut off from Redis, and its task may run twice. Look "
+                "at this host's load and network; see 'A task may run twice' in docs/safety.md"
+            )
 
     @staticmethod
     def _move(client: Any, held: str, item: bytes, change: Change) -> int:
@@ -191,13 +191,18 @@ class Ledger:
         self.failed_at = monotonic()
         if self.down_since is None:
             self.down_since = self.failed_at
-            say(f"Redis does not answer, acknowledgements are kept: {line(error)}")
+            say(
+                f"Redis does not answer; acknowledgements are kept until it does: {line(error)}. "
+                "See celery-redis.service on its host"
+            )
 
     def catch_up(self, client: Any) -> None:
         """Have Redis take what it has not taken in time."""
         for tag in list(self._changes):
             self._apply(client, tag)
-        self.down_since = None
+        if self.down_since is not None:
+            self.down_since = None
+            say("Redis answers again; all acknowledgements are in")
 
     def _give_back(self, client: Any, node: str, queue: str, *, crashed: bool) -> int:
         """Move all that `node` holds to the front of `queue`, in the old order; how many."""
@@ -217,18 +222,32 @@ class Ledger:
             if crashed:
                 headers[CRASHES] = crashes = headers.get(CRASHES, 0) + 1
                 if crashes > MOST_CRASHES:
-                    name, number = headers.get("task"), headers.get("id")
+                    name, number, dead = headers.get("task"), headers.get("id"), self._dead(queue)
                     say(
                         f"task {name}[{number}] was there at {crashes} ends of its process or its "
-                        f"worker: it is kept in the list {_dead(queue)}"
+                        f"worker: it is kept in the list {dead}. Look for the cause (memory, "
+                        "time_limit_seconds), then send it back: see 'Tasks that were put aside' "
+                        "in docs/safety.md"
                     )
-                    return Change("LPUSH", self._key(_dead(queue)), item)
+                    return Change("LPUSH", dead, item)
             priority = self.channel._get_message_priority(task, reverse=False)
         except (ValueError, KeyError, TypeError):
-            return Change("LPUSH", self._key(_dead(queue)), item)
+            return self._no_task(queue, item)
         return Change(
             push, self._key(self.channel._q_for_pri(queue, priority)), json.dumps(task).encode()
         )
+
+    def _no_task(self, queue: str, item: bytes) -> Change:
+        """The way out for what is no task."""
+        dead = self._dead(queue)
+        say(
+            f"a message in {queue} is no task: it is kept in the list {dead}; look at it: "
+            f"redis-cli lrange {dead} 0 -1"
+        )
+        return Change("LPUSH", dead, item)
+
+    def _dead(self, queue: str) -> str:
+        return self._key(f"celery-metal.dead:{queue}")
 
     def _life(self, beat: int) -> str:
         # The process's number: a successor's first beat must differ from its predecessor's last.
@@ -397,9 +416,6 @@ def _client(channel: Any) -> Redis:
     return Redis(connection_pool=pool)
 
 
-def _dead(queue: str) -> str:
-    return f"celery-metal.dead:{queue}"
-
-
 def line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+    """What an error says, for the middle of a line."""
+    return str(error).partition("\n")[0][:200].rstrip(".")

@@ -177,7 +177,10 @@ class Claiming:
         # BLMOVE needs memory; what waits is taken all the same.
         if not self._is_refused and not str(error).startswith("OOM"):
             self._is_refused = True
-            say(f"Redis gives no tasks, asked each second: {line(error)}")
+            say(
+                f"Redis gives no tasks, asked each second: {line(error)}. Look at the disk and at "
+                "the journal of celery-redis.service on its host"
+            )
 
 
 class Channel(Claiming, redis.Channel):
