@@ -29,8 +29,8 @@ from celery.worker import state as worker_state
 from celery.worker.heartbeat import Heart
 
 from celery_metal_runtime.canary import CHECK_SECONDS, Canary
-from celery_metal_runtime.ledger import LEASE_SECONDS, line
-from celery_metal_runtime.notify import STDERR, Notifier, say, unpatched
+from celery_metal_runtime.ledger import LEASE_SECONDS
+from celery_metal_runtime.notify import STDERR, Notifier, line, say, unpatched
 
 if TYPE_CHECKING:
     from celery import Celery

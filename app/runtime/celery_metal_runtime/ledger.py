@@ -20,7 +20,7 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request
 from redis import Redis, RedisError
 
-from celery_metal_runtime.notify import say, unpatched
+from celery_metal_runtime.notify import line, say, unpatched
 
 NODES = "celery-metal.nodes"
 BEAT_SECONDS = 5.0
@@ -414,8 +414,3 @@ def _client(channel: Any) -> Redis:
     pool = channel._get_pool()
     pool.connection_kwargs["socket_timeout"] = COMMAND_SECONDS
     return Redis(connection_pool=pool)
-
-
-def line(error: Exception) -> str:
-    """What an error says, for the middle of a line."""
-    return str(error).partition("\n")[0][:200].rstrip(".")
