@@ -403,6 +403,13 @@ def test_a_process_that_has_grown_is_replaced_after_its_task(start, producer):
     assert producer.answers(grown, INSIDE)[0]["pid"] != before
 
 
+def test_a_process_is_replaced_after_its_number_of_tasks(start, producer):
+    worker = start(CONCURRENCY="1", CELERY_METAL_MAX_TASKS_PER_CHILD="2").ready()
+    pids = [producer.answers(worker, INSIDE)[0]["pid"] for _ in range(5)]
+    # The worker's own first task was the first process's first.
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [1, 2, 2]
+
+
 def test_ready_means_that_tasks_run(start, redis, producer):
     broken = start(LAB_BROKEN="1", CELERY_METAL_WATCHDOG_SECONDS="30")
     assert broken.process.wait(30) == GIVE_UP
