@@ -57,7 +57,8 @@ NOTIFY_SOCKET
     systemd's, as Podman passes it on. Unset: nothing is told.
 
 Exit codes: Celery's own; 64 for a setting that cannot be used; 70 when the worker has found itself
-stuck and gave up, so that systemd starts a new one; 1 when it could not even find that.
+stuck and gave up, so that systemd starts a new one; 1 when it could not even find that, or when
+the app cannot be loaded.
 
 Nothing but the standard library is imported here: gevent must patch it before others do.
 """

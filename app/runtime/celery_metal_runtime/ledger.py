@@ -373,7 +373,7 @@ class Beat:
         moved = sum(self.ledger._give_back(client, node, queue, crashed=True) for queue in queues)
         say(
             f"{node} is silent for {silence:.0f} s: {moved} tasks back to the queue; look at its "
-            "host, and at its journal there"
+            "host, and at that worker's journal"
         )
 
 
