@@ -181,7 +181,7 @@ def test_a_password_in_the_address_is_refused_and_not_repeated(url):
 def test_a_named_password_file_must_be_there(tmp_path):
     environ = {"CELERY_METAL_BROKER": "redis://x/0"}
     missing = {"CELERY_METAL_PASSWORD_FILE": str(tmp_path / "none")}
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match=r"no such file; run site\.yml, which brings the secret"):
         configure(app_with(), environ | missing)
     with pytest.raises(UsageError, match="Is a directory"):
         configure(app_with(), environ | {"CELERY_METAL_PASSWORD_FILE": str(tmp_path)})

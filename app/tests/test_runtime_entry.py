@@ -23,14 +23,18 @@ def run(environ, *arguments):
 
 
 WORKER = {"CELERY_METAL_QUEUE": "q"}
+CHECK = ["; check celery_worker_app, and that the image holds it"]
 
 
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
         (WORKER | {"CELERY_APP": ""}, ["CELERY_APP", "not set", "celery -A"]),
-        (WORKER | {"CELERY_APP": "no_such:app"}, ["CELERY_APP='no_such:app'", "PYTHONPATH"]),
-        (WORKER | {"CELERY_APP": "lab_app:nothing"}, ["CELERY_APP='lab_app:nothing'", "attribute"]),
+        (WORKER | {"CELERY_APP": "no_such:app"}, ["CELERY_APP='no_such:app'", *CHECK]),
+        (WORKER | {"CELERY_APP": "no_such.celery"}, ["no module 'no_such'", *CHECK]),
+        (WORKER | {"CELERY_APP": "lab_app:nothing"}, ["no such attribute", *CHECK]),
+        (WORKER | {"CELERY_APP": "lab_app.nothing"}, ["no module 'lab_app.nothing'", *CHECK]),
+        (WORKER | {"CELERY_APP": "json"}, ["no attribute 'celery'", *CHECK]),
         ({}, ["CELERY_METAL_QUEUE", "not set", "name the queue"]),
         ({"CELERY_METAL_QUEUE": "a,b"}, ["CELERY_METAL_QUEUE='a,b'", "comma"]),
         (WORKER | {"CELERY_METAL_POOL": "fork"}, ["CELERY_METAL_POOL='fork'", "prefork, threads"]),
@@ -49,12 +53,51 @@ def test_a_bad_setting_is_one_clear_line_and_exit_64(environ, words):
         assert word in lines[0]
 
 
-def test_an_apps_own_missing_module_keeps_its_traceback(tmp_path):
-    (tmp_path / "broken.py").write_text("import module_that_the_app_needs\n")
-    done = run(WORKER | {"CELERY_APP": "broken:app", "PYTHONPATH": path_with(tmp_path)})
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (
+            "import module_the_app_needs",
+            "ModuleNotFoundError: No module named 'module_the_app_needs'",
+        ),
+        ("from json import no_such", "ImportError: cannot import name 'no_such' from 'json'"),
+        ("import json; json.no_such", "AttributeError: module 'json' has no attribute 'no_such'"),
+        ("raise ValueError('one\\ntwo')", "ValueError: one. "),
+        ("raise ValueError", "ValueError. "),
+        (
+            "from celery import Celery; app = Celery(include=['tasks_without'])",
+            "ModuleNotFoundError: No module named 'tasks_without'",
+        ),
+        (
+            "from celery import Celery; app = Celery(config_source='config_without')",
+            "No module named 'config_without'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["broken:app", "broken.app"])
+def test_an_apps_own_error_is_said_in_a_line_and_keeps_its_traceback(tmp_path, name, code, error):
+    (tmp_path / "broken.py").write_text(code + "\n")
+    done = run(WORKER | {"CELERY_APP": name, "PYTHONPATH": path_with(tmp_path)})
     assert done.returncode == 1
-    assert "broken.py" in done.stderr
-    assert "module_that_the_app_needs" in done.stderr
+    told = f"celery-metal: CELERY_APP={name!r} cannot be loaded: "
+    before, after = done.stderr.split(told)
+    assert "Traceback" not in before
+    line, _, traceback = after.partition("\n")
+    assert error in line
+    assert line.endswith("mend it and deploy again, or roll back. Its traceback follows.")
+    assert traceback.startswith("Traceback")
+    assert "broken.py" in traceback or "import_module" in traceback
+
+
+def test_an_error_in_the_module_that_celery_guesses_is_the_apps_own(tmp_path):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").touch()
+    (tmp_path / "shop" / "celery.py").write_text("import module_the_app_needs\n")
+    done = run(WORKER | {"CELERY_APP": "shop", "PYTHONPATH": path_with(tmp_path)})
+    assert done.returncode == 1
+    told = "CELERY_APP='shop' cannot be loaded: ModuleNotFoundError: No module named 'module_the"
+    assert told in done.stderr.splitlines()[0]
+    assert "shop/celery.py" in done.stderr
 
 
 def path_with(folder):

@@ -90,6 +90,19 @@ def test_status_says_why_nothing_runs(busy):
     assert health_with(draining=True).status(NOW) == "q: draining, 1 busy"
 
 
+def test_what_redis_does_not_take_back_is_said(monkeypatch, capfd):
+    health = health_with()
+
+    def fail():
+        raise ConnectionError("Error 111. Connection refused.\nmore")
+
+    monkeypatch.setattr(health.ledger, "close", fail)
+    health.give_back()
+    said = capfd.readouterr().err
+    assert "held: Error 111. Connection refused. Its next start gives it back, or another" in said
+    assert len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize("kind", ["path", "abstract"])
 def test_notifications_arrive_and_the_variable_is_taken_and_given_back(kind, tmp_path):
     address = f"@{tmp_path}" if kind == "abstract" else str(tmp_path / "notify")

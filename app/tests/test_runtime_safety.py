@@ -43,6 +43,33 @@ def test_a_time_limit_is_that_of_the_queue():
     assert threads.conf.task_time_limit is None
 
 
+def test_a_process_may_be_replaced_after_so_many_tasks():
+    environ = {"CELERY_METAL_MAX_TASKS_PER_CHILD": "500"}
+    app, threads, own = app_with(), app_with(), app_with(worker_max_tasks_per_child=9)
+    assert make_safe(app, environ, "prefork") == []
+    assert app.conf.worker_max_tasks_per_child == 500
+    assert make_safe(threads, environ, "threads") == []
+    assert threads.conf.worker_max_tasks_per_child is None
+    told = "worker_max_tasks_per_child stays 9, as the app sets it; the queue's: 500"
+    assert make_safe(own, environ, "prefork") == [told]
+    assert own.conf.worker_max_tasks_per_child == 9
+
+
+@pytest.mark.parametrize("environ", [{}, {"CELERY_METAL_MAX_TASKS_PER_CHILD": "0"}])
+def test_without_a_number_a_process_is_not_replaced_for_its_tasks(environ):
+    app, own = app_with(), app_with(worker_max_tasks_per_child=9)
+    assert make_safe(app, environ, "prefork") == make_safe(own, environ, "prefork") == []
+    assert app.conf.worker_max_tasks_per_child is None
+    assert own.conf.worker_max_tasks_per_child == 9
+
+
+@pytest.mark.parametrize("value", ["-1", "many", "1.5"])
+def test_a_number_of_tasks_must_be_one(value):
+    told = f"MAX_TASKS_PER_CHILD='{value}' is not a whole number: set it to 0 or more"
+    with pytest.raises(UsageError, match=told):
+        make_safe(app_with(), {"CELERY_METAL_MAX_TASKS_PER_CHILD": value}, "threads")
+
+
 def test_what_the_app_sets_itself_stays_and_is_said():
     app = app_with(task_acks_late=False, worker_prefetch_multiplier=8)
     lines = make_safe(app, {}, "prefork")

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
+from celery_metal_runtime import ledger
 from runtime_lab import Producer, wait_until
 
 POOLS = ("prefork", "threads", "gevent", "solo")
@@ -112,14 +115,28 @@ def test_a_redis_that_answers_nobody_is_waited_for(start, own_redis, tmp_path):
         wait_until(lambda mark=mark: lines(mark) == 2, "the tasks are done")
     for worker in workers:
         worker.systemd.wait_for("WATCHDOG=1", since=begun + 20)
+        assert "Redis does not answer; acknowledgements are kept until it does: " in worker.log
+        assert "Redis answers again" not in worker.log
     own_redis.process.send_signal(signal.SIGCONT)
     for worker, mark in marks.items():
         wait_until(lambda worker=worker: not held(own_redis, worker), "all are acknowledged")
+        told = "Redis answers again; all acknowledgements are in"
+        wait_until(lambda worker=worker, told=told: told in worker.log, "it is said")
         assert own_redis.client.llen(worker.queue) == 0
         assert worker.process.poll() is None
         producer.post(worker, COUNT, str(mark), 0)
     for mark in marks.values():
         wait_until(lambda mark=mark: lines(mark) == 3, "it goes on")
+
+
+def test_an_acknowledgement_that_comes_too_late_is_said(start, redis, producer, tmp_path):
+    worker, mark = start().ready(), tmp_path / "mark"
+    producer.post(worker, TOUCH, str(mark), 1)
+    wait_until(mark.exists, "the task runs")
+    # As another worker does that has heard nothing of this one.
+    redis.client.delete(f"celery-metal.held:{worker.node}:{worker.queue}")
+    wait_until(lambda: "was not held any more: this worker was silent" in worker.log, "it is said")
+    assert "see 'A task may run twice' in docs/safety.md" in worker.log
 
 
 def test_a_task_whose_reply_was_lost_goes_back(start, redis, producer, tmp_path):
@@ -145,8 +162,45 @@ def test_what_a_silent_worker_held_goes_back(start, redis, producer, tmp_path, b
         assert lines(mark) == 0
     wait_until(lambda: lines(mark) == 1, "it is done")
     assert time.monotonic() - begun > 20 * 0.2
-    assert "is silent for" in worker.log
+    assert re.search(rf"{node} is silent for \d+ s: 1 tasks back to the queue; look", worker.log)
     assert node not in redis.client.hkeys(NODES)
+
+
+def test_a_node_that_cannot_be_read_keeps_no_other_from_being_looked_at(start, own_redis, tmp_path):
+    producer, mark = Producer(own_redis), tmp_path / "mark"
+    queue, client = f"{tmp_path.name}-0", own_redis.client
+    lives = {b"no-json@far": "{", b"short@far": "[1]", b"odd@far": "[1, 1, 7]", b"\xff@far": "[]"}
+    lives[b"silent@far"] = json.dumps([1, 1, [queue]])
+    client.hset(NODES, mapping=lives)
+    item = message(producer, own_redis, queue, str(mark), 0)
+    client.lpush(f"celery-metal.held:silent@far:{queue}", item)
+    worker = start(server=own_redis, CELERY_METAL_QUEUE=queue, **QUICK).ready()
+    wait_until(lambda: lines(mark) == 1, "what the silent one held is done", 20)
+    wait_until(lambda: client.hlen(NODES) == 1, "all but the worker are forgotten", 5)
+    assert worker.log.count("is silent for") == len(lives)
+    assert worker.log.count("cannot be read") == 4
+    life = client.hget(NODES, worker.node)
+    wait_until(lambda: client.hget(NODES, worker.node) != life, "the worker goes on beating", 5)
+
+
+def test_a_beat_that_fails_is_said_once_and_does_not_end_the_beating(monkeypatch, capfd):
+    monkeypatch.setattr(ledger, "BEAT_SECONDS", 0.001)
+    owner, beats = ledger.Ledger("q-1@here"), []
+    owner._clients = [None] * 3
+    beat = ledger.Beat(owner)
+
+    def fail(client, now):
+        beats.append(now)
+        owner.closed = len(beats) == 5
+        raise ValueError("odd")
+
+    monkeypatch.setattr(beat, "beat", fail)
+    beat.run()
+    assert len(beats) == 5
+    said = capfd.readouterr().err
+    assert said.count("a beat of this worker has failed") == 1
+    assert "ValueError: odd" in said
+    assert "in fail" in said
 
 
 def test_a_full_redis_still_gives_its_tasks(start, own_redis, tmp_path):
@@ -176,17 +230,23 @@ def test_a_redis_that_cannot_write_is_waited_for(start, own_redis, tmp_path):
     wait_until(lambda: lines(mark) == 1, "it goes on")
     assert "Redis gives tasks again" in worker.log
     assert worker.log.count("Redis gives no tasks") == 1
+    assert "Look at the disk and at the journal of celery-redis.service" in worker.log
 
 
 def test_what_is_no_task_is_put_aside(start, redis, producer, tmp_path):
-    worker, mark = start().ready(), tmp_path / "mark"
+    mark, queue = tmp_path / "mark", f"{tmp_path.name}-0"
+    held_key = f"celery-metal.held:{queue}-1@{socket.gethostname()}:{queue}"
+    redis.client.lpush(held_key, "held, and no JSON")
+    worker = start().ready()
+    assert worker.queue == queue
     for item in ("no JSON", "5", "{}"):
         redis.client.lpush(worker.queue, item)
     producer.post(worker, COUNT, str(mark), 0)
     wait_until(lambda: lines(mark) == 1, "the task behind them is done")
     dead = f"celery-metal.dead:{worker.queue}"
-    assert redis.client.lrange(dead, 0, -1) == ["{}", "5", "no JSON"]
-    assert f"a message in {worker.queue} is no task" in worker.log
+    assert redis.client.lrange(dead, 0, -1) == ["{}", "5", "no JSON", "held, and no JSON"]
+    assert worker.log.count(f"a message in {worker.queue} is no task") == 4
+    assert worker.log.count(f"look at it: redis-cli lrange {dead} 0 -1") == 4
     assert worker.stop() == 0
     assert held(redis, worker) == []
 
@@ -205,6 +265,7 @@ def test_a_task_that_always_kills_its_worker_is_put_aside(start, redis, producer
     dead = redis.client.lrange(f"celery-metal.dead:{worker.queue}", 0, -1)
     assert [json.loads(item)["n"] for item in dead] == [10]
     assert f"[{item['headers']['id']}] was there at 11 ends" in successor.log
+    assert "then send it back: see 'Tasks that were put aside' in docs/safety.md" in successor.log
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])

@@ -138,6 +138,7 @@ def test_a_blocked_loop_ends_the_worker_and_its_pool(start, producer):
     for worker in workers.values():
         assert worker.process.wait(10) == GIVE_UP
         assert "the consumer's loop has not turned for" in worker.log
+        assert "s: this worker ends, systemd starts another" in worker.log
         assert "in block" in worker.log  # the stack that names the culprit
     wait_until(lambda: all(map(gone, children["prefork"])), "no child is left", 2)
 
@@ -163,7 +164,8 @@ def test_a_pool_that_takes_no_task_ends_the_worker(start, producer, tmp_path):
     producer.post(worker, TOUCH, str(tmp_path / "one"), 0)
     producer.post(worker, TOUCH, str(tmp_path / "two"), 0)
     assert worker.process.wait(15) == GIVE_UP
-    assert "no process of the pool takes the task" in worker.log
+    # Two thirds of the watchdog's time, and at most two looks more.
+    assert re.search(r"no process of the pool takes the task \S+ for [23] s: ", worker.log)
     wait_until(lambda: all(map(gone, children)), "no child is left", 2)
     start(CELERY_METAL_QUEUE=worker.queue).ready()
     wait_until((tmp_path / "one").exists, "the successor does it")
@@ -367,6 +369,7 @@ def test_what_outlasts_the_drain_goes_back_to_the_queue_at_once(start, producer,
         worker.process.send_signal(signal.SIGTERM)
     for pool, worker in workers.items():
         assert worker.process.wait(10) == 0, (pool, worker.log)
+        assert "drain_seconds are over and 1 tasks still run: they are" in worker.log
         assert waiting(producer, worker) == 1, (pool, worker.log)
         assert (tmp_path / pool).read_text() == "begun"
 
@@ -400,10 +403,19 @@ def test_a_process_that_has_grown_is_replaced_after_its_task(start, producer):
     assert producer.answers(grown, INSIDE)[0]["pid"] != before
 
 
+def test_a_process_is_replaced_after_its_number_of_tasks(start, producer):
+    worker = start(CONCURRENCY="1", CELERY_METAL_MAX_TASKS_PER_CHILD="2").ready()
+    pids = [producer.answers(worker, INSIDE)[0]["pid"] for _ in range(5)]
+    # The worker's own first task was the first process's first.
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [1, 2, 2]
+
+
 def test_ready_means_that_tasks_run(start, redis, producer):
     broken = start(LAB_BROKEN="1", CELERY_METAL_WATCHDOG_SECONDS="30")
     assert broken.process.wait(30) == GIVE_UP
-    assert "the worker's first task (celery_metal.canary) has failed" in broken.log
+    told = "the worker's first task (celery_metal.canary) has failed; its own error is in the lines"
+    assert "WorkerLostError" in broken.log.partition(told)[0]
+    assert told in broken.log
     assert not broken.systemd.lines("READY=1")
     worker = start().ready()
     assert producer.answers(worker, CROWD, 0)

@@ -45,6 +45,11 @@ CELERY_METAL_PREFETCH
     Tasks that a worker takes from the queue, for each that it can run at once (1).
 CELERY_METAL_MAX_MEMORY_PER_CHILD_MB
     With prefork, a process that has used more memory is replaced after its task.
+CELERY_METAL_MAX_TASKS_PER_CHILD
+    With prefork, a process is replaced after so many tasks (0: never for that).
+CELERY_METAL_TIME_LIMIT_SECONDS
+    With prefork, a process whose task takes longer is killed; the task goes back to its queue, or
+    has failed where CELERY_METAL_ACKS_LATE is ``false``. Unset: no limit.
 CELERY_METAL_VISIBILITY_SECONDS
     What no worker has acknowledged for so long goes back to its queue: longer than any task. The
     same for all workers of one Redis.
@@ -52,7 +57,8 @@ NOTIFY_SOCKET
     systemd's, as Podman passes it on. Unset: nothing is told.
 
 Exit codes: Celery's own; 64 for a setting that cannot be used; 70 when the worker has found itself
-stuck and gave up, so that systemd starts a new one; 1 when it could not even find that.
+stuck and gave up, so that systemd starts a new one; 1 when it could not even find that, or when
+the app cannot be loaded.
 
 Nothing but the standard library is imported here: gevent must patch it before others do.
 """

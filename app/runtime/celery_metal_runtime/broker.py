@@ -100,7 +100,10 @@ def _password(environ: Mapping[str, str]) -> str:
         reason = "there is no such file"
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-    raise UsageError(f"{PASSWORD_FILE}={str(path)!r} cannot be read: {reason}")
+    raise UsageError(
+        f"{PASSWORD_FILE}={str(path)!r} cannot be read: {reason}; run site.yml, which brings the "
+        "secret, or name a file that is there"
+    )
 
 
 def _with_password(name: str, url: str, password: str) -> str:

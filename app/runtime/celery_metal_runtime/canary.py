@@ -65,7 +65,9 @@ class Canary:
         elif self.task_id in worker_state.requests:
             self._is_taken = True
         elif self._is_taken:
-            return f"the worker's first task ({TASK}) has failed"
+            return (
+                f"the worker's first task ({TASK}) has failed; its own error is in the lines above"
+            )
         return ""
 
     def _release(self, consumer: "Consumer", ready: Callable[[], None]) -> None:

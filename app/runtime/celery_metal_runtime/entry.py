@@ -8,10 +8,12 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from celery_metal_runtime.broker import configure
+from celery_metal_runtime.notify import line
 from celery_metal_runtime.safety import make_safe
 from celery_metal_runtime.settings import EX_USAGE, UsageError, choice, required, seconds, text
 from celery_metal_runtime.sizing import POOLS, Sizing, size
@@ -60,13 +62,14 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     order = _order(os.environ)
     app = _load_after_patching(app_name, order.pool)
     sizing = size(os.environ, order.pool, lambda: _count_cpus(order.pool))
-    for line in [*sizing.lines, *make_safe(app, os.environ, order.pool)]:
-        _say(f"{order.queue}: {line}")
+    for reason in [*sizing.lines, *make_safe(app, os.environ, order.pool)]:
+        _say(f"{order.queue}: {reason}")
     if order.pool == "prefork":
         # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
         app.conf.worker_pool = "prefork"
     _install_health(app, order)
-    _start(app_name, app, ["worker", *_worker_options(order, sizing), *command[1:]])
+    with _blaming(app_name):  # it loads the modules of its tasks only now
+        _start(app_name, app, ["worker", *_worker_options(order, sizing), *command[1:]])
 
 
 def _start(app_name: str, app: "Celery", command: list[str]) -> NoReturn:
@@ -120,8 +123,9 @@ def _load_after_patching(app_name: str, pool: str) -> "Celery":
     """The app, configured; under gevent all that is imported finds a patched standard library."""
     if pool == "gevent":
         _patch_by_gevent()
-    app = _find_app(app_name)
-    configure(app, os.environ)
+    with _blaming(app_name):
+        app = _find_app(app_name)
+        configure(app, os.environ)
     return app
 
 
@@ -143,21 +147,53 @@ def _patch_by_gevent() -> None:
 
 def _find_app(app_name: str) -> "Celery":
     from celery.app.utils import find_app
+    from celery.utils.imports import import_from_cwd
 
-    module = app_name.partition(":")[0]
-    try:
-        return find_app(app_name)
-    except ModuleNotFoundError as error:
-        name = error.name or ""
-        if name == app_name != module:  # Celery's second guess, after it has loaded the module
-            reason = f"module {module!r} has no such attribute"
-        elif name and f"{module}.".startswith(f"{name}."):
-            reason = f"no module {name!r}; check its spelling and PYTHONPATH"
-        else:  # a module that the app misses is the app's own error, with its traceback
+    own: list[Exception] = []
+
+    def load(name: str, **options: Any) -> Any:
+        try:
+            return import_from_cwd(name, **options)
+        except Exception as error:
+            # A module that is not there is a guess of Celery's; all else is the app's own error,
+            # which Celery takes for a guess, too.
+            is_absent = isinstance(error, ModuleNotFoundError) and error.name
+            if not is_absent or not f"{name}.".startswith(f"{error.name}."):
+                own.append(error)
             raise
-        raise UsageError(f"CELERY_APP={app_name!r} cannot be loaded: {reason}") from None
-    except AttributeError as error:
-        raise UsageError(f"CELERY_APP={app_name!r} cannot be loaded: {error}") from error
+
+    try:
+        return find_app(app_name, imp=load)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told below
+        failure = error
+    if own:
+        raise own[0]
+    module = app_name.partition(":")[0]
+    reason = str(failure)
+    if isinstance(failure, ModuleNotFoundError):
+        is_guess = failure.name == app_name != module  # made when the module was loaded
+        what = f"module {module!r} has no such attribute"
+        reason = what if is_guess else f"no module {failure.name!r}"
+    raise UsageError(
+        f"CELERY_APP={app_name!r} cannot be loaded: {reason}; check celery_worker_app, and that "
+        "the image holds it"
+    )
+
+
+@contextmanager
+def _blaming(app_name: str) -> Iterator[None]:
+    """Say that what fails in here is the app's own error, which goes its way."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {line(error)}".rstrip(": ")
+        _say(
+            f"CELERY_APP={app_name!r} cannot be loaded: {what}. The app or its requirements lack "
+            "something: mend it and deploy again, or roll back. Its traceback follows."
+        )
+        raise
 
 
 def _install_health(app: "Celery", order: Order) -> None:
@@ -175,5 +211,5 @@ def _count_cpus(pool: str) -> int:
     return cpu_budget(use_cgroup_quota=pool == "prefork").count
 
 
-def _say(line: Any) -> None:
-    print(f"celery-metal: {line}", file=sys.stderr, flush=True)
+def _say(what: str) -> None:
+    print(f"celery-metal: {what}", file=sys.stderr, flush=True)

@@ -29,7 +29,8 @@ from celery.worker import state as worker_state
 from celery.worker.heartbeat import Heart
 
 from celery_metal_runtime.canary import CHECK_SECONDS, Canary
-from celery_metal_runtime.notify import STDERR, Notifier, say, unpatched
+from celery_metal_runtime.ledger import LEASE_SECONDS
+from celery_metal_runtime.notify import STDERR, Notifier, line, say, unpatched
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -178,7 +179,10 @@ class Health:
         """Write why and where, and end this process and its pool at once."""
         # Nobody may be reading: a full pipe must not keep the process alive.
         os.set_blocking(STDERR, False)
-        say(f"{reason}: giving up; all threads:")
+        say(
+            f"{reason}: this worker ends, systemd starts another, and what it has not acknowledged "
+            "runs again. If that happens again, see where it hung in the stacks of all threads:"
+        )
         faulthandler.dump_traceback(STDERR)
         self.end(EX_SOFTWARE)
 
@@ -195,7 +199,10 @@ class Health:
         try:
             self.ledger.close()
         except Exception as error:  # noqa: BLE001 - the successor will find it
-            say(f"not given back until the next start: {error}")
+            say(
+                f"Redis did not take back what this worker held: {line(error)}. Its next start "
+                f"gives it back, or another worker after {LEASE_SECONDS:.0f} s"
+            )
 
     def end(self, status: int = 0) -> NoReturn:
         """End the pool's processes and this one at once."""
@@ -275,7 +282,11 @@ class Watch:
         process from ending, and with gevent and solo the task is not in its queue afterwards.
         """
         busy = len(worker_state.active_requests)
-        say(f"the drain is over, {busy} busy: back to the queue, and end")
+        say(
+            f"drain_seconds are over and {busy} tasks still run: they are interrupted, and what is "
+            "not acknowledged goes back to the queue. Raise drain_seconds of this queue if they "
+            "need longer"
+        )
         self.health.interrupt()
         # What has ended at the last moment is acknowledged by the loop, which still turns.
         unpatched("time", "sleep")(SETTLE_SECONDS)

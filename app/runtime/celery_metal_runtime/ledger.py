@@ -11,6 +11,7 @@ Time is only ever compared with the same process's monotonic clock: no clock of 
 
 import json
 import os
+import traceback
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request
 from redis import Redis, RedisError
 
-from celery_metal_runtime.notify import say, unpatched
+from celery_metal_runtime.notify import line, say, unpatched
 
 NODES = "celery-metal.nodes"
 BEAT_SECONDS = 5.0
@@ -131,11 +132,7 @@ class Ledger:
 
     def bury(self, queue: str, item: bytes) -> None:
         """Put aside what is no task: read again and again it would stop its queue."""
-        dead = _dead(queue)
-        say(f"a message in {queue} is no task: it is kept in the list {dead}")
-        self._move(
-            self._clients[0], self.held_key(queue), item, Change("LPUSH", self._key(dead), item)
-        )
+        self._move(self._clients[0], self.held_key(queue), item, self._no_task(queue, item))
 
     def close(self) -> None:
         """Give back all that is held; errors are those of Redis.
@@ -175,7 +172,11 @@ class Ledger:
         if self._records.get(tag) is record:
             self._records.pop(tag, None)
         if not moved:
-            say(f"the message {tag} was not held any more: its task may run twice")
+            say(
+                f"the message {tag} was not held any more: this worker was silent for more than "
+                f"{LEASE_SECONDS:.0f} s, or cut off from Redis, and its task may run twice. Look "
+                "at this host's load and network; see 'A task may run twice' in docs/safety.md"
+            )
 
     @staticmethod
     def _move(client: Any, held: str, item: bytes, change: Change) -> int:
@@ -190,13 +191,18 @@ class Ledger:
         self.failed_at = monotonic()
         if self.down_since is None:
             self.down_since = self.failed_at
-            say(f"Redis does not answer, acknowledgements are kept: {line(error)}")
+            say(
+                f"Redis does not answer; acknowledgements are kept until it does: {line(error)}. "
+                "See celery-redis.service on its host"
+            )
 
     def catch_up(self, client: Any) -> None:
         """Have Redis take what it has not taken in time."""
         for tag in list(self._changes):
             self._apply(client, tag)
-        self.down_since = None
+        if self.down_since is not None:
+            self.down_since = None
+            say("Redis answers again; all acknowledgements are in")
 
     def _give_back(self, client: Any, node: str, queue: str, *, crashed: bool) -> int:
         """Move all that `node` holds to the front of `queue`, in the old order; how many."""
@@ -216,18 +222,32 @@ class Ledger:
             if crashed:
                 headers[CRASHES] = crashes = headers.get(CRASHES, 0) + 1
                 if crashes > MOST_CRASHES:
-                    name, number = headers.get("task"), headers.get("id")
+                    name, number, dead = headers.get("task"), headers.get("id"), self._dead(queue)
                     say(
                         f"task {name}[{number}] was there at {crashes} ends of its process or its "
-                        f"worker: it is kept in the list {_dead(queue)}"
+                        f"worker: it is kept in the list {dead}. Look for the cause (memory, "
+                        "time_limit_seconds), then send it back: see 'Tasks that were put aside' "
+                        "in docs/safety.md"
                     )
-                    return Change("LPUSH", self._key(_dead(queue)), item)
+                    return Change("LPUSH", dead, item)
             priority = self.channel._get_message_priority(task, reverse=False)
         except (ValueError, KeyError, TypeError):
-            return Change("LPUSH", self._key(_dead(queue)), item)
+            return self._no_task(queue, item)
         return Change(
             push, self._key(self.channel._q_for_pri(queue, priority)), json.dumps(task).encode()
         )
+
+    def _no_task(self, queue: str, item: bytes) -> Change:
+        """The way out for what is no task."""
+        dead = self._dead(queue)
+        say(
+            f"a message in {queue} is no task: it is kept in the list {dead}; look at it: "
+            f"redis-cli lrange {dead} 0 -1"
+        )
+        return Change("LPUSH", dead, item)
+
+    def _dead(self, queue: str) -> str:
+        return self._key(f"celery-metal.dead:{queue}")
 
     def _life(self, beat: int) -> str:
         # The process's number: a successor's first beat must differ from its predecessor's last.
@@ -246,7 +266,8 @@ class Beat:
         self.last = monotonic()
         # What nobody seems to have, and since when: only what stays so is given back.
         self.suspects: dict[object, float] = {}
-        self.lives: dict[str, tuple[str, float]] = {}
+        self.lives: dict[bytes, tuple[bytes, float]] = {}
+        self.failure = ""
 
     def run(self) -> None:
         """Beat until the ledger is closed."""
@@ -266,6 +287,19 @@ class Beat:
                 # No answer for oneself says nothing about the others.
                 self.lives.clear()
                 ledger.fail(error)
+            except Exception as error:  # noqa: BLE001 - others run the tasks of who beats no more
+                self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        """Say what has failed, once."""
+        failure = f"{type(error).__name__}: {line(error)}"
+        if failure != self.failure:
+            self.failure = failure
+            say(
+                f"a beat of this worker has failed: {failure}. The worker goes on, and beats on. "
+                "This is a mistake in celery-metal: report it with its traceback, which follows.\n"
+                + traceback.format_exc().rstrip()
+            )
 
     def beat(self, client: Any, now: float) -> None:
         """One beat at `now`, in seconds of the monotonic clock; errors are those of Redis."""
@@ -313,24 +347,34 @@ class Beat:
 
     def _sweep(self, client: Any, now: float) -> None:
         """Give back what silent workers hold."""
-        ledger = self.ledger
-        lives = {
-            node.decode(): life.decode()
-            for node, life in client.hgetall(ledger._key(NODES)).items()
-            if node.decode() != ledger.node
-        }
-        self.lives = {
-            node: (life, self.lives[node][1] if self.lives.get(node, ("",))[0] == life else now)
-            for node, life in lives.items()
-        }
+        nodes, me = self.ledger._key(NODES), self.ledger.node.encode()
+        before, self.lives = self.lives, {}
+        for node, life in client.hgetall(nodes).items():
+            if node != me:
+                last, since = before.get(node, (b"", now))
+                self.lives[node] = (life, since if last == life else now)
         for node, (life, since) in self.lives.items():
             if now - since > LEASE_SECONDS:
-                moved = sum(
-                    ledger._give_back(client, node, queue, crashed=True)
-                    for queue in json.loads(life)[2]
-                )
-                client.hdel(ledger._key(NODES), node)
-                say(f"{node} is silent for {now - since:.0f} s: {moved} tasks back to the queue")
+                self._take_over(client, node.decode(errors="replace"), life, now - since)
+                client.hdel(nodes, node)
+
+    def _take_over(self, client: Any, node: str, life: bytes, silence: float) -> None:
+        """Give back what a silent worker holds."""
+        try:
+            queues = list(json.loads(life)[2])
+        except (ValueError, LookupError, TypeError):
+            # Not written by a worker of this kit: it must not keep the others from their turn.
+            say(
+                f"{node} is silent for {silence:.0f} s, and its line in {NODES} cannot be read: "
+                f"it is removed. If celery-metal.held:{node}:* has tasks, start that worker: it "
+                "gives them back"
+            )
+            return
+        moved = sum(self.ledger._give_back(client, node, queue, crashed=True) for queue in queues)
+        say(
+            f"{node} is silent for {silence:.0f} s: {moved} tasks back to the queue; look at its "
+            "host, and at that worker's journal"
+        )
 
 
 def count_losses(ledger: Ledger) -> None:
@@ -370,11 +414,3 @@ def _client(channel: Any) -> Redis:
     pool = channel._get_pool()
     pool.connection_kwargs["socket_timeout"] = COMMAND_SECONDS
     return Redis(connection_pool=pool)
-
-
-def _dead(queue: str) -> str:
-    return f"celery-metal.dead:{queue}"
-
-
-def line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]

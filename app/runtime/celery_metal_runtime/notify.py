@@ -27,6 +27,11 @@ def say(text: str) -> None:
         os.write(STDERR, f"celery-metal: {text}\n".encode())
 
 
+def line(error: Exception) -> str:
+    """What an error says, for the middle of a line."""
+    return str(error).partition("\n")[0][:200].rstrip(".")
+
+
 class Notifier:
     """Tells systemd how this process is; silent without NOTIFY_SOCKET and in forked children."""
 

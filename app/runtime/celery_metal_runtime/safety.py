@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from celery_metal_runtime.settings import UsageError, choice, positive
+from celery_metal_runtime.settings import UsageError, choice, natural, positive
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 ACKS_LATE = "CELERY_METAL_ACKS_LATE"
 PREFETCH = "CELERY_METAL_PREFETCH"
 CHILD_MB = "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB"
+CHILD_TASKS = "CELERY_METAL_MAX_TASKS_PER_CHILD"
 TIME_LIMIT = "CELERY_METAL_TIME_LIMIT_SECONDS"
 VISIBILITY = "CELERY_METAL_VISIBILITY_SECONDS"
 PICKLE = frozenset({"pickle", "application/x-python-serialize"})
@@ -34,6 +35,9 @@ def make_safe(app: "Celery", environ: Mapping[str, str], pool: str) -> list[str]
     child_mb = positive(environ, CHILD_MB)
     if child_mb and pool == "prefork":
         defaults["worker_max_memory_per_child"] = child_mb * 1024  # Celery counts in KiB
+    child_tasks = natural(environ, CHILD_TASKS)
+    if child_tasks and pool == "prefork":
+        defaults["worker_max_tasks_per_child"] = child_tasks
     limit = positive(environ, TIME_LIMIT)
     if limit and pool == "prefork":
         defaults["task_time_limit"] = limit

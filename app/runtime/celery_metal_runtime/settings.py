@@ -46,6 +46,14 @@ def to_positive(name: str, whole: str, part: str) -> int:
     )
 
 
+def natural(environ: Mapping[str, str], name: str) -> int:
+    """The variable as an integer of 0 or more, 0 where it is unset; else UsageError."""
+    value = text(environ, name, "0")
+    if value.isascii() and value.isdigit():
+        return int(value)
+    raise UsageError(f"{name}={value!r} is not a whole number: set it to 0 or more")
+
+
 def seconds(environ: Mapping[str, str], name: str) -> float:
     """The variable in seconds, 0.0 where it is unset; UsageError where it is no number >= 0."""
     value = text(environ, name, "0")

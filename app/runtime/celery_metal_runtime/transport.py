@@ -18,8 +18,8 @@ from kombu import transport as kombu_transport
 from kombu.transport import redis, virtual
 from kombu.utils.json import loads
 
-from celery_metal_runtime.ledger import Ledger, count_losses, line
-from celery_metal_runtime.notify import say
+from celery_metal_runtime.ledger import Ledger, count_losses
+from celery_metal_runtime.notify import line, say
 
 REFUSED_SECONDS = 1.0
 # Taking first: a Redis that is full refuses a script that begins with adding, and BLMOVE.
@@ -177,7 +177,10 @@ class Claiming:
         # BLMOVE needs memory; what waits is taken all the same.
         if not self._is_refused and not str(error).startswith("OOM"):
             self._is_refused = True
-            say(f"Redis gives no tasks, asked each second: {line(error)}")
+            say(
+                f"Redis gives no tasks, asked each second: {line(error)}. Look at the disk and at "
+                "the journal of celery-redis.service on its host"
+            )
 
 
 class Channel(Claiming, redis.Channel):
