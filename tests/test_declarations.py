@@ -143,6 +143,79 @@ def test_the_defaults_of_all_roles_pass(declarations: ModuleType) -> None:
     assert check(declarations, defaults) == ""
 
 
+def test_certificates_are_looked_for_where_ansible_does(
+    declarations: ModuleType, tmp_path: pathlib.Path
+) -> None:
+    role, playbooks = tmp_path / "role", tmp_path / "playbooks"
+    for path in (role / "files" / "a.pem", playbooks / "sub" / "b.crt"):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    places = [str(role), str(playbooks)]
+    paths = ["a.pem", "sub/b.crt", str(role / "files" / "a.pem")]
+    assert declarations.certificate_problems(paths[:2], places) == []
+    (same,) = declarations.certificate_problems(paths, places)
+    assert same.endswith("a.pem, which would both be a.crt on the host: rename one")
+    missing = declarations.certificate_problems(["files", "~nobody-there/x.pem"], [str(role)])
+    assert [text.split(":")[0] for text in missing] == [
+        "podman_host_ca_certificates names files, which is no file on the controller",
+        "podman_host_ca_certificates names ~nobody-there/x.pem, which is no file on the controller",
+    ]
+
+
+def test_redis_needs_an_address_where_it_listens(declarations: ModuleType) -> None:
+    assert check(declarations, {}, facts_known=True, address=None) == ""
+    assert check(declarations, {}, facts_known=True, address="10.0.0.5") == ""
+    said = check(declarations, {}, facts_known=True, address="").splitlines()
+    assert said[1].startswith('- redis_address is "": other hosts must reach Redis, and its host')
+    assert said[1].endswith("write the address that they reach, such as redis_address: 10.0.0.5")
+    assert said[2] == "Nothing was changed."
+
+
+def test_what_a_host_needs_of_a_redis_that_is_not_part_of_the_run(
+    declarations: ModuleType,
+) -> None:
+    secrets = {"celery-redis-password": {}}
+    assert declarations.broker_problem(secrets, "web1", "r1", "10.0.0.5") == ""
+    assert declarations.broker_problem({}, "web1", "r1", "") == (
+        "web1 needs Redis, and r1 has no password for it yet. Nothing was changed. "
+        "Run site.yml without --limit."
+    )
+    assert declarations.broker_problem(secrets, "web1", "r1", "").startswith(
+        'host r1: redis_address is ""'
+    )
+
+
+LOST = {"unreachable": True, "msg": "Task failed: no route to host\n"}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "text"),
+    [
+        ({"r1": {}, "web1": {"ansible_facts": {}}}, ""),
+        (
+            {"r1": {}, "web1": LOST, "web2": {"failed": True, "msg": "no Python."}},
+            "web1 cannot be reached: no route to host.\nweb2 gives no facts: no Python.\n"
+            "Nothing was changed on any host.\n"
+            "To go on without them: --limit 'all:!web1:!web2'.",
+        ),
+        (
+            {"r1": LOST, "web1": {}},
+            "r1 cannot be reached: no route to host.\nNothing was changed on any host.\n"
+            "All workers need r1, for it runs Redis: mend that, then run again.",
+        ),
+        (
+            {"web1": LOST},
+            "web1 cannot be reached: no route to host.\nNothing was changed on any host.\n"
+            "Mend the way to the hosts, then run again.",
+        ),
+    ],
+)
+def test_hosts_that_do_not_answer(
+    declarations: ModuleType, hosts: dict[str, Any], text: str
+) -> None:
+    assert declarations.contact_problems(hosts, "r1") == text
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 ANYTHING = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(SCALARS, SCALARS, max_size=2)
 

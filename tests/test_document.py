@@ -97,7 +97,7 @@ def test_the_plan_that_the_page_shows_is_the_planner_s(capacity: ModuleType) -> 
 
 def test_the_refusals_that_the_page_shows_are_the_planner_s(capacity: ModuleType) -> None:
     mistake, too_much = blocks("docs/roles/capacity.md", "")
-    assert mistake == capacity.problems_text([{"name": "emails", "wieght": 2}], {}) + "\n"
+    assert mistake == capacity.refusal_text([{"name": "emails", "wieght": 2}], {}, "web1") + "\n"
     queues = [{"name": "emails", "workload": "io"}, {"name": "reports", "concurrency": 20}]
     facts = {"processor_nproc": 8, "memtotal_mb": 3000}
     plan = capacity.plan_or_error(queues, facts, "web1", {"capacity_redis_host": True})

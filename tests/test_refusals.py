@@ -84,6 +84,8 @@ def test_good_input_gets_as_far_as_the_hosts(site: Site) -> None:
     assert run.status != 0
     assert "fatal: [web1]: UNREACHABLE!" in run.said
     assert "fatal: [web2]: UNREACHABLE!" in run.said
+    assert "web2 cannot be reached: " in run.said
+    assert "Nothing was changed on any host. All workers need web1, for it runs Redis" in run.said
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,19 @@ def test_bad_groups(site: Site, groups: dict[str, list[str]], texts: list[str]) 
     site.refuses(*texts, "A host may be in both. Nothing was changed.")
 
 
+def test_bad_groups_under_a_limit(site: Site) -> None:
+    site.hosts(celery=["web1"], redis=["r1", "r2"])
+    run = site.run("--limit", "web1")
+    assert run.status != 0
+    assert "exactly one in the group redis (it has 2: r1, r2). A host may be in both" in run.said
+    assert "UNREACHABLE" not in run.said
+
+
+def test_an_inventory_without_any_host(site: Site) -> None:
+    site.hosts()
+    site.refuses("at least one host in the group celery (it has 0)")
+
+
 # Each with what is said of it; all in one run, which must name them all.
 BAD_VARIABLES = {
     "redis_adress: 10.0.0.5": "redis_adress is no variable of the kit: did you mean redis_address?",
@@ -193,6 +208,19 @@ def test_bad_variables(site: Site) -> None:
     site.refuses("host web1: - ", "host web2: - ", *BAD_VARIABLES.values(), "Nothing was changed.")
 
 
+def test_bad_certificates(site: Site) -> None:
+    certificate = site.directory / "root.pem"
+    certificate.write_text("")
+    paths = [f"{certificate}", "/nowhere/root.crt", "no/such.pem"]
+    site.variables(QUEUES + f"podman_host_ca_certificates: {json.dumps(paths)}\n")
+    site.refuses(
+        "- podman_host_ca_certificates names /nowhere/root.crt, which is no file on the controller",
+        f"names {certificate} and /nowhere/root.crt, which would both be root.crt on the host",
+        "- podman_host_ca_certificates names no/such.pem, which is no file on the controller",
+        "Nothing was changed.",
+    )
+
+
 BAD_LIMITS = {
     "capacity_reserve_mb: '500'": 'capacity_reserve_mb is "500", a string: drop the quotes and',
     "capacity_redis_memory_mb: 63": "capacity_redis_memory_mb is 63: write auto, or a whole number",
@@ -201,7 +229,7 @@ BAD_LIMITS = {
 
 def test_bad_limits(site: Site) -> None:
     site.variables(QUEUES + "\n".join(BAD_LIMITS))
-    site.refuses("2 problems:", *BAD_LIMITS.values())
+    site.refuses("host web1: 2 problems:", *BAD_LIMITS.values(), "Nothing was changed.")
 
 
 def test_a_number_from_the_command_line_is_text(site: Site) -> None:
@@ -241,13 +269,25 @@ def test_a_number_from_the_command_line_is_text(site: Site) -> None:
         ),
         (
             "{image_app_source: /nowhere/app}",
-            ["image_app_source: /nowhere/app is not a directory on the controller."],
+            ["image_app_source: /nowhere/app is not a directory on the controller: write the path"],
+        ),
+        (
+            "{image_build_host: ci1}",
+            ["image_build_host is 'ci1', which is no host of the groups celery and redis: write"],
+        ),
+        (
+            "{image_app_source: /var/empty}",
+            ["image_app_source: /var/empty has no requirements.txt: write one with hashes there"],
         ),
     ],
 )
 def test_bad_images(site: Site, variables: str, texts: list[str]) -> None:
-    (site.directory / "group_vars" / "celery.yml").write_text(variables)
-    site.refuses(*texts)
+    app = site.directory / "app"
+    app.mkdir()
+    text = variables.replace("/var/empty", str(app))
+    (site.directory / "group_vars" / "celery.yml").write_text(text)
+    texts = [text.replace("/var/empty", str(app)) for text in texts]
+    site.refuses(*texts, "Nothing was changed on any host.")
 
 
 # Beyond what is declared: what only a connection shows. This machine stands for the host, and the
@@ -261,6 +301,36 @@ def test_a_variable_made_of_a_missing_fact(site: Site) -> None:
     run = site.run(playbook=CHECK)
     assert run.status != 0
     assert "host web1: - redis_address names something that is not defined" in run.said
+
+
+def test_a_host_that_cannot_be_reached_ends_the_run_for_all(site: Site) -> None:
+    site.hosts(LOCAL, celery=["web1", "web2"], redis=["web1"])
+    (site.directory / "host_vars").mkdir()
+    deaf = json.dumps({**DEAF, "ansible_connection": "ssh"})
+    (site.directory / "host_vars" / "web2.yml").write_text(deaf)
+    run = site.run(playbook=CHECK)
+    assert run.status != 0
+    assert "web2 cannot be reached: " in run.said
+    assert "on any host. To go on without it: --limit 'all:!web2'." in run.said
+    assert "Check the host" not in run.said
+
+
+def test_a_host_without_a_version_that_worked_cannot_go_back(site: Site) -> None:
+    site.hosts(LOCAL, celery=["web1"], redis=["web1"])
+    run = site.run("-e", "rollback_version=1", playbook="playbooks/rollback.yml")
+    assert run.status != 0
+    assert "web1: no version has worked there yet (/var/lib/celery-metal/workers.json" in run.said
+    assert "Nothing was changed. Leave the host out: --limit 'all:!web1'." in run.said
+    assert "Check which hosts do what" not in run.said
+
+
+def test_redis_is_not_removed_under_the_workers_of_others(site: Site) -> None:
+    run = site.run("--limit", "web1", playbook="playbooks/remove.yml")
+    assert run.status != 0
+    assert "Workers on web2 use this Redis and would wait without end: remove them" in run.said
+    assert "UNREACHABLE" not in run.said
+    run = site.run("-e", "remove_confirmed=no", playbook="playbooks/remove.yml")
+    assert "remove_confirmed is no. Nothing was changed; run it again with -e" in run.said
 
 
 # On a machine that systemd runs there is nothing to refuse; a skipped test would count as failed.

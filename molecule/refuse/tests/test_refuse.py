@@ -1,5 +1,8 @@
 """What is refused, and that a refused or a --check run leaves a host exactly as it was."""
 
+import json
+import pathlib
+
 import pytest
 
 LISTING = (
@@ -57,6 +60,28 @@ def test_one_host_that_does_not_fit_stops_all(kit, lab, tmp_path, untouched):
     inventory = kit.inventory_of(tmp_path, "clean", "old")
     played = kit.play(inventory=inventory, fails=True, celery_queues=[{"name": "add_queue"}])
     assert "exactly one in the group redis" in played.output
+
+
+def test_packages_that_cannot_be_installed_are_named(kit, untouched):
+    played = kit.play(fails=True, podman_host_packages=["podman", "no-such-package"])
+    said = " ".join(played.output.split())
+    assert "clean: these packages could not be installed: no-such-package, podman: " in said
+    assert "What runs there goes on. Look at the mirror ('apt-get update')" in said.replace(
+        "''", "'"
+    )
+
+
+def test_a_host_alone_is_refused_before_redis_has_run(kit, tmp_path, untouched):
+    known = json.loads(pathlib.Path(kit.inventory, "hosts.yml").read_text())["all"]["hosts"]
+    groups = {"celery": {"hosts": {"clean": {}}}, "redis": {"hosts": {"old": {}}}}
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(json.dumps({"all": {"hosts": known, "children": groups}}))
+    played = kit.play(
+        "--limit", "clean", inventory=str(tmp_path), fails=True, celery_queues=[{"name": "a"}]
+    )
+    said = " ".join(played.output.split())
+    assert "clean needs Redis, and old has no password for it yet. Nothing was changed." in said
+    assert "Run site.yml without --limit." in said
 
 
 def test_a_check_of_a_clean_host_prints_the_plan_and_changes_nothing(kit, untouched):

@@ -59,6 +59,7 @@ QUEUE_RULES: dict[str, Rule] = {
     "acks_late": Rule("bool", True),
     "prefetch": Rule("int", 1, 1, 1000),
     "time_limit_seconds": Rule("int", 0, 0, 604800),
+    "max_tasks_per_child": Rule("int", 0, 0, 1000000),
 }
 
 SETTING_RULES: dict[str, Rule] = {
@@ -82,6 +83,9 @@ SLUG_BYTES = 200
 # What a terminal does not show: control, format, surrogate, line and paragraph separator.
 INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
+
+# How a refusal ends: the playbook asks before it changes any host.
+UNCHANGED = "Nothing was changed."
 
 # Longest value that a message quotes in full.
 SHOWN_LENGTH = 70
@@ -109,6 +113,7 @@ class Queue(TypedDict):
     acks_late: bool
     prefetch: int
     time_limit_seconds: int
+    max_tasks_per_child: int
 
 
 def unit_slug(name: str) -> str:
@@ -221,6 +226,12 @@ def _pool_problems(item: Mapping[str, Any]) -> list[str]:
         return [
             f"time_limit_seconds is {_show(limit)} with pool {pool}, which cannot end a task: "
             "remove it, or choose pool prefork"
+        ]
+    tasks = item.get("max_tasks_per_child", 0)
+    if tasks and pool != "prefork":
+        return [
+            f"max_tasks_per_child is {_show(tasks)} with pool {pool}, which has no processes to "
+            "replace: remove it, or choose pool prefork"
         ]
     return []
 
@@ -494,6 +505,7 @@ def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> di
         "acks_late": queue["acks_late"],
         "prefetch": queue["prefetch"],
         "time_limit_seconds": queue["time_limit_seconds"],
+        "max_tasks_per_child": queue["max_tasks_per_child"],
         "reasons": {
             "concurrency": _size_reason(pool, wanted, sized),
             "memory_mb": _memory_reason(pool, sized.limits),
@@ -908,6 +920,12 @@ def problems_text(queues: Any, settings: Mapping[str, Any]) -> str:
     return report(setting_problems(settings) + (queue_problems(queues) if runs_workers else []))
 
 
+def refusal_text(queues: Any, settings: Mapping[str, Any], name: str) -> str:
+    """Return what problems_text says as the refusal of one host's run; "" when nothing is wrong."""
+    problems = problems_text(queues, settings)
+    return f"host {name}: {problems}\n{UNCHANGED}" if problems else ""
+
+
 def plan_or_error(
     queues: Any, facts: Mapping[str, Any], name: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -916,15 +934,15 @@ def plan_or_error(
     Text instead of an exception: Ansible buries a filter's exception under three layers of its own,
     while assert shows a text as it is.
     """
-    problems = problems_text(queues, settings)
-    if problems:
-        return {"error": f"host {name}: {problems}"}
+    refusal = refusal_text(queues, settings, name)
+    if refusal:
+        return {"error": refusal}
     valid = validate_queues(queues) if settings.get("capacity_runs_workers", True) else []
     try:
         host = host_from_facts(facts, name, settings.get("capacity_numa_nodes", 1))
         return plan(host, valid, limits_from_settings(settings))
     except PlanError as error:
-        return {"error": str(error)}
+        return {"error": f"{error}\n{UNCHANGED}"}
 
 
 def table_or_error(plan: Mapping[str, Any]) -> str:
@@ -947,7 +965,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
-            "celery_problems": problems_text,
+            "celery_refusal": refusal_text,
             "celery_plan_or_error": plan_or_error,
             "celery_plan_table": table_or_error,
             "celery_queues_valid": _raising(validate_queues),

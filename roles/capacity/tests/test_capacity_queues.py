@@ -43,6 +43,7 @@ def test_defaults_are_filled_in_and_order_is_kept():
         "acks_late": True,
         "prefetch": 1,
         "time_limit_seconds": 0,
+        "max_tasks_per_child": 0,
     }
     assert (valid[1]["unit"], valid[1]["weight"]) == ("a_2f1", 3)
 
@@ -58,6 +59,13 @@ def test_a_time_limit_is_for_prefork_alone():
     queue = {"name": "a", "pool": "threads", "time_limit_seconds": 5}
     with pytest.raises(capacity.QueuesError, match="with pool threads, which cannot end a task"):
         capacity.validate_queues([queue])
+
+
+def test_a_number_of_tasks_is_for_prefork_alone():
+    queue = {"name": "a", "pool": "gevent", "max_tasks_per_child": 5}
+    with pytest.raises(capacity.QueuesError, match="is 5 with pool gevent, which has no processes"):
+        capacity.validate_queues([queue])
+    assert capacity.validate_queues([{**queue, "max_tasks_per_child": 0}])
 
 
 @pytest.mark.parametrize(
@@ -284,6 +292,13 @@ def test_refused_setting(key, value, text):
     (problem,) = capacity.setting_problems({key: value})
     assert problem.startswith(key)
     assert text in problem
+
+
+def test_a_refusal_names_the_host_and_says_that_nothing_was_changed():
+    assert capacity.refusal_text([{"name": "a"}], {}, "web1") == ""
+    said = capacity.refusal_text([{"name": "a", "weight": 0}, 3], {}, "web1").splitlines()
+    assert said[0] == "host web1: 2 problems:"
+    assert said[-1] == "Nothing was changed."
 
 
 def test_queues_are_not_needed_without_workers():

@@ -49,10 +49,11 @@ def drain_chain(drain_seconds: int) -> dict[str, int]:
 
 
 def visibility_seconds(drains: list[int]) -> int:
-    """Celery's visibility timeout for all workers of a Redis, from all queues' ``drain_seconds``.
+    """Celery's visibility timeout for all workers of a Redis, from how long tasks may take.
 
-    These workers do not rely on it, but look after it for others on the same Redis, whose tasks run
-    a second time when they take longer; so it is above the longest of any queue.
+    ``drains`` are the ``drain_seconds`` and ``time_limit_seconds`` of all queues. These workers do
+    not rely on it, but look after it for others on the same Redis, whose tasks run a second time
+    when they take longer; so it is above the longest of any queue.
 
     >>> visibility_seconds([60, 7200])
     14400

@@ -231,11 +231,11 @@ def test_a_drained_host_starts_no_worker():
     assert ("ConditionPathExists", "!/etc/celery-metal/drained") in container({"name": "a"})["Unit"]
 
 
-@given(st.lists(st.integers(1, 86400)))
-def test_the_visibility_timeout_is_above_every_drain(drains):
-    visibility = celery_worker.visibility_seconds(drains)
+@given(st.lists(st.integers(0, 604800)))
+def test_the_visibility_timeout_is_above_every_drain_and_limit(longest):
+    visibility = celery_worker.visibility_seconds(longest)
     assert visibility >= 3600
-    assert all(visibility >= 2 * drain for drain in drains)
+    assert all(visibility >= 2 * seconds for seconds in longest)
 
 
 def test_what_a_queue_says_of_its_tasks_reaches_the_worker():
@@ -248,6 +248,9 @@ def test_what_a_queue_says_of_its_tasks_reaches_the_worker():
     assert "CELERY_METAL_TIME_LIMIT_SECONDS" not in found
     limited = environment(container({"name": "a", "time_limit_seconds": 90}))
     assert limited["CELERY_METAL_TIME_LIMIT_SECONDS"] == "90"
+    assert "CELERY_METAL_MAX_TASKS_PER_CHILD" not in limited
+    leaking = environment(container({"name": "a", "max_tasks_per_child": 500}))
+    assert leaking["CELERY_METAL_MAX_TASKS_PER_CHILD"] == "500"
     threads = environment(container({"name": "a", "pool": "threads"}))
     assert "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB" not in threads
 

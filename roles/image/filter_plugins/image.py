@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ EXCLUDED = frozenset(
 )
 EXCLUDED_ENDINGS = (".pyc", ".pyo", ".swp", ".pem", ".key")
 TAG_LENGTH = 16
+REQUIREMENTS = "requirements.txt"
 SOURCES = ("build", "registry", "archive")
 
 
@@ -34,18 +36,24 @@ def context_files(sources: dict[str, str]) -> dict[str, Path]:
 
     :param sources: directory in the context to directory on the controller.
     :returns: sorted by path; what EXCLUDED names is left out.
-    :raises ImageError: when a source is no directory.
+    :raises ImageError: when a source is no directory, or holds what cannot be copied.
     """
     found = {}
     for prefix, source in sources.items():
         top = Path(source).expanduser()
         if not top.is_dir():
-            raise ImageError(f"{source} is not a directory on the controller.")
+            raise ImageError(
+                f"{source} is not a directory on the controller: write the path of one there."
+            )
         for folder, folders, names in os.walk(top):
             folders[:] = [name for name in folders if name not in EXCLUDED]
             for name in names:
                 if name not in EXCLUDED and not name.endswith(EXCLUDED_ENDINGS):
                     path = Path(folder, name)
+                    if not path.is_file():
+                        raise ImageError(
+                            f"{path} is no file, or a link to none: remove it, or mend the link."
+                        )
                     found[str(Path(prefix, path.relative_to(top)))] = path
     return dict(sorted(found.items()))
 
@@ -57,11 +65,18 @@ def context_tar(sources: dict[str, str], recipe: Any) -> bytes:
         text = json.dumps(recipe, sort_keys=True).encode()
         for name, path in {".recipe": None, **context_files(sources)}.items():
             entry = tarfile.TarInfo(name)
-            content = path.read_bytes() if path else text
+            content = _content(path) if path else text
             entry.mode = 0o755 if path and os.access(path, os.X_OK) else 0o644
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise ImageError(f"{path} cannot be read: {problem.strerror}. Mend its rights.") from None
 
 
 def image_tag(sources: dict[str, str], recipe: Any) -> str:
@@ -150,7 +165,12 @@ def with_version(reference: str, version: str) -> str:
 
 
 def image_references(
-    images: dict[str, str], source: str, recipe: dict[str, Any], version: str = ""
+    images: dict[str, str],
+    source: str,
+    recipe: dict[str, Any],
+    version: str = "",
+    build_host: str = "",
+    hosts: Sequence[str] = (),
 ) -> dict[str, str]:
     """The reference under which each image is known on every host.
 
@@ -160,8 +180,55 @@ def image_references(
     :param recipe: for ``build``: image to its ``sources`` and ``layers``.
     :param version: tag or digest of the app's image that a host has kept, in place of what is
         declared.
-    :raises ImageError: naming the variable, its value and the remedy.
+    :param build_host: for ``build``: the host that builds, one of ``hosts``; not checked if empty.
+    :raises ImageError: naming the variable, its value and the remedy; nothing was changed then.
     """
+    try:
+        if source == "build" and build_host and build_host not in hosts:
+            raise ImageError(
+                f"image_build_host is {build_host!r}, which is no host of the groups celery and "
+                "redis: write the name of one of them, or leave it out for the host of Redis."
+            )
+        return _references(images, source, recipe, version)
+    except ImageError as problem:
+        raise ImageError(f"{problem}\nNothing was changed on any host.") from None
+
+
+def image_references_or_problem(*args: Any) -> dict[str, str]:
+    """What image_references gives, or ``problem`` with the reason why not.
+
+    Text instead of an exception: Ansible buries a filter's exception under three layers of its own.
+    """
+    try:
+        return image_references(*args)
+    except ImageError as problem:
+        return {"problem": str(problem)}
+
+
+def image_failure(
+    result: Mapping[str, Any], host: str, references: Sequence[str], source: str
+) -> str:
+    """Why a host has not got its images, and what to do.
+
+    :param result: the failed task's, of one try or of a loop.
+    :param references: the images that it lacked.
+    """
+    tries = [one for one in result.get("results", []) if one.get("failed")] or [result]
+    reason = "; ".join(str(one.get("msg", "no reason was given")).strip() for one in tries)
+    remedy = (
+        "Check image_app, image_redis, image_registry_auth_file and the way to the registry, or "
+        if source == "registry"
+        else "Look at "
+    )
+    return (
+        f"{host} did not get {' and '.join(references)}: {reason.rstrip('.')}. Its workers run on "
+        f"with the image they have. {remedy}the free space of /var/lib there, then run again."
+    )
+
+
+def _references(
+    images: dict[str, str], source: str, recipe: dict[str, Any], version: str
+) -> dict[str, str]:
     if source not in SOURCES:
         raise ImageError(f"image_source is {source!r}; it must be one of {', '.join(SOURCES)}.")
     if source == "registry":
@@ -184,6 +251,7 @@ def image_references(
                 raise ImageError(f"image_{name}: {problem}") from None
         else:
             try:
+                _check_app(recipe[name]["sources"])
                 tag = image_tag(recipe[name]["sources"], recipe[name]["layers"])
             except ImageError as problem:
                 raise ImageError(f"image_app_source: {problem}") from None
@@ -193,6 +261,23 @@ def image_references(
     return references
 
 
+def _check_app(sources: dict[str, str]) -> None:
+    app = sources.get("app")
+    if (
+        app
+        and Path(app).expanduser().is_dir()
+        and not Path(app, REQUIREMENTS).expanduser().is_file()
+    ):
+        raise ImageError(
+            f"{app} has no {REQUIREMENTS}: write one with hashes there, such as 'uv pip compile "
+            "--generate-hashes' makes; celery and redis must be among them."
+        )
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"image_references": image_references, "image_context": image_context}
+        return {
+            "image_context": image_context,
+            "image_failure": image_failure,
+            "image_references_or_problem": image_references_or_problem,
+        }

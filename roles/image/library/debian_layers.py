@@ -63,11 +63,14 @@ PIP_CONFIG = Path("/etc/pip.conf")
 
 
 class AptError(Exception):
-    """apt or dpkg-deb ended with an error; the text is theirs."""
+    """apt or dpkg-deb is missing, or ended with an error; the text is then theirs."""
 
 
 def run(*argv: str) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise AptError(f"there is no {argv[0]}: images are built on Debian only.") from None
     if done.returncode:
         raise AptError(f"{' '.join(argv[:2])} ...: {done.stderr.strip()}")
     return done.stdout

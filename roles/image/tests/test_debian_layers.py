@@ -43,3 +43,7 @@ def test_a_failed_command_is_named_with_its_error():
     with pytest.raises(debian_layers.AptError, match=r"sh -c \.\.\.: no such mirror"):
         debian_layers.run("sh", "-c", "echo no such mirror >&2; exit 100")
     assert debian_layers.run("echo", "text") == "text\n"
+    with pytest.raises(
+        debian_layers.AptError, match=r"there is no no-such-apt: images are built on"
+    ):
+        debian_layers.run("no-such-apt", "install")

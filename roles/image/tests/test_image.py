@@ -254,6 +254,7 @@ def test_references_from_a_registry_stay_as_they_are():
     assert [line.split()[0] for line in str(caught.value).splitlines()] == [
         "image_app",
         "image_redis",
+        "Nothing",
     ]
 
 
@@ -284,6 +285,44 @@ def test_refused_references(images, source, recipe, text):
     with pytest.raises(image.ImageError) as caught:
         image.image_references(images, source, recipe)
     assert text in str(caught.value)
+
+
+def test_an_app_that_cannot_be_built_is_refused(app):
+    recipe = {"app": {"sources": {"app": str(app)}, "layers": {}}}
+    (app / "broken").symlink_to("nowhere")
+    said = image.image_references_or_problem({"app": ""}, "build", recipe)["problem"].splitlines()
+    assert said == [
+        f"image_app_source: {app}/broken is no file, or a link to none: remove it, or mend the "
+        "link.",
+        "Nothing was changed on any host.",
+    ]
+    (app / "broken").unlink()
+    assert "app" in image.image_references_or_problem({"app": ""}, "build", recipe)
+    (app / "requirements.txt").unlink()
+    with pytest.raises(image.ImageError, match=r"app has no requirements.txt: write one with hash"):
+        image.image_references({"app": ""}, "build", recipe)
+
+
+def test_a_build_host_outside_the_groups_is_refused(app):
+    recipe = {"app": {"sources": {"app": str(app)}, "layers": {}}}
+    arguments = ({"app": ""}, "build", recipe, "")
+    assert image.image_references(*arguments, "web1", ["web1", "r1"])
+    with pytest.raises(image.ImageError, match="image_build_host is 'ci', which is no host of the"):
+        image.image_references(*arguments, "ci", ["web1", "r1"])
+
+
+def test_a_failure_to_bring_an_image_names_host_image_reason_and_remedy():
+    tries = [{"failed": False}, {"failed": True, "msg": "unauthorized.\n"}]
+    loop = {"msg": "One or more items failed", "results": tries}
+    said = image.image_failure(loop, "web1", ["r.example/a:1", "r.example/r:8"], "registry")
+    assert said == (
+        "web1 did not get r.example/a:1 and r.example/r:8: unauthorized. Its workers run on with "
+        "the image they have. Check image_app, image_redis, image_registry_auth_file and the way "
+        "to the registry, or the free space of /var/lib there, then run again."
+    )
+    said = image.image_failure({"msg": "no space left"}, "web1", ["a:1"], "build")
+    assert "a:1: no space left. Its workers" in said
+    assert "have. Look at the free space" in said
 
 
 def test_importable_without_ansible():
