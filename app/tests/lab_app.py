@@ -85,6 +85,21 @@ def count(path, seconds):
 
 
 @app.task
+def total(numbers):
+    """The body of a chord."""
+    return sum(numbers)
+
+
+@app.task
+def trust_connections():
+    """Have this process use its connections for results as if it had just looked at them."""
+    idle = app.backend.client.connection_pool._available_connections
+    for connection in idle:
+        connection._parser.can_read = lambda timeout=0: False
+    return bool(idle)
+
+
+@app.task
 def note(path, text):
     """Add a line to a file."""
     with Path(path).open("a") as file:

@@ -21,6 +21,7 @@ def test_without_a_word_tasks_are_safe():
     assert make_safe(app, environ, "prefork") == []
     assert app.conf.task_acks_late is True
     assert app.conf.task_reject_on_worker_lost is True
+    assert app.conf.result_backend_always_retry is True
     assert app.conf.worker_prefetch_multiplier == 1
     assert app.conf.worker_max_memory_per_child == 150 * 1024
     assert app.conf.broker_transport_options["visibility_timeout"] == 7200

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from celery import chord, signature
 from celery_metal_runtime import ledger
-from runtime_lab import Producer, wait_until
+from runtime_lab import PATIENCE, Producer, wait_until
 
 POOLS = ("prefork", "threads", "gevent", "solo")
 COUNT, CROWD, TOUCH = "lab_app.count", "lab_app.crowd", "lab_app.touch"
@@ -309,3 +310,23 @@ def test_priorities_are_kept(start, redis, producer, tmp_path):
     worker.process.send_signal(signal.SIGCONT)
     wait_until(lambda: lines(order) == 4, "all are done")
     assert order.read_text().split() == ["0", "0", "9", "9"]
+
+
+# With gevent each task has a connection of its own.
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_results_are_kept_when_their_connection_dies(start, redis, producer, pool):
+    worker = start(CELERY_METAL_POOL=pool, CONCURRENCY="1").ready()
+    add = signature("metal_sample.tasks.add", (1, 2), queue=worker.queue)
+    body = signature("lab_app.total", queue=worker.queue)
+    for turn in range(3):
+        # The first result makes the connection.
+        assert producer.answers(worker, "lab_app.total", [turn]) == [turn]
+        assert producer.answers(worker, "lab_app.trust_connections") == [True]
+        redis.client.client_kill_filter(_type="normal")
+        redis.client.client_kill_filter(_type="pubsub")
+        producer = Producer(redis)
+        if turn == 0:
+            assert producer.answers(worker, "metal_sample.tasks.add", 1, 2) == [3]
+        else:
+            work = chord([add] * (turn + 1), body, app=producer.app)
+            assert work().get(timeout=PATIENCE) == 3 * (turn + 1)

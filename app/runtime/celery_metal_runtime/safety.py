@@ -28,6 +28,8 @@ def make_safe(app: "Celery", environ: Mapping[str, str], pool: str) -> list[str]
     defaults = {
         # Acknowledged at its end, a task that a crash or a stop interrupts is still in Redis.
         "task_acks_late": acks_late,
+        # A result that cannot be kept at once is kept later, and is no failure of its task.
+        "result_backend_always_retry": True,
         # A child that is killed takes no task along.
         "task_reject_on_worker_lost": acks_late,
         "worker_prefetch_multiplier": positive(environ, PREFETCH) or 1,
