@@ -68,6 +68,19 @@ def assert_pool(pool, size, worker, answers):
         assert peak == size
 
 
+def test_the_kernel_would_end_a_process_of_the_pool_first(start, producer):
+    def score(pid):
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    worker = start().ready()
+    assert {score(pid) for pid in worker.children} == {500}
+    assert score(worker.pid) < 500
+    # A process that takes another's place, too.
+    os.kill(worker.children[0], signal.SIGKILL)
+    producer.answers(worker, CROWD, 0.2, times=4)
+    assert [score(pid) for pid in worker.children] == [500, 500]
+
+
 def test_processes_beyond_the_cap_are_not_started(start):
     worker = start(CONCURRENCY="9", CPU_COUNT="1", CELERY_METAL_PROCESS_FACTOR="2").ready()
     assert len(worker.children) == 2

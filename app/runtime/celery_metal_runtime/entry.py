@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from celery_metal_runtime.broker import configure
 from celery_metal_runtime.notify import line
-from celery_metal_runtime.safety import make_safe
+from celery_metal_runtime.safety import make_safe, offer_children
 from celery_metal_runtime.settings import EX_USAGE, UsageError, choice, required, seconds, text
 from celery_metal_runtime.sizing import POOLS, Sizing, size
 
@@ -67,6 +67,7 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     if order.pool == "prefork":
         # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
         app.conf.worker_pool = "prefork"
+        offer_children()
     _install_health(app, order)
     with _blaming(app_name):  # it loads the modules of its tasks only now
         _start(app_name, app, ["worker", *_worker_options(order, sizing), *command[1:]])

@@ -1,7 +1,9 @@
 """What keeps tasks from being lost: a worker's defaults, which an app's own settings replace."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from celery_metal_runtime.settings import UsageError, choice, natural, positive
 
@@ -14,6 +16,8 @@ CHILD_MB = "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB"
 CHILD_TASKS = "CELERY_METAL_MAX_TASKS_PER_CHILD"
 TIME_LIMIT = "CELERY_METAL_TIME_LIMIT_SECONDS"
 VISIBILITY = "CELERY_METAL_VISIBILITY_SECONDS"
+# Of 1000: enough to be chosen before the main process, whatever the two have used.
+SCORE = "500"
 PICKLE = frozenset({"pickle", "application/x-python-serialize"})
 
 
@@ -52,6 +56,21 @@ def make_safe(app: "Celery", environ: Mapping[str, str], pool: str) -> list[str]
         elif app.conf[name] != value:
             lines.append(f"{name} stays {app.conf[name]}, as the app sets it; the queue's: {value}")
     return lines + _keep_visible(app, positive(environ, VISIBILITY))
+
+
+def offer_children() -> None:
+    """Have the kernel choose a process of the pool, and not the main one, when memory runs out.
+
+    It ends the largest process, and a child counts no pages less than its parent. With the main
+    process the whole worker would end, and not one task.
+    """
+    from celery import signals  # not before gevent has patched
+
+    def offer(**_: Any) -> None:
+        with suppress(OSError):  # no /proc, or a score that is higher already
+            Path("/proc/self/oom_score_adj").write_text(SCORE)
+
+    signals.worker_process_init.connect(offer, weak=False)
 
 
 def _refuse_pickle(app: "Celery") -> None:
