@@ -1,5 +1,6 @@
 # Thin: every verb is a script that can also be called by itself.
 PYTHON = .venv/bin/python
+RUNS = 3
 
 .PHONY: help demo test lint unit molecule bench faults clean
 
@@ -30,9 +31,9 @@ bench: ## measure
 	@tools/bootstrap.sh --lab
 	@$(PYTHON) bench/run.py --markdown docs/bench.md
 
-faults: ## count what faults under load do to tasks
+faults: ## count what faults under load do to tasks, RUNS times in a row
 	@tools/bootstrap.sh --lab
-	@FAULTS_MARKDOWN=docs/faults.md $(PYTHON) tools/test.py molecule faults
+	@FAULTS_MARKDOWN=docs/faults.md FAULTS_RUNS=$(RUNS) $(PYTHON) tools/test.py --minutes 240 molecule faults
 
 clean: ## remove this checkout's test hosts, .venv and caches
 	@tools/clean.sh

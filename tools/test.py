@@ -33,7 +33,7 @@ BIN = ROOT / ".venv" / "bin"
 LAB = ROOT / "molecule" / "_lab" / "lab.py"
 AT_ONCE = 2
 # A scenario that takes longer hangs: CI as a whole has 90 minutes.
-JOB_SECONDS = 40 * 60
+JOB_MINUTES = 40
 
 LINTERS = {
     "ansible-lint": ["ansible-lint", "--offline", "--nocolor"],
@@ -77,9 +77,10 @@ class Result:
 
 
 class Runner:
-    """Runs jobs, and ends those it has started when told to stop."""
+    """Runs jobs, each for so many minutes, and ends those it has started when told to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, minutes: int) -> None:
+        self.seconds = minutes * 60
         self.lock = threading.Lock()
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
@@ -132,9 +133,9 @@ class Runner:
             )
             self.running.add(process)
         try:
-            return process.wait(JOB_SECONDS)
+            return process.wait(self.seconds)
         except subprocess.TimeoutExpired:
-            os.write(log, f"\nnot done after {JOB_SECONDS} s\n".encode())
+            os.write(log, f"\nnot done after {self.seconds} s\n".encode())
             os.killpg(process.pid, signal.SIGKILL)
             return process.wait()
         finally:
@@ -226,9 +227,9 @@ def scenario_jobs(wanted: list[str]) -> list[Job]:
     ]
 
 
-def run_all(jobs: list[Job]) -> list[Result]:
+def run_all(jobs: list[Job], minutes: int) -> list[Result]:
     """Run the jobs, at most two at a time, and return their results in the jobs' order."""
-    runner = Runner()
+    runner = Runner(minutes)
 
     def interrupted(number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt(signal.Signals(number).name)
@@ -270,6 +271,12 @@ def main() -> int:
         "kind", nargs="?", choices=["all", "lint", "unit", "molecule"], default="all"
     )
     parser.add_argument("scenarios", nargs="*", metavar="NAME")
+    parser.add_argument(
+        "--minutes",
+        type=int,
+        default=JOB_MINUTES,
+        help="a job that takes longer hangs (%(default)s)",
+    )
     options = parser.parse_args()
     jobs = {
         "lint": lint_jobs,
@@ -281,7 +288,7 @@ def main() -> int:
     LOGS.mkdir(parents=True)
     started = time.monotonic()
     try:
-        results = run_all(jobs)
+        results = run_all(jobs, options.minutes)
         return report(results, time.monotonic() - started)
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted {interrupt}", flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 HEAD = (
     "Fault",
@@ -57,18 +57,15 @@ def count(lines: Iterable[str], sent: int, measured: range, begun: float) -> Cou
     return Counted(sent, len(times), len(effects) - len(times), max(gaps, default=0.0))
 
 
-def rows_of(page: str) -> dict[str, tuple[bool, Counted]]:
-    """The rows of a page with such a table, so that some faults can be counted again."""
-    rows = {}
-    for line in page.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == len(HEAD) and cells[2].isdigit():
-            name, planned, sent, done, _, duplicates, pause, restarted = cells
-            rows[name] = (
-                planned == "yes",
-                Counted(int(sent), int(done), int(duplicates), float(pause), int(restarted)),
-            )
-    return rows
+def together(runs: Sequence[Counted]) -> Counted:
+    """Several runs of one fault: the tasks of all, the pause and the restarts of the worst."""
+    return Counted(
+        sent=sum(one.sent for one in runs),
+        done=sum(one.done for one in runs),
+        duplicates=sum(one.duplicates for one in runs),
+        pause=max(one.pause for one in runs),
+        restarted=max(one.restarted for one in runs),
+    )
 
 
 def table(rows: Mapping[str, tuple[bool, Counted]]) -> list[str]:

@@ -29,10 +29,8 @@ def test_a_row_of_the_table():
     )
 
 
-def test_the_rows_of_a_page_are_read_as_they_were_written():
-    rows = {
-        "a fault": (True, effects.Counted(500, 500, 0, 1.2, 3)),
-        "another, with more words (drop)": (False, effects.Counted(500, 499, 2, 130.0)),
-    }
-    page = "\n".join(["# Faults", "", *effects.table(rows), "", "| not | a row |"])
-    assert effects.rows_of(page) == rows
+def test_runs_together_have_the_tasks_of_all_and_the_worst_pause():
+    runs = [effects.Counted(500, 499, 0, 1.2, 3), effects.Counted(500, 500, 2, 0.7, 4)]
+    found = effects.together(runs)
+    assert found == effects.Counted(1000, 999, 2, 1.2, 4)
+    assert found.lost == 1
