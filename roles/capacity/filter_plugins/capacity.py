@@ -58,7 +58,7 @@ QUEUE_RULES: dict[str, Rule] = {
     "drain_seconds": Rule("int", 60, 1, 86400),
     "acks_late": Rule("bool", True),
     "prefetch": Rule("int", 1, 1, 1000),
-    "time_limit_seconds": Rule("int", 0, 0, 604800),
+    "time_limit_seconds": Rule("auto_int", 0, 0, 604800),
     "max_tasks_per_child": Rule("int", 0, 0, 1000000),
 }
 
@@ -177,6 +177,9 @@ def _normalised(queue: Mapping[str, Any]) -> Queue:
     values = {key: queue.get(key, rule.default) for key, rule in QUEUE_RULES.items()}
     if isinstance(values["concurrency"], Mapping):
         values["concurrency"] = {bound: values["concurrency"][bound] for bound in ("min", "max")}
+    if values["time_limit_seconds"] == "auto":
+        # What outlasts the drain would run again from its beginning at each stop.
+        values["time_limit_seconds"] = values["drain_seconds"]
     return {"name": values.pop("name"), "unit": unit_slug(queue["name"]), **values}
 
 

@@ -55,6 +55,17 @@ def test_input_is_left_alone():
     assert queues == [{"name": "a", "concurrency": {"max": 8, "min": 2}}]
 
 
+def test_a_time_limit_may_be_that_of_the_drain():
+    queues = [
+        {"name": "a", "time_limit_seconds": "auto", "drain_seconds": 90},
+        {"name": "b", "time_limit_seconds": "auto"},
+        {"name": "c", "time_limit_seconds": 5, "drain_seconds": 90},
+    ]
+    assert [one["time_limit_seconds"] for one in capacity.validate_queues(queues)] == [90, 60, 5]
+    (problem,) = capacity.queue_problems([{"name": "a", "time_limit_seconds": "drain"}])
+    assert problem.endswith("write auto, or a whole number from 0 to 604800")
+
+
 def test_a_time_limit_is_for_prefork_alone():
     queue = {"name": "a", "pool": "threads", "time_limit_seconds": 5}
     with pytest.raises(capacity.QueuesError, match="with pool threads, which cannot end a task"):
