@@ -126,6 +126,59 @@ def test_a_misspelt_name_is_told(declarations: ModuleType, name: str, meant: str
     assert f"did you mean {meant}?" in check(declarations, {name: 1})
 
 
+APP = {
+    "celery_worker_environment": {"LEVEL": "1"},
+    "celery_worker_secrets": {"DATABASE_URL": "hush-hush", "key.pem": "hush-hush"},
+    "celery_worker_secrets_exported": ["DATABASE_URL"],
+    "celery_queues": [{"name": "a", "environment": {"LEVEL": "2"}, "secrets": ["key.pem"]}],
+}
+
+
+def test_an_app_may_have_an_environment_and_secrets(declarations: ModuleType) -> None:
+    assert declarations.app_problems(APP) == []
+    assert declarations.app_problems({}) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"celery_worker_environment": {"A B": "1"}}, "names 'A B', which is no name of a vari"),
+        ({"celery_worker_environment": {"CELERY_METAL_POOL": "solo"}}, "the kit sets itself"),
+        ({"celery_worker_environment": {"CELERY_BROKER_URL": "x"}}, "the kit sets itself"),
+        ({"celery_worker_environment": {"A": False}}, "has A as False, which is no text"),
+        ({"celery_worker_environment": {"A": 8}}, "has A as 8, which is no text"),
+        ({"celery_worker_environment": {"A": None}}, "has A as None, which is no text"),
+        ({"celery_worker_environment": {"A": "1\n[Service]"}}, "make it a secret"),
+        ({"celery_worker_environment": {"DATABASE_URL": "x"}}, "exported names as well"),
+        ({"celery_queues": [{"name": "a", "environment": {"A": 1}}]}, "celery_queues (a): envir"),
+        ({"celery_queues": [{"name": "a", "secrets": ["key"]}]}, "it has DATABASE_URL, key.pem"),
+        ({"celery_worker_secrets_exported": ["OTHER"]}, "names OTHER, which is none of"),
+        ({"celery_worker_secrets_exported": ["key.pem"]}, "is no name of a variable"),
+        ({"celery_worker_secrets": {"DATABASE_URL": "", "key.pem": "x"}}, "[DATABASE_URL] is emp"),
+        ({"celery_worker_secrets": {"DATABASE_URL": 8, "key.pem": "x"}}, "[DATABASE_URL] is no t"),
+        (
+            {"celery_worker_secrets": {**APP["celery_worker_secrets"], "a/b": "hush-hush"}},
+            "the name 'a/b'",
+        ),
+        (
+            {
+                "celery_worker_secrets": {
+                    "DATABASE_URL": StrictUndefined(name="vault_url"),
+                    "key.pem": "hush-hush",
+                }
+            },
+            "'vault_url' is undefined",
+        ),
+    ],
+)
+def test_what_an_app_may_not_have_is_told_without_a_secret(
+    declarations: ModuleType, changed: dict[str, Any], words: str
+) -> None:
+    (problem,) = declarations.app_problems({**APP, **changed})
+    assert words in problem
+    assert "hush" not in problem
+
+
 def test_what_waits_for_facts_is_checked_with_them(declarations: ModuleType) -> None:
     variables = {"redis_address": StrictUndefined(name="ansible_facts")}
     assert check(declarations, variables) == ""

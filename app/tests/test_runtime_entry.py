@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from celery_metal_runtime.entry import _check_arguments, _order
-from celery_metal_runtime.settings import UsageError
+from celery_metal_runtime.settings import UsageError, export_secrets
 from runtime_lab import PASSWORD, base_environ, wait_until
 
 
@@ -166,3 +166,15 @@ def test_sigterm_ends_a_pid_1_that_still_loads_its_app(tmp_path):
             os.kill(int(file.read()), signal.SIGTERM)
         wait_until(lambda: outer.poll() is not None, "the process ends", 5)
         assert outer.returncode == 0
+
+
+def test_exported_secrets_are_what_the_app_finds(tmp_path):
+    (tmp_path / "TOKEN").write_text("two\nlines\n")
+    environ = {"CELERY_METAL_EXPORT": "TOKEN", "CELERY_METAL_SECRETS_DIRECTORY": str(tmp_path)}
+    export_secrets(environ)
+    assert environ["TOKEN"] == "two\nlines\n"
+    done = run(WORKER | environ | {"CELERY_METAL_EXPORT": "TOKEN,OTHER"})
+    assert done.returncode == 64
+    assert f"CELERY_METAL_EXPORT names OTHER, and {tmp_path}/OTHER cannot be read" in done.stderr
+    assert "run site.yml" in done.stderr
+    export_secrets({})

@@ -27,6 +27,26 @@ KINDS = {
     "str": (str, "text"),
 }
 CLOSE = 0.85
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+LETTERS = "take letters, digits and _, not a digit first"
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+SECRET = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
+# podman-secret-create(1): below 512 kB.
+SECRET_BYTES = 512000
+# What the container has of the kit, and what Celery itself would read instead of it.
+OURS = ("CELERY_METAL_",)
+TAKEN = {
+    "BROKER_URL",
+    "CELERY_APP",
+    "CELERY_BROKER",
+    "CELERY_BROKER_READ_URL",
+    "CELERY_BROKER_URL",
+    "CELERY_BROKER_WRITE_URL",
+    "CELERY_RESULT_BACKEND",
+    "NOTIFY_SOCKET",
+    "RESULT_BACKEND",
+}
+SECRETS_TAKEN = {".", "..", "celery-redis-password"}
 
 
 def bounds(description: str | list[str]) -> tuple[int, int] | None:
@@ -107,6 +127,7 @@ def declaration_problems(
             near = difflib.get_close_matches(name, options, n=1, cutoff=CLOSE)
             wrong = f"{name} is no variable of the kit: did you mean {near[0]}?" if near else ""
         problems += [wrong] if wrong else []
+    problems += app_problems(variables)
     certificates = variables.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
@@ -115,6 +136,104 @@ def declaration_problems(
     if not problems:
         return ""
     return "\n".join([f"host {host}:", *(f"- {one}" for one in problems), "Nothing was changed."])
+
+
+def app_problems(variables: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the environment and the secrets of the app; never with a secret in it."""
+    prefix = "celery_worker_"
+    secrets = variables.get(f"{prefix}secrets", {})
+    exported = variables.get(f"{prefix}secrets_exported", [])
+    queues = variables.get("celery_queues", [])
+    shaped = isinstance(secrets, Mapping) and isinstance(exported, list)
+    if not shaped or not isinstance(queues, list):
+        return []  # said already
+    problems = environment_problems(
+        f"{prefix}environment", variables.get(f"{prefix}environment", {}), exported
+    )
+    problems += secret_problems(secrets)
+    for name in exported:
+        if name not in secrets:
+            problems.append(
+                f"{prefix}secrets_exported names {name}, which is none of {prefix}secrets: "
+                f"{_known(secrets)}"
+            )
+        elif not VARIABLE.fullmatch(str(name)):
+            problems.append(
+                f"{prefix}secrets_exported names {name}, which is no name of a variable: {LETTERS}"
+            )
+    for queue in queues:
+        if not isinstance(queue, Mapping):
+            continue
+        where = f"celery_queues ({queue.get('name')})"
+        problems += environment_problems(
+            f"{where}: environment", queue.get("environment", {}), exported
+        )
+        wanted = queue.get("secrets", "all")
+        for name in wanted if isinstance(wanted, list) else []:
+            if name not in secrets:
+                problems.append(
+                    f"{where}: secrets names {name}, which is none of {prefix}secrets: "
+                    f"{_known(secrets)}"
+                )
+    return problems
+
+
+def environment_problems(where: str, values: Any, exported: Iterable[str]) -> list[str]:
+    """What is wrong with environment variables, each with its value and the remedy."""
+    problems = []
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if not isinstance(name, str) or not VARIABLE.fullmatch(name):
+            problems.append(f"{where} names {name!r}, which is no name of a variable: {LETTERS}")
+        elif name.startswith(OURS) or name in TAKEN:
+            problems.append(
+                f"{where} sets {name}, which the kit sets itself: use the kit's variable for it"
+            )
+        elif name in exported:
+            problems.append(
+                f"{where} sets {name}, which celery_worker_secrets_exported names as well: keep one"
+            )
+        elif not isinstance(value, str):
+            problems.append(
+                f"{where} has {name} as {value!r}, which is no text (YAML reads no as false, and "
+                "010 as 8): put what you mean in quotes"
+            )
+        elif CONTROL.search(value):
+            problems.append(
+                f"{where} has {name} as {value!r}: a unit file has no place for lines and control "
+                "characters; make it a secret, which is a file"
+            )
+    return problems
+
+
+def secret_problems(secrets: Mapping[str, Any]) -> list[str]:
+    """What is wrong with secrets, without their values."""
+    problems = []
+    for name, value in secrets.items():
+        if isinstance(value, Undefined):
+            problems.append(
+                f"celery_worker_secrets[{name}] names something that is not defined: "
+                f"{value._undefined_message}"
+            )
+        elif not isinstance(name, str) or not SECRET.fullmatch(name) or name in SECRETS_TAKEN:
+            problems.append(
+                f"celery_worker_secrets has the name {name!r}: take 1 to 100 of the letters A to "
+                "Z, digits, and _ . - , and none of the kit's own"
+            )
+        elif not isinstance(value, str):
+            problems.append(
+                f"celery_worker_secrets[{name}] is no text: put its value in quotes (a mapping or "
+                "list: make it text with to_json)"
+            )
+        elif not 0 < len(value.encode()) < SECRET_BYTES:
+            problems.append(
+                f"celery_worker_secrets[{name}] is empty, or larger than Podman keeps "
+                f"({SECRET_BYTES - 1} bytes): give it a value, or remove it"
+            )
+    return problems
+
+
+def _known(names: Iterable[str]) -> str:
+    return f"it has {', '.join(sorted(map(str, names))) or 'no secret'}"
 
 
 def certificate_problems(paths: Iterable[str], places: Iterable[str]) -> list[str]:

@@ -53,6 +53,9 @@ CELERY_METAL_TIME_LIMIT_SECONDS
 CELERY_METAL_VISIBILITY_SECONDS
     What no worker has acknowledged for so long goes back to its queue: longer than any task. The
     same for all workers of one Redis.
+CELERY_METAL_EXPORT
+    Names, with commas between, of secrets that the app finds as environment variables: each is
+    read from the file of its name in CELERY_METAL_SECRETS_DIRECTORY (``/run/secrets``).
 NOTIFY_SOCKET
     systemd's, as Podman passes it on. Unset: nothing is told.
 

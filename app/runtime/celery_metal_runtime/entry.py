@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from celery_metal_runtime.broker import configure
 from celery_metal_runtime.notify import line
 from celery_metal_runtime.safety import make_safe, offer_children
-from celery_metal_runtime.settings import EX_USAGE, UsageError, choice, required, seconds, text
+from celery_metal_runtime.settings import (
+    EX_USAGE,
+    UsageError,
+    choice,
+    export_secrets,
+    required,
+    seconds,
+    text,
+)
 from celery_metal_runtime.sizing import POOLS, Sizing, size
 
 if TYPE_CHECKING:
@@ -54,6 +62,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _run(command: list[str], app_name: str) -> NoReturn:
+    export_secrets(os.environ)
     if command[0] != "worker":
         _start(app_name, _load_after_patching(app_name, "prefork"), command)
     # The kernel ignores SIGTERM for a PID 1 without a handler; Celery sets its own when it starts.

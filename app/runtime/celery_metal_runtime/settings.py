@@ -1,8 +1,11 @@
 """Reading the environment, with errors that name the variable, its value and the remedy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 EX_USAGE = 64
+EXPORT = "CELERY_METAL_EXPORT"
+SECRETS_DIRECTORY = "CELERY_METAL_SECRETS_DIRECTORY"
 
 
 class UsageError(Exception):
@@ -64,3 +67,21 @@ def seconds(environ: Mapping[str, str], name: str) -> float:
     if not 0 <= number < float("inf"):
         raise UsageError(f"{name}={value!r} is not a number of seconds: set it to 0 or more")
     return number
+
+
+def export_secrets(environ: MutableMapping[str, str]) -> None:
+    """Set the variables that CELERY_METAL_EXPORT names, each to what is in the secret of its name.
+
+    For apps that read nothing but their environment. What was set so late is not in
+    /proc/1/environ, nor in what Podman shows of the container. UsageError for a missing secret.
+    """
+    folder = Path(text(environ, SECRETS_DIRECTORY, "/run/secrets"))
+    for name in filter(None, text(environ, EXPORT).split(",")):
+        try:
+            environ[name] = (folder / name).read_text()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise UsageError(
+                f"{EXPORT} names {name}, and {folder / name} cannot be read: {reason}; run "
+                "site.yml, which brings the secret"
+            ) from None

@@ -1,6 +1,7 @@
 """Each change reaches the units that it concerns, and no others."""
 
 import copy
+import hashlib
 import json
 
 import pytest
@@ -192,6 +193,73 @@ def test_what_is_not_ours_stays(site, lab):
     for path, text in foreign.items():
         assert lab.run(HOST, f"cat {path}") == text
     lab.run(HOST, ["rm", *foreign])
+
+
+TOKEN = 'hush-hush 50% of "$HOME" \\ é'
+APP = {
+    "celery_queues": [ADD, MULTIPLY, {**MAIL, "secrets": [], "environment": {"LEVEL": "low"}}],
+    "celery_worker_environment": {"LEVEL": TOKEN.replace("hush", "plain")},
+    "celery_worker_secrets": {"TOKEN": TOKEN, "key.pem": "hush-hush\nof two lines\n"},
+    "celery_worker_secrets_exported": ["TOKEN"],
+}
+
+
+def seen(lab, queue, name):
+    """The fingerprint of an environment variable, as a task on that queue finds it."""
+    ask = (
+        "from metal_sample.tasks import fingerprint; from metal_sample.celery import app;"
+        "from celery_metal_runtime import configure; configure(app);"
+        f"print(fingerprint.apply_async(({name!r},), queue={queue!r}).get(timeout=30))"
+    )
+    return lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", ask]).strip()
+
+
+def fingerprint(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_an_app_s_environment_and_secrets_reach_their_queues_and_nobody_else(
+    site, kit, lab, tmp_path
+):
+    begun = lab.run(HOST, "date +%s").strip()
+    # From a file: what is on its own command line Ansible shows.
+    (tmp_path / "app.json").write_text(json.dumps(APP))
+    played = kit.play("-vvvv", "--diff", "-e", f"@{tmp_path}/app.json")
+    level = APP["celery_worker_environment"]["LEVEL"]
+    assert seen(lab, "add_queue", "LEVEL") == fingerprint(level)
+    assert seen(lab, "mail", "LEVEL") == fingerprint("low")
+    assert seen(lab, "add_queue", "TOKEN") == fingerprint(TOKEN)
+    assert seen(lab, "mail", "TOKEN") == "None"
+    read = "podman exec celery-{0}-1 cat /run/secrets/key.pem"
+    assert lab.run(HOST, read.format("multiply_queue")) == "hush-hush\nof two lines\n"
+    assert not lab.succeeds(HOST, read.format("mail"))
+    shown = {
+        "Ansible": played.output,
+        "podman inspect": lab.run(HOST, "podman inspect $(podman ps -q)"),
+        "unit files": lab.run(
+            HOST, "cat /etc/containers/systemd/celery-metal/*; systemctl cat 'celery-*'"
+        ),
+        "processes": lab.run(HOST, "ps -eo args; cat /proc/[0-9]*/environ | tr '\\0' '\\n'"),
+        "journal": lab.run(HOST, f"journalctl --no-pager --since @{begun}"),
+        "state": lab.run(HOST, "cat /var/lib/celery-metal/*.json /etc/celery-metal/*"),
+    }
+    assert {where for where, text in shown.items() if "hush-hush" in text} == set()
+    assert kit.play(**APP).changed == {HOST: 0}
+
+
+def test_another_secret_restarts_those_that_have_it(site, kit, lab):
+    kit.play(**APP)
+    before = lab.invocation_ids(HOST, "celery-*.service")
+    kit.play(**{**APP, "celery_worker_secrets": {"TOKEN": "another", "key.pem": "hush-hush"}})
+    after = lab.invocation_ids(HOST, "celery-*.service")
+    assert {unit for unit in before if before[unit] != after[unit]} == {
+        "celery-add_queue@1.service",
+        "celery-multiply_queue@1.service",
+    }
+    assert seen(lab, "multiply_queue", "TOKEN") == fingerprint("another")
+    kit.play(celery_queues=QUEUES)
+    assert "celery-app" not in lab.run(HOST, "podman secret ls --format '{{.Name}}'")
+    assert seen(lab, "add_queue", "TOKEN") == "None"
 
 
 def test_a_plan_that_does_not_fit_changes_nothing(site, kit, lab):

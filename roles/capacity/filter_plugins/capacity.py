@@ -37,7 +37,7 @@ class PlanError(ValueError):
 class Rule(NamedTuple):
     """What one key accepts, bounds included.
 
-    kind: name | choice | int | auto_int | concurrency | bool.
+    kind: name | choice | int | auto_int | concurrency | bool | mapping | names.
     """
 
     kind: str
@@ -60,6 +60,8 @@ QUEUE_RULES: dict[str, Rule] = {
     "prefetch": Rule("int", 1, 1, 1000),
     "time_limit_seconds": Rule("auto_int", 0, 0, 604800),
     "max_tasks_per_child": Rule("int", 0, 0, 1000000),
+    "environment": Rule("mapping", {}),
+    "secrets": Rule("names", "all"),
 }
 
 SETTING_RULES: dict[str, Rule] = {
@@ -114,6 +116,8 @@ class Queue(TypedDict):
     prefetch: int
     time_limit_seconds: int
     max_tasks_per_child: int
+    environment: Mapping[str, str]
+    secrets: str | list[str]
 
 
 def unit_slug(name: str) -> str:
@@ -270,6 +274,13 @@ def _value_problem(key: str, value: Any, rule: Rule) -> str | None:
         return _choice_problem(key, value, rule)
     if rule.kind == "bool":
         return None if isinstance(value, bool) else f"{key} is {_show(value)}: write true or false"
+    if rule.kind == "mapping":
+        wanted = "write a mapping such as {NAME: value}"
+        return None if isinstance(value, Mapping) else f"{key} is {_show(value)}: {wanted}"
+    if rule.kind == "names":
+        named = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        wanted = "write all, or a list of names"
+        return None if named or value == rule.default else f"{key} is {_show(value)}: {wanted}"
     if rule.kind in ("auto_int", "concurrency") and isinstance(value, str) and value == "auto":
         return None
     if rule.kind == "concurrency" and isinstance(value, Mapping):
@@ -509,6 +520,8 @@ def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> di
         "prefetch": queue["prefetch"],
         "time_limit_seconds": queue["time_limit_seconds"],
         "max_tasks_per_child": queue["max_tasks_per_child"],
+        "environment": queue["environment"],
+        "secrets": queue["secrets"],
         "reasons": {
             "concurrency": _size_reason(pool, wanted, sized),
             "memory_mb": _memory_reason(pool, sized.limits),

@@ -19,6 +19,8 @@ KINDS = {
     "auto_int": "raw",
     "concurrency": "raw",
     "bool": "bool",
+    "mapping": "dict",
+    "names": "raw",
 }
 
 
@@ -44,6 +46,8 @@ def test_defaults_are_filled_in_and_order_is_kept():
         "prefetch": 1,
         "time_limit_seconds": 0,
         "max_tasks_per_child": 0,
+        "environment": {},
+        "secrets": "all",
     }
     assert (valid[1]["unit"], valid[1]["weight"]) == ("a_2f1", 3)
 
@@ -214,6 +218,22 @@ def test_unit_names(name, unit):
 
 
 NAMES = st.text(min_size=1, max_size=8) | st.text("a/_2f", min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize(
+    ("queue", "words"),
+    [
+        ({"environment": ["A=1"]}, 'environment is ["A=1"]: write a mapping'),
+        ({"environment": None}, "environment is empty"),
+        ({"secrets": "DATABASE_URL"}, 'secrets is "DATABASE_URL": write all, or a list of names'),
+        ({"secrets": [1]}, "secrets is [1]: write all, or a list of names"),
+    ],
+)
+def test_environment_and_secrets_have_a_shape(queue, words):
+    (problem,) = capacity.queue_problems([{"name": "a", **queue}])
+    assert words in problem
+    good = {"environment": {"A": "1"}, "secrets": ["B"]}
+    assert capacity.validate_queues([{"name": "a", **good}])[0].items() >= good.items()
 
 
 @given(st.lists(NAMES, min_size=1, max_size=6))

@@ -61,15 +61,31 @@ def visibility_seconds(drains: list[int]) -> int:
     return max(LEAST_VISIBILITY_SECONDS, 2 * max(drains, default=0))
 
 
+def of_the_app(queue: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
+    """What a queue's workers have of the app's environment and secrets.
+
+    :param queue: a row of the plan; its own variables go before those of all.
+    :param context: the ``environment``, ``secrets`` and ``secrets_exported`` of all queues.
+    """
+    secrets, exported = context["secrets"], context["secrets_exported"]
+    names = secrets if queue["secrets"] == "all" else queue["secrets"]
+    return {
+        "environment": {**context["environment"], **queue["environment"]},
+        "secrets": {name: secrets[name] for name in sorted(names)},
+        "secrets_exported": [name for name in sorted(names) if name in exported],
+    }
+
+
 def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[str, Any]:
     """Unit files and links of all queues in a host's plan.
 
     :param plan: what ``roles/capacity`` returned for the host.
     :param templates: the role's template directory, which mirrors the host's paths.
-    :param context: what all queues share: image, app, broker_url, ...
+    :param context: what all queues share: image, app, broker_url, environment, secrets (name to its
+        mark), secrets_exported (names), ...
     :returns: ``files`` (path to content) and ``links`` (path to target), two options of the
         module ``celery_units``.
-    :raises jinja2.UndefinedError: when the context lacks something that a template names.
+    :raises jinja2.UndefinedError, KeyError: when the context lacks something.
     """
     jinja = Environment(
         loader=FileSystemLoader(templates),
@@ -84,7 +100,9 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
     for queue in plan["queues"]:
         unit = f"celery-{queue['unit']}"
         files[f"{QUADLETS}/{unit}@.container"] = container.render(
-            queue=queue, **drain_chain(queue["drain_seconds"]), **context
+            **{**context, **of_the_app(queue, context)},
+            queue=queue,
+            **drain_chain(queue["drain_seconds"]),
         )
         files[f"{UNITS}/{unit}.target"] = target.render(queue=queue)
         links[f"{UNITS}/celery.target.wants/{unit}.target"] = f"{UNITS}/{unit}.target"

@@ -24,6 +24,9 @@ CONTEXT = {
     "watchdog_seconds": 60,
     "visibility_seconds": 3600,
     "secret_version": "abc",
+    "environment": {},
+    "secrets": {},
+    "secrets_exported": [],
 }
 
 
@@ -138,7 +141,7 @@ def test_a_missing_value_is_an_error(missing):
         capacity.limits_from_settings({}),
     )
     context = {key: value for key, value in CONTEXT.items() if key != missing}
-    with pytest.raises(UndefinedError, match=missing):
+    with pytest.raises((UndefinedError, KeyError), match=missing):
         celery_worker.worker_units(plan, TEMPLATES, **context)
 
 
@@ -253,6 +256,49 @@ def test_what_a_queue_says_of_its_tasks_reaches_the_worker():
     assert leaking["CELERY_METAL_MAX_TASKS_PER_CHILD"] == "500"
     threads = environment(container({"name": "a", "pool": "threads"}))
     assert "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB" not in threads
+
+
+APP = {
+    "environment": {"LEVEL": "1", "TEXT": '50% of "$HOME" \\ é'},
+    "secrets": {"DATABASE_URL": "m1", "key.pem": "m2"},
+    "secrets_exported": ["DATABASE_URL"],
+}
+
+
+def values(sections, key):
+    return [value for name, value in sections["Container"] if name == key]
+
+
+def test_the_app_s_environment_reaches_the_worker_as_it_is():
+    found = environment(container({"name": "a"}, **APP))
+    assert (found["LEVEL"], found["TEXT"]) == ("1", APP["environment"]["TEXT"])
+    own = environment(container({"name": "a", "environment": {"LEVEL": "2"}}, **APP))
+    assert (own["LEVEL"], own["TEXT"]) == ("2", APP["environment"]["TEXT"])
+
+
+def test_secrets_are_files_of_the_queues_that_want_them():
+    every = container({"name": "a"}, **APP)
+    mount = "type=mount,target={0},uid=999,gid=999,mode=0400"
+    assert values(every, "Secret")[:2] == [
+        f"celery-app-{name}," + mount.format(name) for name in ("DATABASE_URL", "key.pem")
+    ]
+    assert environment(every)["CELERY_METAL_EXPORT"] == "DATABASE_URL"
+    one = container({"name": "a", "secrets": ["key.pem"]}, **APP)
+    assert [value for value in values(one, "Secret") if "app-" in value] == [
+        "celery-app-key.pem," + mount.format("key.pem")
+    ]
+    assert "CELERY_METAL_EXPORT" not in environment(one)
+    none = container({"name": "a", "secrets": []}, **APP)
+    assert not [value for value in values(none, "Secret") if "app-" in value]
+
+
+def test_another_secret_concerns_those_that_have_it():
+    queues = [{"name": "a"}, {"name": "b", "secrets": ["key.pem"]}]
+    before = units(*queues, **APP)["files"]
+    after = units(*queues, **{**APP, "secrets": {"DATABASE_URL": "m3", "key.pem": "m2"}})["files"]
+    assert [path for path in before if before[path] != after[path]] == [
+        f"{QUADLETS}/celery-a@.container"
+    ]
 
 
 def test_limits_are_the_plan_s_and_say_why():

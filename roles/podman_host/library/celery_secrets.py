@@ -1,0 +1,127 @@
+#!/usr/bin/python
+"""Keep the secrets of an app in Podman's store, each with a mark that changes when it does."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_secrets
+short_description: Keep an app's secrets, and tell which of them have changed
+description:
+  - C(containers.podman.podman_secret) takes one secret a task, and gives no mark of what it kept.
+  - Each is kept as C(celery-app-NAME) with the label C(version), a random mark that says nothing of
+    it. A secret that is the same keeps its mark, and so restarts nobody.
+options:
+  secrets:
+    description: Name to text. No other secrets than these are wanted.
+    type: dict
+    default: {}
+  prune:
+    description: Whether to remove those that are not wanted any more.
+    type: bool
+    default: false
+author: celery-metal
+"""
+
+EXAMPLES = r"""
+- name: Keep the app's secrets
+  celery_secrets:
+    secrets: {DATABASE_URL: "{{ vault_database_url }}"}
+  register: app_secrets
+"""
+
+RETURN = r"""
+versions: {description: Name of each wanted secret to its mark, type: dict, returned: always}
+written: {description: Names of those that are new or another, type: list, returned: always}
+gone: {description: Names of those that are kept and not wanted, type: list, returned: always}
+"""
+
+import json
+import secrets as randomness
+import shutil
+import subprocess
+from typing import Any, NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_metal import HostError, conclude, output
+
+PREFIX = "celery-app-"
+
+
+class Kept(NamedTuple):
+    """A secret in Podman's store."""
+
+    value: str
+    version: str
+
+
+def kept() -> dict[str, Kept]:
+    """The app's secrets that Podman has, by the names that they have in containers."""
+    if not shutil.which("podman"):  # a clean host, under --check
+        return {}
+    listed = output("podman", "secret", "ls", "--format", "{{.Name}}").split()
+    names = [name for name in listed if name.startswith(PREFIX)]
+    if not names:
+        return {}
+    found = json.loads(output("podman", "secret", "inspect", "--showsecret", *names))
+    return {
+        one["Spec"]["Name"].removeprefix(PREFIX): Kept(
+            one["SecretData"], (one["Spec"].get("Labels") or {}).get("version", "")
+        )
+        for one in found
+    }
+
+
+def versions(wanted: dict[str, str], found: dict[str, Kept]) -> tuple[dict[str, str], list[str]]:
+    """The mark of each wanted secret, and the names of those that must be written."""
+    written = [
+        name for name in sorted(wanted) if name not in found or found[name].value != wanted[name]
+    ]
+    marks = {name: one.version for name, one in found.items() if name in wanted}
+    return {**marks, **{name: randomness.token_hex(6) for name in written}}, written
+
+
+def write(name: str, value: str, version: str) -> None:
+    """Have Podman keep a secret; it is in no command line.
+
+    :raises HostError: when Podman does not.
+    """
+    command = ("podman", "secret", "create", "--replace", "--label", f"version={version}")
+    done = subprocess.run(
+        (*command, PREFIX + name, "-"), input=value, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise HostError(
+            f"Podman did not keep the secret {name}: {done.stderr.strip()}. The workers run on "
+            "with the old one. Look at 'podman secret ls' and the free space of "
+            "/var/lib/containers there, then run again."
+        )
+
+
+def bring(module: AnsibleModule) -> dict[str, Any]:
+    """Write what differs, and remove what is not wanted if told so."""
+    wanted = module.params["secrets"]
+    found = kept()
+    marks, written = versions(wanted, found)
+    gone = sorted(set(found) - set(wanted))
+    if not module.check_mode:
+        for name in written:
+            write(name, wanted[name], marks[name])
+        if module.params["prune"] and gone:
+            output("podman", "secret", "rm", *(PREFIX + name for name in gone))
+    changed = bool(written or (module.params["prune"] and gone))
+    return {"changed": changed, "versions": marks, "written": written, "gone": gone}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
+            "prune": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    conclude(module, lambda: bring(module), changes=True)
+
+
+if __name__ == "__main__":
+    main()
