@@ -157,6 +157,23 @@ def test_the_queues_of_one_host_only(site: Site) -> None:
     site.refuses("fatal: [web2]: FAILED!", "weight is 0: write a whole number from 1 to 1000")
 
 
+def test_a_bad_environment_is_told_and_a_bad_secret_without_its_value(site: Site) -> None:
+    site.variables(
+        QUEUES
+        + "celery_worker_environment: {DEBUG: no, VERSION: 010}\n"
+        + "celery_worker_secrets: {TOKEN: {secret: hush-hush}, a/b: hush-hush}\n"
+    )
+    site.refuses(
+        "host web1:",
+        "celery_worker_environment has DEBUG as False, which is no text",
+        "celery_worker_environment has VERSION as 8",
+        "celery_worker_secrets[TOKEN] is no text: put its value in quotes",
+        "celery_worker_secrets has the name 'a/b'",
+        "Nothing was changed.",
+    )
+    assert "hush" not in site.run("-vvvv").said
+
+
 @pytest.mark.parametrize(
     ("groups", "texts"),
     [
