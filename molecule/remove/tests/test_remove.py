@@ -43,6 +43,8 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
         "cat > /etc/containers/systemd/other.container",
         stdin="[Container]\nImage=localhost/other:1\n",
     )
+    kit.play(celery_worker_secrets={"TOKEN": "x"})
+    assert "celery-app-TOKEN" in lab.run(HOST, "podman secret ls --format '{{.Name}}'")
     # A host may be drained when it is removed.
     lab.run(HOST, "touch /etc/celery-metal/drained")
     played = kit.play(playbook=REMOVE, remove_confirmed=True)

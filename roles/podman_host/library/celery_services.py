@@ -193,9 +193,10 @@ def bring(verb: str, units: list[str], lines: int) -> None:
     """
     if not units:
         return
-    with subprocess.Popen(
-        ("systemctl", verb, "--", *units), stderr=subprocess.PIPE, text=True
-    ) as process:
+    command = ("systemctl", verb, "--", *units)
+    # Standard output is the module's own, for its result.
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **quiet) as process:
         while True:
             try:
                 said = process.communicate(timeout=LOOK_SECONDS)[1].strip()
