@@ -169,10 +169,10 @@ def test_sigterm_ends_a_pid_1_that_still_loads_its_app(tmp_path):
 
 
 def test_exported_secrets_are_what_the_app_finds(tmp_path):
-    (tmp_path / "TOKEN").write_text("two\nlines\n")
+    (tmp_path / "TOKEN").write_bytes(b"two\r\nlines\n")
     environ = {"CELERY_METAL_EXPORT": "TOKEN", "CELERY_METAL_SECRETS_DIRECTORY": str(tmp_path)}
     export_secrets(environ)
-    assert environ["TOKEN"] == "two\nlines\n"
+    assert environ["TOKEN"] == "two\r\nlines\n"
     done = run(WORKER | environ | {"CELERY_METAL_EXPORT": "TOKEN,OTHER"})
     assert done.returncode == 64
     assert f"CELERY_METAL_EXPORT names OTHER, and {tmp_path}/OTHER cannot be read" in done.stderr

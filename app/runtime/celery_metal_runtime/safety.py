@@ -61,8 +61,8 @@ def make_safe(app: "Celery", environ: Mapping[str, str], pool: str) -> list[str]
 def offer_children() -> None:
     """Have the kernel choose a process of the pool, and not the main one, when memory runs out.
 
-    It ends the largest process, and a child counts no pages less than its parent. With the main
-    process the whole worker would end, and not one task.
+    It ends the largest process, and what the two share counts for both. With the main process the
+    whole worker would end, and not one task.
     """
     from celery import signals  # not before gevent has patched
 

@@ -78,7 +78,8 @@ def export_secrets(environ: MutableMapping[str, str]) -> None:
     folder = Path(text(environ, SECRETS_DIRECTORY, "/run/secrets"))
     for name in filter(None, text(environ, EXPORT).split(",")):
         try:
-            environ[name] = (folder / name).read_text()
+            # As it is: text files would lose a carriage return.
+            environ[name] = (folder / name).read_bytes().decode()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise UsageError(
