@@ -103,10 +103,7 @@ class Runner:
         passed, failed = count(job, status)
         seconds = time.monotonic() - started
         if failed and not self.stopped:
-            with self.lock:
-                print(
-                    f"\n===== {job.name} =====\n{job.log.read_text(errors='replace')}", flush=True
-                )
+            self.show(job)
         self.say(f"{job.name}: {'FAILED' if failed else 'passed'} after {seconds:.0f} s")
         return Result(job, seconds, passed, failed)
 

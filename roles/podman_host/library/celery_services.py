@@ -90,6 +90,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -330,8 +331,10 @@ def go_back(
         try:
             take(turn, [], 0)
         except ServicesError:
-            # Not even beside: then in its own place, for the new version shall not stay.
-            run("systemctl", "restart", "--no-block", "--", *turn.units)
+            # Not even beside: then in its own place, for the new version shall not stay. Waited
+            # for: until it stops, the new version would pass for one that is back.
+            with suppress(ServicesError):  # named by its state, below
+                bring("restart", turn.units, 0)
     declared = {unit for unit in units_of(version) if "@." not in unit}
     run("systemctl", "start", "--no-block", "--", *sorted(declared))
     return settle(declared | set(back))

@@ -103,3 +103,20 @@ def test_who_only_waits_for_redis(monkeypatch, state, text, expected):
     said = {A: {"ActiveState": state, "StatusText": text}}
     monkeypatch.setattr(celery_services, "shown", lambda units: said)
     assert set(celery_services.waiting_for_redis([A])) == expected
+
+
+def test_what_does_not_come_back_beside_the_new_version_is_restarted_and_waited_for(monkeypatch):
+    version = {"links": {"/q/celery-a@1.container": ""}, "files": {"/q/celery-a@.container": ""}}
+    done = []
+
+    def fail(*_):
+        raise celery_services.ServicesError("nothing starts beside")
+
+    for name in ("restore", "reload", "stop", "run"):
+        monkeypatch.setattr(celery_services, name, lambda *_: None)
+    monkeypatch.setattr(celery_services, "inactive", lambda units: [])
+    monkeypatch.setattr(celery_services, "take", fail)
+    monkeypatch.setattr(celery_services, "bring", lambda verb, units, _: done.append((verb, units)))
+    params = {"start": [], "owned": [], "surge": SIZES, "free_mb": 1000}
+    assert celery_services.go_back(version, [A], params) == []
+    assert done == [("restart", [A])]
