@@ -116,7 +116,7 @@ def test_what_is_not_ours_is_let_pass(declarations: ModuleType, name: str) -> No
     ("name", "meant"),
     [
         ("celery_queue", "celery_queues"),
-        ("celery_worker_apps", "celery_worker_app"),
+        ("celery_apps", "celery_app"),
         ("capacity_reserv_mb", "capacity_reserve_mb"),
         ("podman_host_package", "podman_host_packages"),
         ("image_app_sources", "image_app_source"),
@@ -124,6 +124,11 @@ def test_what_is_not_ours_is_let_pass(declarations: ModuleType, name: str) -> No
 )
 def test_a_misspelt_name_is_told(declarations: ModuleType, name: str, meant: str) -> None:
     assert f"did you mean {meant}?" in check(declarations, {name: 1})
+
+
+def test_a_name_of_before_is_told_the_new_one(declarations: ModuleType) -> None:
+    said = check(declarations, {"celery_worker_app": "shop.celery:app"})
+    assert "celery_worker_app has another name now: write celery_app" in said
 
 
 APP = {

@@ -23,7 +23,7 @@ def run(environ, *arguments):
 
 
 WORKER = {"CELERY_METAL_QUEUE": "q"}
-CHECK = ["; check celery_worker_app, and that the image holds it"]
+CHECK = ["; check celery_app, and that the image holds it"]
 
 
 @pytest.mark.parametrize(

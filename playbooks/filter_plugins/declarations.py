@@ -27,6 +27,8 @@ KINDS = {
     "str": (str, "text"),
 }
 CLOSE = 0.85
+# A name of before to that of now.
+RENAMED = {"celery_worker_app": "celery_app"}
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 LETTERS = "take letters, digits and _, not a digit first"
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -123,6 +125,8 @@ def declaration_problems(
             value = variables[name]
             unknown = isinstance(value, Undefined) and not facts_known
             wrong = "" if unknown else problem(name, value, options[name])
+        elif name in RENAMED:
+            wrong = f"{name} has another name now: write {RENAMED[name]}"
         else:
             near = difflib.get_close_matches(name, options, n=1, cutoff=CLOSE)
             wrong = f"{name} is no variable of the kit: did you mean {near[0]}?" if near else ""

@@ -185,7 +185,7 @@ def _find_app(app_name: str) -> "Celery":
         what = f"module {module!r} has no such attribute"
         reason = what if is_guess else f"no module {failure.name!r}"
     raise UsageError(
-        f"CELERY_APP={app_name!r} cannot be loaded: {reason}; check celery_worker_app, and that "
+        f"CELERY_APP={app_name!r} cannot be loaded: {reason}; check celery_app, and that "
         "the image holds it"
     )
 
