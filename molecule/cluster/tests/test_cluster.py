@@ -75,7 +75,8 @@ def test_all_hosts_have_the_same_images_and_password(kit, lab):
     passwords = {kit.password(host) for host in lab.hosts}
     assert len(passwords) == 1
     images = {
-        json.loads(lab.run(host, "podman inspect celery-add_queue-1"))[0]["Image"]
+        # By its name, which is its content's: each host has put the code on top itself.
+        json.loads(lab.run(host, "podman inspect celery-add_queue-1"))[0]["ImageName"]
         for host in WORKERS
     }
     assert len(images) == 1
@@ -105,9 +106,10 @@ def test_removal_asks_first_on_every_host(kit, lab):
 
 
 def test_a_limited_run_says_that_it_cannot_build(kit, lab, tmp_path):
-    # Another app than the deployed one, and the build host is not among the hosts of the run.
+    # Other requirements than those deployed, and the build host is not among the hosts of the run.
     shutil.copytree(ROOT / "app" / "sample", tmp_path / "app")
-    (tmp_path / "app" / "new.txt").write_text("new\n")
+    with (tmp_path / "app" / "requirements.txt").open("a") as file:
+        file.write("# new\n")
     before = lab.invocation_ids("large", "celery*")
     played = kit.play("--limit", "large", fails=True, image_app_source=str(tmp_path / "app"))
     assert "--limit 'large,broker'" in " ".join(played.output.split())

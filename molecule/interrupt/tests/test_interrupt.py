@@ -14,6 +14,7 @@ FIRST_DEPLOYMENT = (
     ("Unpack the packages of each layer", 2),
     ("Build the images", 1),
     ("Build the images", 5),
+    ("Build the image of the app", 0.5),
     ("Make the password", 0),
     ("Keep the password", 0.3),
     ("Keep the hashed password", 0.3),

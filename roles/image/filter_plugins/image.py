@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import gzip
 import hashlib
 import io
 import json
 import os
 import re
+import shlex
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,54 +24,106 @@ except ImportError:  # the pure functions work, and are tested, without Ansible
 
 
 # Never part of an image: histories, environments, caches, and files that hold secrets by custom.
-EXCLUDED = frozenset(
-    (".git", ".hg", ".svn", ".venv", "venv", "__pycache__", "node_modules", ".env", ".ssh")
+EXCLUDED = (
+    *(".git", ".hg", ".svn", ".venv", "venv", ".tox", ".nox", "__pycache__", "node_modules"),
+    *(".mypy_cache", ".pytest_cache", ".ruff_cache", "*.pyc", "*.pyo", "*.swp"),
+    *(".env", ".env.*", ".envrc", ".ssh", ".aws", ".netrc", ".pypirc", "*.pem", "*.key", "*.p12"),
+    *("*.pfx", "*.kdbx", "id_rsa", "id_ecdsa", "id_ed25519", ".vault_pass*"),
 )
-EXCLUDED_ENDINGS = (".pyc", ".pyo", ".swp", ".pem", ".key")
 TAG_LENGTH = 16
-REQUIREMENTS = "requirements.txt"
 SOURCES = ("build", "registry", "archive")
+# What the distribution's packages and the app's requirements make, and all images that are built.
+BASE = "app_base"
+BUILT = (BASE, "redis")
+OURS = "localhost/celery-metal"
 
 
-def context_files(sources: dict[str, str]) -> dict[str, Path]:
-    """All files of a build context, by their path in it.
+def context_files(sources: Mapping[str, str], exclude: Sequence[str] = ()) -> dict[str, Path]:
+    """All files and links of a build context, by their path in it.
 
-    :param sources: directory in the context to directory on the controller.
-    :returns: sorted by path; what EXCLUDED names is left out.
-    :raises ImageError: when a source is no directory, or holds what cannot be copied.
+    :param sources: path in the context to a directory or a file on the controller; empty for none.
+    :param exclude: patterns of names in the app, and of paths there, left out besides EXCLUDED.
+    :returns: sorted by path.
+    :raises ImageError: when a source is neither, or holds what cannot be copied.
     """
     found = {}
     for prefix, source in sources.items():
+        patterns = (*EXCLUDED, *(exclude if prefix == "app" else ()))
+        left_out = re.compile("|".join(map(fnmatch.translate, patterns)))
         top = Path(source).expanduser()
-        if not top.is_dir():
+        if source and top.is_file():
+            found[prefix] = top
+        elif source and not top.is_dir():
             raise ImageError(
                 f"{source} is not a directory on the controller: write the path of one there."
             )
-        for folder, folders, names in os.walk(top):
-            folders[:] = [name for name in folders if name not in EXCLUDED]
-            for name in names:
-                if name not in EXCLUDED and not name.endswith(EXCLUDED_ENDINGS):
-                    path = Path(folder, name)
-                    if not path.is_file():
-                        raise ImageError(
-                            f"{path} is no file, or a link to none: remove it, or mend the link."
-                        )
-                    found[str(Path(prefix, path.relative_to(top)))] = path
+        for folder, folders, names in os.walk(top) if source else ():
+            place = Path(folder).relative_to(top)
+
+            def stays(name: str, place: Path = place, left_out: re.Pattern[str] = left_out) -> bool:
+                return not (left_out.fullmatch(name) or left_out.fullmatch(str(place / name)))
+
+            folders[:] = filter(stays, folders)
+            links = [name for name in folders if Path(folder, name).is_symlink()]
+            for name in [*filter(stays, names), *links]:
+                path = Path(folder, name)
+                _check_entry(path, top.resolve())
+                found[str(Path(prefix, place, name))] = path
     return dict(sorted(found.items()))
 
 
-def context_tar(sources: dict[str, str], recipe: Any) -> bytes:
-    """A build context as a tar archive that depends on nothing but names, modes and content."""
+def _check_entry(path: Path, top: Path) -> None:
+    """See that a file is one, and a link leads to something in the same source."""
+    if path.is_symlink() and path.exists() and not path.resolve().is_relative_to(top):
+        raise ImageError(
+            f"{path} is a link to {path.resolve()}, which is outside of {top}: put it inside."
+        )
+    if not path.exists() or not (path.is_file() or path.is_dir()):
+        raise ImageError(f"{path} is no file, or a link to none: remove it, or mend the link.")
+
+
+def context_tar(recipe: Mapping[str, Any]) -> bytes:
+    """A build context as a tar archive that depends on nothing but names, modes and content.
+
+    :param recipe: ``sources`` and ``exclude`` as for :func:`context_files`, and whatever else
+        decides the content, such as the list of packages.
+    """
+    sources = recipe["sources"]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        text = json.dumps(recipe, sort_keys=True).encode()
-        for name, path in {".recipe": None, **context_files(sources)}.items():
-            entry = tarfile.TarInfo(name)
-            content = _content(path) if path else text
-            entry.mode = 0o755 if path and os.access(path, os.X_OK) else 0o644
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
+        _add(tar, ".recipe", json.dumps(_without_places(recipe), sort_keys=True).encode())
+        # Also one without files, for a Containerfile names it.
+        for prefix in sorted(
+            one for one, source in sources.items() if one and not _is_file(source)
+        ):
+            entry = tarfile.TarInfo(prefix)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        for name, path in context_files(sources, recipe.get("exclude", ())).items():
+            if path.is_symlink():
+                entry = tarfile.TarInfo(name)
+                entry.type, entry.mode = tarfile.SYMTYPE, 0o777
+                # Relative, whatever it was: the image has the source in another place.
+                entry.linkname = os.path.relpath(path.resolve(), path.parent.resolve())
+                tar.addfile(entry)
+            else:
+                _add(tar, name, _content(path), 0o755 if os.access(path, os.X_OK) else 0o644)
     return buffer.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(content), mode
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe that is the same wherever the sources are on the controller."""
+    return {key: value for key, value in recipe.items() if key not in ("sources", "exclude")}
+
+
+def _is_file(source: str) -> bool:
+    return bool(source) and Path(source).expanduser().is_file()
 
 
 def _content(path: Path) -> bytes:
@@ -79,23 +133,19 @@ def _content(path: Path) -> bytes:
         raise ImageError(f"{path} cannot be read: {problem.strerror}. Mend its rights.") from None
 
 
-def image_tag(sources: dict[str, str], recipe: Any) -> str:
-    """The tag of an image: 16 hex digits of the SHA-256 of all that it is built from.
-
-    :param sources: as for :func:`context_files`.
-    :param recipe: whatever else decides the content, such as the list of packages.
-    """
-    return hashlib.sha256(context_tar(sources, recipe)).hexdigest()[:TAG_LENGTH]
+def image_tag(recipe: Mapping[str, Any]) -> str:
+    """The tag of an image: 16 hex digits of the SHA-256 of all that it is built from."""
+    return hashlib.sha256(context_tar(recipe)).hexdigest()[:TAG_LENGTH]
 
 
-def image_context(sources: dict[str, str], recipe: Any, directory: str) -> str:
+def image_context(recipe: Mapping[str, Any], directory: str) -> str:
     """Write the build context into a directory of the controller, once; returns the file's path."""
-    folder = Path(directory).expanduser()
-    path = folder / f"context-{image_tag(sources, recipe)}.tar.gz"
+    content, folder = context_tar(recipe), Path(directory).expanduser()
+    path = folder / f"context-{hashlib.sha256(content).hexdigest()[:TAG_LENGTH]}.tar.gz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(gzip.compress(context_tar(sources, recipe), mtime=0))
+        unfinished.write_bytes(gzip.compress(content, mtime=0))
         unfinished.replace(path)
     return str(path)
 
@@ -153,21 +203,10 @@ def registry_problem(name: str, reference: str) -> str:
     return ""
 
 
-def with_version(reference: str, version: str) -> str:
-    """A reference with another tag, or another digest where that is 64 hex digits.
-
-    >>> with_version("registry.example:5000/shop:2", "1")
-    'registry.example:5000/shop:1'
-    """
-    path, _, last = reference.partition("@")[0].rpartition("/")
-    name = f"{path}/{last.partition(':')[0]}"
-    return f"{name}@sha256:{version}" if len(version) == 64 else f"{name}:{version}"
-
-
 def image_references(
-    images: dict[str, str],
+    images: Mapping[str, str],
     source: str,
-    recipe: dict[str, Any],
+    recipes: Mapping[str, Mapping[str, Any]],
     version: str = "",
     build_host: str = "",
     hosts: Sequence[str] = (),
@@ -177,19 +216,34 @@ def image_references(
     :param images: ``app`` and ``redis`` to what the user wrote: a reference for ``registry``, a
         path for ``archive``, nothing for ``build``.
     :param source: one of SOURCES.
-    :param recipe: for ``build``: image to its ``sources`` and ``layers``.
-    :param version: tag or digest of the app's image that a host has kept, in place of what is
-        declared.
+    :param recipes: of ``app``, which goes on top of its base on each host; for ``build`` also of
+        ``app_base`` and ``redis``.
+    :param version: tag of an app's image that a host has kept, in place of what is declared.
     :param build_host: for ``build``: the host that builds, one of ``hosts``; not checked if empty.
+    :returns: ``redis``, ``app_base``, and ``app``, which is built on it.
     :raises ImageError: naming the variable, its value and the remedy; nothing was changed then.
     """
     try:
+        if source not in SOURCES:
+            raise ImageError(f"image_source is {source!r}; it must be one of {', '.join(SOURCES)}.")
         if source == "build" and build_host and build_host not in hosts:
             raise ImageError(
                 f"image_build_host is {build_host!r}, which is no host of the groups celery and "
                 "redis: write the name of one of them, or leave it out for the host of Redis."
             )
-        return _references(images, source, recipe, version)
+        if source == "registry":
+            found = _of_registry(images)
+        elif source == "archive":
+            tags = {name: _of_archive(name, one) for name, one in images.items()}
+            found = {
+                "app": f"{OURS}/{BASE}:{tags['app']}",
+                "redis": f"{OURS}/redis:{tags['redis']}",
+            }
+        else:
+            found = {name: f"{OURS}/{name}:{_of_recipe(recipes[name])}" for name in BUILT}
+        base = found.pop("app", "") or found[BASE]
+        tag = version or _of_recipe({**recipes["app"], "base": base})
+        return {**found, BASE: base, "app": f"{OURS}/app:{tag}"}
     except ImageError as problem:
         raise ImageError(f"{problem}\nNothing was changed on any host.") from None
 
@@ -226,52 +280,35 @@ def image_failure(
     )
 
 
-def _references(
-    images: dict[str, str], source: str, recipe: dict[str, Any], version: str
-) -> dict[str, str]:
-    if source not in SOURCES:
-        raise ImageError(f"image_source is {source!r}; it must be one of {', '.join(SOURCES)}.")
-    if source == "registry":
-        problems = [registry_problem(f"image_{name}", one) for name, one in images.items()]
-        if any(problems):
-            raise ImageError("\n".join(filter(None, problems)))
-        app = {"app": with_version(images["app"], version)} if version else {}
-        return {**images, **app}
-    references = {}
-    for name, one in images.items():
-        if source == "archive":
-            if not one:
-                raise ImageError(
-                    f"image_{name} is empty: with image_source 'archive' it is the path of an "
-                    f"image archive on the controller."
-                )
-            try:
-                tag = archive_image_id(one)[:TAG_LENGTH]
-            except ImageError as problem:
-                raise ImageError(f"image_{name}: {problem}") from None
-        else:
-            try:
-                _check_app(recipe[name]["sources"])
-                tag = image_tag(recipe[name]["sources"], recipe[name]["layers"])
-            except ImageError as problem:
-                raise ImageError(f"image_app_source: {problem}") from None
-        references[name] = f"localhost/celery-metal/{name}:{tag}"
-    if version:
-        references["app"] = with_version(references["app"], version)
-    return references
+def _of_registry(images: Mapping[str, str]) -> dict[str, str]:
+    problems = [registry_problem(f"image_{name}", one) for name, one in images.items()]
+    if any(problems):
+        raise ImageError("\n".join(filter(None, problems)))
+    return dict(images)
 
 
-def _check_app(sources: dict[str, str]) -> None:
-    app = sources.get("app")
-    if (
-        app
-        and Path(app).expanduser().is_dir()
-        and not Path(app, REQUIREMENTS).expanduser().is_file()
-    ):
+def _of_archive(name: str, path: str) -> str:
+    if not path:
         raise ImageError(
-            f"{app} has no {REQUIREMENTS}: write one with hashes there, such as 'uv pip compile "
-            "--generate-hashes' makes; celery and redis must be among them."
+            f"image_{name} is empty: with image_source 'archive' it is the path of an image "
+            "archive on the controller."
         )
+    try:
+        return archive_image_id(path)[:TAG_LENGTH]
+    except ImageError as problem:
+        raise ImageError(f"image_{name}: {problem}") from None
+
+
+def _of_recipe(recipe: Mapping[str, Any]) -> str:
+    try:
+        return image_tag(recipe)
+    except ImageError as problem:
+        raise ImageError(f"image_app_source: {problem}") from None
+
+
+def shell_environment(variables: Mapping[str, str]) -> str:
+    """Variables as lines that a shell reads."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
 class FilterModule:
@@ -280,4 +317,5 @@ class FilterModule:
             "image_context": image_context,
             "image_failure": image_failure,
             "image_references_or_problem": image_references_or_problem,
+            "image_shell_environment": shell_environment,
         }

@@ -13,7 +13,7 @@ import image
 import pytest
 
 DIGEST = "5" * 64
-RECIPE = {"base": ["libc6"], "redis": ["redis-server"]}
+LAYERS = {"base": ["libc6"], "redis": ["redis-server"]}
 
 
 @pytest.fixture
@@ -25,8 +25,21 @@ def app(tmp_path):
     return top
 
 
-def tag(app, recipe=RECIPE):
-    return image.image_tag({"app": str(app)}, recipe)
+def recipe_of(source, layers=LAYERS, **more):
+    return {"sources": {"app": str(source)}, "layers": layers, **more}
+
+
+def tag(app, layers=LAYERS):
+    return image.image_tag(recipe_of(app, layers))
+
+
+def recipes(app):
+    """What the role hands over, each image with something of its own."""
+    return {
+        "redis": {"sources": {}, "layers": LAYERS},
+        "app_base": {"sources": {"requirements": str(app)}, "layers": LAYERS},
+        "app": recipe_of(app),
+    }
 
 
 # Tags
@@ -66,9 +79,9 @@ def test_another_content_has_another_tag(app, change):
 
 
 def test_another_recipe_or_place_in_the_context_has_another_tag(app):
-    assert tag(app) != tag(app, RECIPE | {"redis": ["redis-server", "redis-tools"]})
-    assert tag(app) == tag(app, dict(reversed(RECIPE.items())))
-    assert image.image_tag({"runtime": str(app)}, RECIPE) != tag(app)
+    assert tag(app) != tag(app, LAYERS | {"redis": ["redis-server", "redis-tools"]})
+    assert tag(app) == tag(app, dict(reversed(LAYERS.items())))
+    assert image.image_tag({"sources": {"runtime": str(app)}, "layers": LAYERS}) != tag(app)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +97,9 @@ def test_another_recipe_or_place_in_the_context_has_another_tag(app):
         "package/.ssh/id_ed25519",
         "tls/server.key",
         "tls/server.pem",
+        ".env.production",
+        "package/.env.d/secret",
+        ".vault_pass.txt",
         ".a.py.swp",
     ],
 )
@@ -95,20 +111,56 @@ def test_what_is_left_out_changes_nothing(app, path):
     assert f"app/{path}" not in image.context_files({"app": str(app)})
 
 
+def test_what_the_user_leaves_out(app):
+    before = tag(app)
+    for path in ("data/big.csv", "docs/index.md", "docs/deep/page.md", "package/docs.md"):
+        (app / path).parent.mkdir(parents=True, exist_ok=True)
+        (app / path).write_text("much")
+    recipe = recipe_of(app, exclude=["*.csv", "docs/*", "package/docs.md"])
+    assert image.image_tag(recipe) == before
+    # What is not the app's stays as it is.
+    assert image.context_files({"runtime": str(app)}, ["*"]) != {}
+
+
+def test_a_link_stays_one_and_leads_nowhere_else(app, tmp_path):
+    (app / "package" / "there.py").symlink_to(app / "package" / "__init__.py")
+    (app / "linked").symlink_to("package")
+    with tarfile.open(fileobj=io.BytesIO(image.context_tar(recipe_of(app)))) as tar:
+        links = {entry.name: entry.linkname for entry in tar if entry.issym()}
+    assert links == {"app/package/there.py": "__init__.py", "app/linked": "package"}
+    (tmp_path / "secret").mkdir()
+    for target in (tmp_path / "secret", "/etc/passwd"):
+        (app / "out").symlink_to(target)
+        with pytest.raises(image.ImageError, match=rf"out is a link to {target}, which is outside"):
+            image.context_tar(recipe_of(app))
+        (app / "out").unlink()
+
+
 # Contexts
 
 
 def test_the_context_is_reproducible(app):
-    first = image.context_tar({"app": str(app)}, RECIPE)
+    first = image.context_tar(recipe_of(app))
     for path in app.rglob("*"):
         os.utime(path, (5, 5))
-    assert image.context_tar({"app": str(app)}, RECIPE) == first
+    assert image.context_tar(recipe_of(app)) == first
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
-        assert tar.getnames() == [".recipe", "app/package/__init__.py", "app/requirements.txt"]
-        assert {(entry.mtime, entry.uid, entry.uname, entry.mode) for entry in tar} == {
-            (0, 0, "", 0o644)
-        }
-        assert json.load(tar.extractfile(".recipe")) == RECIPE
+        assert tar.getnames() == [
+            ".recipe",
+            "app",
+            "app/package/__init__.py",
+            "app/requirements.txt",
+        ]
+        assert {(entry.mtime, entry.uid, entry.uname) for entry in tar} == {(0, 0, "")}
+        assert {entry.mode for entry in tar if entry.isfile()} == {0o644}
+        assert json.load(tar.extractfile(".recipe")) == {"layers": LAYERS}
+
+
+def test_a_context_of_a_file_and_of_nothing(app):
+    wheel = app / "requirements.txt"
+    recipe = {"sources": {"package": "", "package/shop.whl": str(wheel), "app": ""}}
+    with tarfile.open(fileobj=io.BytesIO(image.context_tar(recipe))) as tar:
+        assert tar.getnames() == [".recipe", "app", "package", "package/shop.whl"]
 
 
 def test_the_context_of_several_sources(app, tmp_path):
@@ -125,17 +177,15 @@ def test_the_context_of_several_sources(app, tmp_path):
 def test_a_source_that_is_no_directory_is_named(app):
     with pytest.raises(image.ImageError, match=r"/nowhere is not a directory on the controller"):
         image.context_files({"app": "/nowhere"})
-    with pytest.raises(image.ImageError, match=r"requirements\.txt is not a directory"):
-        image.context_files({"app": str(app / "requirements.txt")})
 
 
 def test_the_context_is_written_once(app, tmp_path):
-    sources, cache = {"app": str(app)}, tmp_path / "cache" / "deep"
-    path = Path(image.image_context(sources, RECIPE, str(cache)))
+    cache = tmp_path / "cache" / "deep"
+    path = Path(image.image_context(recipe_of(app), str(cache)))
     assert path.name == f"context-{tag(app)}.tar.gz"
-    assert gzip.decompress(path.read_bytes()) == image.context_tar(sources, RECIPE)
+    assert gzip.decompress(path.read_bytes()) == image.context_tar(recipe_of(app))
     os.utime(path, (1, 1))
-    assert image.image_context(sources, RECIPE, str(cache)) == str(path)
+    assert image.image_context(recipe_of(app), str(cache)) == str(path)
     assert path.stat().st_mtime == 1
     assert list(cache.iterdir()) == [path]
 
@@ -246,9 +296,16 @@ def test_references_without_one(reference, text):
     assert text in problem
 
 
-def test_references_from_a_registry_stay_as_they_are():
+def test_references_from_a_registry_are_what_the_app_is_put_on(app):
     wanted = {"app": "registry.example/app:1", "redis": "registry.example/redis:8"}
-    assert image.image_references(wanted, "registry", {}) == wanted
+    found = image.image_references(wanted, "registry", recipes(app))
+    assert found["app_base"] == wanted["app"]
+    assert found["redis"] == wanted["redis"]
+    assert found["app"].startswith("localhost/celery-metal/app:")
+    other = image.image_references(
+        wanted | {"app": "registry.example/app:2"}, "registry", recipes(app)
+    )
+    assert other["app"] != found["app"]
     with pytest.raises(image.ImageError) as caught:
         image.image_references({"app": "", "redis": "registry.example/r"}, "registry", {})
     assert [line.split()[0] for line in str(caught.value).splitlines()] == [
@@ -258,57 +315,75 @@ def test_references_from_a_registry_stay_as_they_are():
     ]
 
 
-def test_references_of_archives_and_builds(app, tmp_path):
+def test_references_of_archives(app, tmp_path):
     path = archive(tmp_path / "a.tar", oci())
-    found = image.image_references({"app": path}, "archive", {})
-    assert found == {"app": f"localhost/celery-metal/app:{DIGEST[:16]}"}
-    recipe = {"app": {"sources": {"app": str(app)}, "layers": RECIPE}}
-    found = image.image_references({"app": ""}, "build", recipe)
-    assert found == {"app": f"localhost/celery-metal/app:{tag(app)}"}
+    found = image.image_references({"app": path, "redis": path}, "archive", recipes(app))
+    assert found["app_base"] == f"localhost/celery-metal/app_base:{DIGEST[:16]}"
+    assert found["redis"] == f"localhost/celery-metal/redis:{DIGEST[:16]}"
+    assert found["app"].startswith("localhost/celery-metal/app:")
+    assert not found["app"].endswith(DIGEST[:16])
+
+
+def test_another_code_leaves_what_it_requires_alone(app):
+    before = image.image_references({}, "build", recipes(app))
+    assert set(before) == {"app", "app_base", "redis"}
+    code = recipes(app)
+    (app / "package" / "__init__.py").write_text("x = 2\n")
+    code["app_base"] = {"sources": {}, "layers": LAYERS}
+    first = image.image_references({}, "build", code)
+    (app / "package" / "__init__.py").write_text("x = 3\n")
+    second = image.image_references({}, "build", code)
+    assert first["app_base"] == second["app_base"]
+    assert first["app"] != second["app"]
+    # And other requirements make another app, for it is built on them.
+    assert image.image_references({}, "build", recipes(app))["app"] != second["app"]
+
+
+def test_an_old_version_is_one_that_was_kept(app):
+    found = image.image_references({}, "build", recipes(app), "0123456789abcdef")
+    assert found["app"] == "localhost/celery-metal/app:0123456789abcdef"
 
 
 @pytest.mark.parametrize(
-    ("images", "source", "recipe", "text"),
+    ("images", "source", "text"),
     [
-        ({"app": ""}, "archive", {}, "image_app is empty: with image_source 'archive'"),
-        ({"redis": "/nowhere.tar"}, "archive", {}, "image_redis: /nowhere.tar cannot be read"),
-        ({"app": ""}, "docker", {}, "image_source is 'docker'; it must be one of build, reg"),
-        (
-            {"app": ""},
-            "build",
-            {"app": {"sources": {"app": "/nowhere"}, "layers": {}}},
-            "image_app_source: /nowhere is not a directory",
-        ),
+        ({"app": ""}, "archive", "image_app is empty: with image_source 'archive'"),
+        ({"redis": "/nowhere.tar"}, "archive", "image_redis: /nowhere.tar cannot be read"),
+        ({"app": ""}, "docker", "image_source is 'docker'; it must be one of build, reg"),
     ],
 )
-def test_refused_references(images, source, recipe, text):
+def test_refused_references(images, source, text):
     with pytest.raises(image.ImageError) as caught:
-        image.image_references(images, source, recipe)
+        image.image_references(images, source, {})
     assert text in str(caught.value)
 
 
 def test_an_app_that_cannot_be_built_is_refused(app):
-    recipe = {"app": {"sources": {"app": str(app)}, "layers": {}}}
+    code = recipes(app)
+    code["app_base"] = {"sources": {}}
     (app / "broken").symlink_to("nowhere")
-    said = image.image_references_or_problem({"app": ""}, "build", recipe)["problem"].splitlines()
+    said = image.image_references_or_problem({}, "build", code)["problem"].splitlines()
     assert said == [
         f"image_app_source: {app}/broken is no file, or a link to none: remove it, or mend the "
         "link.",
         "Nothing was changed on any host.",
     ]
     (app / "broken").unlink()
-    assert "app" in image.image_references_or_problem({"app": ""}, "build", recipe)
-    (app / "requirements.txt").unlink()
-    with pytest.raises(image.ImageError, match=r"app has no requirements.txt: write one with hash"):
-        image.image_references({"app": ""}, "build", recipe)
+    assert "app" in image.image_references_or_problem({}, "build", code)
 
 
 def test_a_build_host_outside_the_groups_is_refused(app):
-    recipe = {"app": {"sources": {"app": str(app)}, "layers": {}}}
-    arguments = ({"app": ""}, "build", recipe, "")
+    arguments = ({}, "build", recipes(app), "")
     assert image.image_references(*arguments, "web1", ["web1", "r1"])
     with pytest.raises(image.ImageError, match="image_build_host is 'ci', which is no host of the"):
         image.image_references(*arguments, "ci", ["web1", "r1"])
+
+
+def test_variables_of_a_build_are_what_a_shell_reads():
+    values = {"PIP_INDEX_URL": "https://a:b@index.example/simple", "CFLAGS": "-O2 '$HOME' \"x\""}
+    script = image.shell_environment(values) + 'printf "%s\\n" "$PIP_INDEX_URL" "$CFLAGS"'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == list(values.values())
 
 
 def test_a_failure_to_bring_an_image_names_host_image_reason_and_remedy():

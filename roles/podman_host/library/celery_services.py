@@ -98,6 +98,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError, conclude, run, template_of
 
 KEPT_VERSIONS = 5
+# Of an app's image: the reference of the one that it was built on.
+BASE_LABEL = "celery-metal.base"
 LOOK_SECONDS = 2
 # A worker's start waits for Redis without end; whoever runs a playbook does not.
 REDIS_SECONDS = 60
@@ -357,15 +359,30 @@ def write_state(path: str, state: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def prune(image: str, before: list[str], images: list[str]) -> list[str]:
-    """Remove the images of the same name that are not kept; those in use stay."""
-    name = image.rpartition(":")[0]
-    listed = run("podman", "images", "--format", "{{.Repository}}:{{.Tag}}").stdout.split()
-    # Of a registry's only what was deployed from here.
-    mine = {one for one in listed if one.startswith("localhost/")} | set(before)
-    old = [one for one in listed if one.rpartition(":")[0] == name and one in mine]
-    gone = [one for one in old if one not in images]
-    return [one for one in gone if not run("podman", "rmi", one).returncode]
+def prune(image: str, images: list[str]) -> list[str]:
+    """Remove the images of the same name that are not kept, and what no app is built on any more.
+
+    Those in use stay.
+    """
+    name, base = image.rpartition(":")[0], f"{image.rpartition(':')[0]}_base:"
+    listed = json.loads(run("podman", "images", "--format", "json").stdout or "[]")
+    # App to what it is built on; what came from a registry is known by this alone.
+    built_on = {
+        reference: (one.get("Labels") or {}).get(BASE_LABEL, "")
+        for one in listed
+        for reference in one.get("Names") or []
+        if reference.rpartition(":")[0] == name
+    }
+    gone = [one for one in built_on if one not in images and removed(one)]
+    needed = {one for app, one in built_on.items() if app not in gone}
+    bases = {reference for one in listed for reference in one.get("Names") or []}
+    bases = {one for one in bases if one.startswith(base)} | {built_on[app] for app in gone}
+    return gone + [one for one in sorted(bases - needed - {""}) if removed(one)]
+
+
+def removed(image: str) -> bool:
+    """Whether an image could be removed: one that runs is not."""
+    return not run("podman", "rmi", image).returncode
 
 
 def roll(params: dict[str, Any]) -> list[Turn]:
@@ -413,16 +430,16 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
         remedy = "Mend what is named above, then run the same playbook again."
         words = (str(problem), params["note"], remedy)
         raise HostError(" ".join(word for word in words if word)) from None
-    removed = []
+    gone: list[str] = []
     if params["owned"]:
         before = read_state(params["state_file"])["images"]
         images = kept(before, params["image"]) if params["image"] else before
         write_state(params["state_file"], {"version": snapshot(params["owned"]), "images": images})
-        removed = prune(params["image"], before, images) if params["image"] else []
+        gone = prune(params["image"], images) if params["image"] else []
     return {
         "changed": True,
         "turns": [turn._asdict() for turn in planned],
-        "removed_images": removed,
+        "removed_images": gone,
     }
 
 
