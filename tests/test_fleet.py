@@ -12,7 +12,8 @@ NEVER: dict[str, Any] = dict.fromkeys(["concurrency", "busy", "done", "version",
 
 
 def worker(queue: str, instance: str = "1", **said: Any) -> dict[str, Any]:
-    return {"queue": queue, "instance": instance, "state": "active", "restarts": 0, **NEVER, **said}
+    row = {"queue": queue, "queues": [queue], "instance": instance, "state": "active"}
+    return {**row, "restarts": 0, **NEVER, **said}
 
 
 BUSY = {"concurrency": 4, "busy": 2, "done": 1032, "version": "1.2", "since": 1795526058}
@@ -60,6 +61,27 @@ put aside, see docs/safety.md: reports 1"""
 
 def test_the_table(fleet: ModuleType) -> None:
     assert fleet.fleet_text(HOSTS, BACKLOG, "db") == TABLE
+
+
+def test_a_worker_of_several_queues_shows_them_and_what_waits_in_all(fleet: ModuleType) -> None:
+    both = worker("both", queues=["mail", "old"], **BUSY)
+    hosts = {"web1": {"node": "web1", "workers": [both]}}
+    said = fleet.fleet_text(hosts, BACKLOG, "db").splitlines()
+    assert said[1].startswith("web1  both (mail, old)  1")
+    assert said[1].split()[8:10] == ["1032", "10"]
+    assert not [line for line in said if line.startswith("waiting, with no worker")]
+    unknown = {"web1": {"node": "web1", "workers": [worker("x", queues=["y"])]}}
+    assert fleet.fleet(unknown, BACKLOG, "db", True)["workers"][0]["waiting"] is None
+
+
+def test_redis_is_asked_for_all_queues_that_are_named(fleet: ModuleType) -> None:
+    hosts = {
+        "web1": {"celery_queues": [{"name": "a"}, {"name": "both", "queues": ["b", "a"]}]},
+        "web2": {"celery_queues": [{"name": "c"}, 5, {"weight": 1}]},
+        "web3": {"celery_queues": None},
+        "web4": {},
+    }
+    assert fleet.queue_names(hosts, list(hosts)) == ["a", "b", "c"]
 
 
 def test_where_only_some_hosts_are_looked_at_no_worker_is_missing(fleet: ModuleType) -> None:

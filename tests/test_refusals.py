@@ -12,6 +12,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +63,9 @@ class Site:
         text = (done.stdout + done.stderr).replace("''", "'")
         return Run(done.returncode, re.sub(r"\s+", " ", text))
 
-    def refuses(self, *texts: str) -> None:
+    def refuses(self, *texts: str, words: Sequence[str] = ()) -> None:
         """Assert that a run is refused with these texts, before any host is contacted."""
-        run = self.run()
+        run = self.run(*words)
         assert run.status != 0
         for text in texts:
             assert text in run.said
@@ -155,6 +156,58 @@ def test_the_queues_of_one_host_only(site: Site) -> None:
     (site.directory / "host_vars").mkdir()
     (site.directory / "host_vars" / "web2.yml").write_text("celery_queues: [{name: a, weight: 0}]")
     site.refuses("fatal: [web2]: FAILED!", "weight is 0: write a whole number from 1 to 1000")
+
+
+@pytest.mark.parametrize(
+    ("queues", "texts"),
+    [
+        (
+            "[{name: emails, hosts: [wbe2]}]",
+            [
+                'hosts web1, web2: celery_queues ("emails"): hosts names "wbe2", which is neither',
+                "nor a group of the inventory: did you mean web2?",
+            ],
+        ),
+        (
+            "[{name: emails}, {name: reports, hosts: [ungrouped]}]",
+            ['queue "reports" of celery_queues would run on no host', "write hosts: [] for a"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--limit", "web2"]])
+def test_a_queue_without_a_host(
+    site: Site, queues: str, texts: list[str], words: list[str]
+) -> None:
+    site.variables(f"celery_queues: {queues}\n")
+    site.refuses(*texts, "Nothing was changed.", words=words)
+
+
+@pytest.mark.parametrize("words", [[], ["--limit", "web2"], ["--check"]])
+def test_hosts_without_queues_and_queues_without_workers_are_said(
+    site: Site, words: list[str]
+) -> None:
+    site.variables("celery_queues: [{name: emails, hosts: [web2]}, {name: old, hosts: []}]\n")
+    run = site.run(*words)
+    assert "UNREACHABLE" in run.said
+    assert "No host serves old (hosts: []): their tasks wait." in run.said
+    assert "In the group celery, but no queue is placed there: web1." in run.said
+
+
+def test_a_bad_override(site: Site) -> None:
+    (site.directory / "host_vars").mkdir()
+    overrides = "celery_queue_overrides: {emials: {instances: 4}, reports: {wieght: 2}}\n"
+    (site.directory / "host_vars" / "web2.yml").write_text(overrides)
+    site.refuses(
+        "fatal: [web2]: FAILED!",
+        'celery_queue_overrides ("emials"): celery_queues has no queue of that name: did you mean',
+        'celery_queue_overrides ("reports"): wieght is an unknown key: did you mean weight?',
+        "Nothing was changed.",
+    )
+
+
+def test_a_bad_environment_of_an_override(site: Site) -> None:
+    site.variables(QUEUES + "celery_queue_overrides: {emails: {environment: {DEBUG: no}}}\n")
+    site.refuses("celery_queue_overrides (emails): environment has DEBUG as False")
 
 
 def test_a_bad_environment_is_told_and_a_bad_secret_without_its_value(site: Site) -> None:
@@ -339,6 +392,14 @@ def test_a_host_without_a_version_that_worked_cannot_go_back(site: Site) -> None
     assert "web1: no version has worked there yet (/var/lib/celery-metal/workers.json" in run.said
     assert "Nothing was changed. Leave the host out: --limit 'all:!web1'." in run.said
     assert "Check which hosts do what" not in run.said
+
+
+def test_a_host_without_queues_needs_no_version_to_go_back_to(site: Site) -> None:
+    site.hosts(LOCAL, celery=["web1", "web2"], redis=["web1"])
+    site.variables("celery_queues: [{name: emails, hosts: [web1]}]\n")
+    run = site.run("-e", "rollback_version=1", playbook="playbooks/rollback.yml")
+    assert "web1: no version has worked there yet" in run.said
+    assert "web2: no version has worked there yet" not in run.said
 
 
 def test_redis_is_not_removed_under_the_workers_of_others(site: Site) -> None:

@@ -36,7 +36,9 @@ CHECK = ["; check celery_app, and that the image holds it"]
         (WORKER | {"CELERY_APP": "lab_app.nothing"}, ["no module 'lab_app.nothing'", *CHECK]),
         (WORKER | {"CELERY_APP": "json"}, ["no attribute 'celery'", *CHECK]),
         ({}, ["CELERY_METAL_QUEUE", "not set", "name the queue"]),
-        ({"CELERY_METAL_QUEUE": "a,b"}, ["CELERY_METAL_QUEUE='a,b'", "comma"]),
+        ({"CELERY_METAL_QUEUE": "a,b"}, ["CELERY_METAL_QUEUE='a,b'", "comma", "METAL_QUEUES"]),
+        (WORKER | {"CELERY_METAL_QUEUES": "a,b,a"}, ["CELERY_METAL_QUEUES='a,b,a'", "twice"]),
+        (WORKER | {"CELERY_METAL_QUEUES": "a,,b"}, ["CELERY_METAL_QUEUES='a,,b'", "none between"]),
         (WORKER | {"CELERY_METAL_POOL": "fork"}, ["CELERY_METAL_POOL='fork'", "prefork, threads"]),
         (WORKER | {"CELERY_METAL_LOGLEVEL": "loud"}, ["CELERY_METAL_LOGLEVEL='loud'", "debug"]),
         (WORKER | {"CELERY_METAL_WATCHDOG_SECONDS": "-1"}, ["WATCHDOG_SECONDS='-1'", "0 or more"]),
@@ -111,7 +113,7 @@ def path_with(folder):
         ("--pool=gevent", "CELERY_METAL_POOL"),
         ("-c4", "CONCURRENCY"),
         ("--autoscale", "CONCURRENCY"),
-        ("-Q", "CELERY_METAL_QUEUE"),
+        ("-Q", "CELERY_METAL_QUEUES"),
     ],
 )
 def test_arguments_cannot_pass_by_the_variables(argument, variable):
@@ -130,6 +132,12 @@ def test_arguments_cannot_pass_by_the_variables(argument, variable):
 )
 def test_the_node_name(environ, node):
     assert _order(WORKER | environ).node == (node or "q-3@web1.example.org")
+
+
+def test_a_worker_has_the_queue_of_its_name_or_those_that_are_named():
+    assert _order(WORKER).queues == ["q"]
+    order = _order(WORKER | {"CELERY_METAL_QUEUES": "urgent,no hurry"})
+    assert (order.queues, order.node) == (["urgent", "no hurry"], "q-1@%h")
 
 
 def test_other_commands_use_the_same_broker(redis, start):

@@ -44,6 +44,19 @@ def test_a_time_limit_is_that_of_the_queue():
     assert threads.conf.task_time_limit is None
 
 
+@pytest.mark.parametrize("order", ["round_robin", "priority"])
+def test_several_queues_have_an_order(order):
+    environ = {"CELERY_METAL_QUEUE_ORDER": order}
+    app, one = app_with(), app_with()
+    assert make_safe(app, environ, "prefork", ["a", "b"]) == []
+    assert app.conf.broker_transport_options["queue_order_strategy"] == order
+    assert make_safe(one, environ, "prefork", ["a"]) == []
+    assert "queue_order_strategy" not in one.conf.broker_transport_options
+    own = app_with(broker_transport_options={"queue_order_strategy": "sorted"})
+    told = f"queue_order_strategy stays sorted, as the app sets it; the queue's: {order}"
+    assert make_safe(own, environ, "prefork", ["a", "b"]) == [told]
+
+
 def test_a_process_may_be_replaced_after_so_many_tasks():
     environ = {"CELERY_METAL_MAX_TASKS_PER_CHILD": "500"}
     app, threads, own = app_with(), app_with(), app_with(worker_max_tasks_per_child=9)

@@ -312,6 +312,84 @@ def test_priorities_are_kept(start, redis, producer, tmp_path):
     assert order.read_text().split() == ["0", "0", "9", "9"]
 
 
+def of_two(tmp_path, order="round_robin"):
+    """What makes a worker of two queues, and these."""
+    queues = [f"{tmp_path.name}-urgent", f"{tmp_path.name}-bulk"]
+    environ = {"CELERY_METAL_QUEUES": ",".join(queues), "CELERY_METAL_QUEUE_ORDER": order}
+    return {**environ, "CONCURRENCY": "1"}, queues
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        # Each queue in its turn, with the best priority of all first.
+        ("round_robin", ["bulk0", "urgent3", "bulk3", "urgent3", "bulk3", "urgent9"]),
+        # All of the first queue, and in each the best priority first.
+        ("priority", ["urgent3", "urgent3", "urgent9", "bulk0", "bulk3", "bulk3"]),
+    ],
+)
+def test_several_queues_are_taken_from_in_their_order(
+    start, redis, producer, tmp_path, order, expected
+):
+    environ, (urgent, bulk) = of_two(tmp_path, order)
+    path = tmp_path / "order"
+    for name, queue, priority in (
+        *(("bulk", bulk, 3),) * 2,
+        ("urgent", urgent, 9),
+        *(("urgent", urgent, 3),) * 2,
+        ("bulk", bulk, 0),
+    ):
+        producer.app.send_task(
+            "lab_app.note", (str(path), f"{name}{priority}"), queue=queue, priority=priority
+        )
+    start(**environ).ready()
+    wait_until(lambda: lines(path) == 6, "all are done")
+    assert path.read_text().split() == expected
+
+
+def test_none_of_several_queues_waits_for_the_others(start, redis, producer, tmp_path):
+    environ, (_, bulk) = of_two(tmp_path)
+    start(**environ).ready()
+    mark, begun = tmp_path / "mark", time.monotonic()
+    for number in range(1, 11):
+        # The turn is that of the other queue each time.
+        producer.app.send_task(COUNT, (str(mark), 0), queue=bulk)
+        wait_until(lambda number=number: lines(mark) == number, "it is done")
+    assert time.monotonic() - begun < 3
+
+
+def test_what_a_worker_of_several_queues_gives_back_goes_where_it_came_from(
+    start, redis, producer, tmp_path
+):
+    environ, (urgent, bulk) = of_two(tmp_path)
+    worker, mark = start(**environ).ready(), tmp_path / "mark"
+    for queue, priority in ((urgent, 0), (bulk, 6)):
+        producer.app.send_task(
+            COUNT, (str(mark), 0), queue=queue, priority=priority, countdown=3600
+        )
+    list_of = "celery-metal.held:{}:{}".format
+    keys = [list_of(worker.node, queue) for queue in (urgent, bulk)]
+    wait_until(lambda: all(map(redis.client.exists, keys)), "both are held")
+    assert worker.stop() == 0
+    assert [redis.client.llen(key) for key in (urgent, bulk, f"{bulk}\x06\x166")] == [1, 0, 1]
+    assert not any(map(redis.client.exists, keys))
+
+
+def test_a_successor_with_other_queues_gives_back_what_was_held_of_the_old_ones(
+    start, redis, producer, tmp_path
+):
+    environ, (urgent, bulk) = of_two(tmp_path)
+    killed = start(**environ).ready()
+    producer.app.send_task(TOUCH, (str(tmp_path / "mark"), 3600), queue=bulk)
+    wait_until((tmp_path / "mark").exists, "the task runs")
+    killed.process.kill()
+    killed.process.wait()
+    successor = start(**{**environ, "CELERY_METAL_QUEUES": urgent}, CELERY_METAL_QUEUE=killed.queue)
+    successor.ready()
+    assert redis.client.llen(bulk) == 1
+    assert f"1 tasks of this worker's predecessor are back in {bulk}" in successor.log
+
+
 # With gevent each task has a connection of its own.
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_results_are_kept_when_their_connection_dies(start, redis, producer, pool):

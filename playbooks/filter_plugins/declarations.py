@@ -148,8 +148,9 @@ def app_problems(variables: Mapping[str, Any]) -> list[str]:
     secrets = variables.get(f"{prefix}secrets", {})
     exported = variables.get(f"{prefix}secrets_exported", [])
     queues = variables.get("celery_queues", [])
+    overrides = variables.get("celery_queue_overrides", {})
     shaped = isinstance(secrets, Mapping) and isinstance(exported, list)
-    if not shaped or not isinstance(queues, list):
+    if not shaped or not isinstance(queues, list) or not isinstance(overrides, Mapping):
         return []  # said already
     problems = environment_problems(
         f"{prefix}environment", variables.get(f"{prefix}environment", {}), exported
@@ -165,10 +166,15 @@ def app_problems(variables: Mapping[str, Any]) -> list[str]:
             problems.append(
                 f"{prefix}secrets_exported names {name}, which is no name of a variable: {LETTERS}"
             )
-    for queue in queues:
+    named = [
+        (f"celery_queues ({queue.get('name')})", queue)
+        for queue in queues
+        if isinstance(queue, Mapping)
+    ]
+    named += [(f"celery_queue_overrides ({name})", own) for name, own in overrides.items()]
+    for where, queue in named:
         if not isinstance(queue, Mapping):
             continue
-        where = f"celery_queues ({queue.get('name')})"
         problems += environment_problems(
             f"{where}: environment", queue.get("environment", {}), exported
         )

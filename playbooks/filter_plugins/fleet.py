@@ -48,7 +48,8 @@ def fleet(
     waiting = backlog.get("waiting", {})
     for host, said in hosts.items():
         for worker in sorted(said.get("workers", []), key=_order):
-            workers.append({"host": host, **worker, "waiting": waiting.get(worker["queue"])})
+            found = [waiting[queue] for queue in worker["queues"] if queue in waiting]
+            workers.append({"host": host, **worker, "waiting": sum(found) if found else None})
             nodes.add(_node(worker, said["node"]))
     return {
         "whole": whole,
@@ -92,6 +93,8 @@ def table(found: Mapping[str, Any]) -> str:
 
 def _cells(worker: Mapping[str, Any]) -> dict[str, str]:
     cells = {key: "-" if worker[key] is None else str(worker[key]) for key in COLUMNS}
+    if worker["queues"] != [worker["queue"]]:
+        cells["queue"] += f" ({', '.join(worker['queues'])})"
     if worker["restarts"]:
         cells["state"] += f", {worker['restarts']} restarts"
     if worker["since"] is not None:
@@ -127,7 +130,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
             "for it, and keep their tasks. See 'systemctl status celery-redis' there; if it runs, "
             "run site.yml."
         )
-    shown = {worker["queue"] for worker in found["workers"]}
+    shown = {queue for worker in found["workers"] for queue in worker["queues"]}
     waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}
     if waiting and found["whole"]:
         notes.append(
@@ -154,6 +157,23 @@ def _counts(tasks: Mapping[str, int]) -> str:
     return ", ".join(f"{queue} {number}" for queue, number in sorted(tasks.items()))
 
 
+def queue_names(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) -> list[str]:
+    """The queues in Redis that the celery_queues of these hosts name, each once.
+
+    :param hosts: Ansible's hostvars.
+    :param celery: the hosts that are to run workers.
+    """
+    lists = [hosts[host].get("celery_queues") for host in celery]
+    names = [
+        name
+        for queues in lists
+        for queue in (queues if isinstance(queues, list) else ())
+        if isinstance(queue, Mapping) and "name" in queue
+        for name in (queue.get("queues") or [queue["name"]])
+    ]
+    return list(dict.fromkeys(map(str, names)))
+
+
 def fleet_text(
     hosts: Mapping[str, Mapping[str, Any]],
     backlog: Mapping[str, Any],
@@ -170,4 +190,4 @@ def fleet_text(
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"fleet_text": fleet_text}
+        return {"fleet_queue_names": queue_names, "fleet_text": fleet_text}

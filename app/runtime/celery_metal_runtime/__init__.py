@@ -9,7 +9,12 @@ The environment; an empty variable counts as unset:
 CELERY_APP
     The app, as for ``celery -A``: ``metal_sample.celery:app``. Required.
 CELERY_METAL_QUEUE
-    The one queue that the worker consumes. Required for a worker.
+    The worker's name, and the one queue that it consumes. Required for a worker.
+CELERY_METAL_QUEUES
+    Instead, the queues that it consumes, in order: ``a,b``.
+CELERY_METAL_QUEUE_ORDER
+    Of several queues ``round_robin`` (default) takes from each in turn, ``priority`` from the first
+    that has tasks.
 CELERY_METAL_POOL
     ``prefork`` (default), ``threads``, ``gevent`` or ``solo``.
 CONCURRENCY

@@ -34,14 +34,15 @@ LOGLEVELS = ("debug", "info", "warning", "error", "critical", "fatal")
 RESERVED = {
     ("-P", "--pool"): "CELERY_METAL_POOL",
     ("-c", "--concurrency", "--autoscale"): "CONCURRENCY",
-    ("-Q", "--queues"): "CELERY_METAL_QUEUE",
+    ("-Q", "--queues"): "CELERY_METAL_QUEUES",
 }
 
 
 class Order(NamedTuple):
     """What the environment orders a worker to be."""
 
-    queue: str
+    name: str
+    queues: list[str]
     pool: str
     node: str
     loglevel: str
@@ -71,8 +72,8 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     order = _order(os.environ)
     app = _load_after_patching(app_name, order.pool)
     sizing = size(os.environ, order.pool, lambda: _count_cpus(order.pool))
-    for reason in [*sizing.lines, *make_safe(app, os.environ, order.pool)]:
-        _say(f"{order.queue}: {reason}")
+    for reason in [*sizing.lines, *make_safe(app, os.environ, order.pool, order.queues)]:
+        _say(f"{order.name}: {reason}")
     if order.pool == "prefork":
         # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
         app.conf.worker_pool = "prefork"
@@ -92,14 +93,23 @@ def _order(environ: Mapping[str, str]) -> Order:
     queue = required(environ, "CELERY_METAL_QUEUE", "name the queue that this worker consumes")
     if "," in queue:
         raise UsageError(
-            f"CELERY_METAL_QUEUE={queue!r} contains a comma: name one queue per worker"
+            f"CELERY_METAL_QUEUE={queue!r} contains a comma: it is the worker's name; put its "
+            "queues into CELERY_METAL_QUEUES"
+        )
+    given = text(environ, "CELERY_METAL_QUEUES", queue)
+    queues = [one.strip() for one in given.split(",")]
+    if "" in queues or len(set(queues)) < len(queues):
+        raise UsageError(
+            f"CELERY_METAL_QUEUES={given!r} names a queue twice, or none between two commas: name "
+            "each once, as in a,b"
         )
     instance = text(environ, "CELERY_METAL_INSTANCE", "1")
     host = text(environ, "CELERY_METAL_HOST")
     # Celery splits the name at @ and expands % in it, with no way to escape either.
     name = re.sub(r"[^\w.:-]", "_", f"{queue}-{instance}")
     return Order(
-        queue=queue,
+        name=queue,
+        queues=queues,
         pool=choice(environ, "CELERY_METAL_POOL", POOLS, "prefork"),
         node=f"{name}@{re.sub(r'[^\w.:-]', '_', host) or '%h'}",
         loglevel=choice(environ, "CELERY_METAL_LOGLEVEL", LOGLEVELS, "info"),
@@ -110,7 +120,7 @@ def _order(environ: Mapping[str, str]) -> Order:
 
 def _worker_options(order: Order, sizing: Sizing) -> list[str]:
     return [
-        f"--queues={order.queue}",
+        f"--queues={','.join(order.queues)}",
         f"--pool={order.pool}",
         *sizing.options,
         f"--hostname={order.node}",
@@ -211,7 +221,7 @@ def _install_health(app: "Celery", order: Order) -> None:
     from celery_metal_runtime import health, transport
 
     ledger = transport.install(order.node.replace("%h", socket.gethostname()))
-    health.install(app, os.environ, order.queue, order.pool, ledger, order.watchdog, order.drain)
+    health.install(app, os.environ, order.name, order.pool, ledger, order.watchdog, order.drain)
 
 
 def _count_cpus(pool: str) -> int:

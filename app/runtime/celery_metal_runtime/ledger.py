@@ -12,6 +12,7 @@ Time is only ever compared with the same process's monotonic clock: no clock of 
 import json
 import os
 import traceback
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -88,20 +89,30 @@ class Ledger:
     def open(self, channel: Any, queue: str) -> None:
         """Begin to take tasks from `queue` by `channel`; errors are those of Redis.
 
-        The first time, what a predecessor of the same name has left goes back to the queue.
+        The first time, what a predecessor of the same name has left goes back to the queue; what
+        it has left of queues that this worker does not consume, too.
         """
         self.channel = channel
         if not self._clients:
             self._clients = [_client(channel) for _ in range(3)]
         if queue not in self._queues:
-            moved = self._give_back(self._clients[0], self.node, queue, crashed=True)
-            if moved:
-                say(f"{moved} tasks of this worker's predecessor are back in {queue}")
+            left = [] if self._queues else self._left_queues(self._clients[0])
+            for one in dict.fromkeys([queue, *left]):
+                moved = self._give_back(self._clients[0], self.node, one, crashed=True)
+                if moved:
+                    say(f"{moved} tasks of this worker's predecessor are back in {one}")
             self._queues.add(queue)
             self._clients[0].hset(self._key(NODES), self.node, self._life(0))
             if len(self._queues) == 1:
                 # Of the operating system, under gevent too: it beats while a task computes.
                 unpatched("_thread", "start_new_thread")(Beat(self).run, ())
+
+    def _left_queues(self, client: Any) -> list[str]:
+        """The queues of a predecessor of the same name, which has not told of its end."""
+        life = client.hget(self._key(NODES), self.node)
+        with suppress(ValueError, LookupError, TypeError):
+            return [str(queue) for queue in json.loads(life)[2]]
+        return []
 
     def held_key(self, queue: str, node: str = "") -> str:
         """The list of the tasks that `node`, this one by default, has taken from `queue`."""

@@ -1,6 +1,6 @@
 """What keeps tasks from being lost: a worker's defaults, which an app's own settings replace."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,15 @@ CHILD_MB = "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB"
 CHILD_TASKS = "CELERY_METAL_MAX_TASKS_PER_CHILD"
 TIME_LIMIT = "CELERY_METAL_TIME_LIMIT_SECONDS"
 VISIBILITY = "CELERY_METAL_VISIBILITY_SECONDS"
+QUEUE_ORDER = "CELERY_METAL_QUEUE_ORDER"
 # Of 1000: enough to be chosen before the main process, whatever the two have used.
 SCORE = "500"
 PICKLE = frozenset({"pickle", "application/x-python-serialize"})
 
 
-def make_safe(app: "Celery", environ: Mapping[str, str], pool: str) -> list[str]:
+def make_safe(
+    app: "Celery", environ: Mapping[str, str], pool: str, queues: Sequence[str] = ()
+) -> list[str]:
     """Give `app` a worker's defaults; returns a line for each value that was not taken as it is.
 
     What the app sets itself stays, but for a visibility timeout below that of the environment.
@@ -55,6 +58,9 @@ def make_safe(app: "Celery", environ: Mapping[str, str], pool: str) -> list[str]
             app.conf[name] = value
         elif app.conf[name] != value:
             lines.append(f"{name} stays {app.conf[name]}, as the app sets it; the queue's: {value}")
+    if len(queues) > 1:
+        order = choice(environ, QUEUE_ORDER, ("round_robin", "priority"), "round_robin")
+        lines += _order_queues(app, order)
     return lines + _keep_visible(app, positive(environ, VISIBILITY))
 
 
@@ -82,6 +88,16 @@ def _refuse_pickle(app: "Celery") -> None:
                 f"{name}={value!r} of the app is refused: whoever can write to Redis could run any "
                 "code in a worker that loads pickle; set it to json"
             )
+
+
+def _order_queues(app: "Celery", order: str) -> list[str]:
+    """Have the transport take from several queues in turn, or from the first that has tasks."""
+    options = dict(app.conf.broker_transport_options or {})
+    own = options.setdefault("queue_order_strategy", order)
+    app.conf.broker_transport_options = options
+    if own == order:
+        return []
+    return [f"queue_order_strategy stays {own}, as the app sets it; the queue's: {order}"]
 
 
 def _keep_visible(app: "Celery", seconds: int | None) -> list[str]:

@@ -22,6 +22,8 @@ from celery_metal_runtime.ledger import Ledger, count_losses
 from celery_metal_runtime.notify import line, say
 
 REFUSED_SECONDS = 1.0
+# How long a worker of several queues waits for a task of one of them before it looks at all.
+SEVERAL_SECONDS = 0.1
 # Taking first: a Redis that is full refuses a script that begins with adding, and BLMOVE.
 CLAIM = """
 local count = #KEYS / 2
@@ -123,13 +125,25 @@ class Claiming:
         if self._is_empty:
             self._asked = Asked("BLMOVE", queues[:1])
             ends = (prefix + queues[0], held(queues[0]), "RIGHT", "LEFT")
-            arguments = (*ends, self.ledger.wait_seconds or timeout or self.brpop_timeout or 0)
+            several = SEVERAL_SECONDS if len(queues) > 1 else None
+            wait = self.ledger.wait_seconds or several or timeout or self.brpop_timeout or 0
+            arguments = (*ends, wait)
         else:
-            pairs = [(queue, pri) for pri in self.priority_steps for queue in queues]
+            pairs = self._in_order(queues)
             self._asked = Asked("EVAL", [queue for queue, _ in pairs])
             keys = [prefix + self._q_for_pri(queue, pri) for queue, pri in pairs]
             arguments = (CLAIM, 2 * len(keys), *keys, *(held(queue) for queue, _ in pairs))
         self.client.connection.send_command(self._asked.command, *arguments)
+
+    def _in_order(self, queues: list[str]) -> list[tuple[str, int]]:
+        """Each queue with each priority, in the order in which tasks are taken.
+
+        A strict order is one of queues: kombu's would put a task without a priority of the last
+        queue, which has the highest in Redis, before one with any other of the first.
+        """
+        if self.queue_order_strategy == "priority":
+            return [(queue, pri) for queue in queues for pri in self.priority_steps]
+        return [(queue, pri) for pri in self.priority_steps for queue in queues]
 
     def _brpop_read(self, **options: Any) -> bool:
         asked, self._asked = self._asked, None

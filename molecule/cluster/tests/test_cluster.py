@@ -90,6 +90,64 @@ def test_a_run_limited_to_one_host_needs_no_other(kit, lab):
     assert {host: lab.invocation_ids(host, "celery*") for host in lab.hosts} == before
 
 
+def test_a_queue_runs_where_it_is_placed(kit, lab, tmp_path):
+    before = {host: lab.invocation_ids(host, "celery*") for host in lab.hosts}
+    # As the host_vars of an inventory: more of it on the large host.
+    (tmp_path / "hosts.yml").write_text("all: {hosts: {large: {}}}\n")
+    (tmp_path / "host_vars").mkdir()
+    own = "celery_queue_overrides: {placed: {instances: 2}}\n"
+    (tmp_path / "host_vars" / "large.yml").write_text(own)
+
+    def site(*hosts, words=()):
+        queues = [{"name": name} for name in QUEUES]
+        queues.append({"name": "placed", "hosts": list(hosts), "concurrency": 1})
+        return kit.play("-i", str(tmp_path), *words, celery_queues=queues)
+
+    def running():
+        units = {host: sorted(kit.services(host)) for host in WORKERS}
+        return {h: [unit for unit in names if "placed" in unit] for h, names in units.items()}
+
+    both = ["celery-placed@1.service", "celery-placed@2.service"]
+    site("large")
+    assert running() == {"small": [], "large": both}
+    report = kit.smoke("large", "celery-add_queue-1", "placed", count=40)["placed"]
+    assert report["done"] == report["sent"]
+    assert set(report["workers"]) == {"placed-1@large", "placed-2@large"}
+    assert set(site("large").changed.values()) == {0}
+    # From one host to the other, by a group and by a name.
+    site("celery")
+    assert running() == {"small": both[:1], "large": both}
+    site("small")
+    assert running() == {"small": both[:1], "large": []}
+    # A limited run looks at all hosts, and says what none of them serves.
+    said = site(words=["--limit", "small"]).output
+    assert "No host serves placed (hosts: []): their tasks wait." in said
+    assert running() == {"small": [], "large": []}
+    status = kit.status()
+    assert not [row for row in status["workers"] if row["queue"] == "placed"]
+    # All else went on, but for what has another share of its host meanwhile.
+    kit.play()
+    after = {host: lab.invocation_ids(host, "celery*") for host in lab.hosts}
+    assert after["broker"] == before["broker"]
+    assert {host: set(units) for host, units in after.items()} == {
+        host: set(units) for host, units in before.items()
+    }
+
+
+def test_a_host_may_serve_no_queue(kit, lab):
+    queues = [{"name": name, "hosts": ["large"]} for name in QUEUES]
+    said = kit.play(celery_queues=queues).output
+    assert "In the group celery, but no queue is placed there: small." in said
+    assert "no queue is placed on this host, and no worker runs here" in said
+    assert kit.services("small") == set()
+    assert kit.plan("small")["queues"] == []
+    assert {row["host"] for row in kit.status()["workers"]} == {"large"}
+    assert set(kit.play(celery_queues=queues).changed.values()) == {0}
+    kit.play()
+    reports = kit.smoke("large", "celery-add_queue-1", *QUEUES, count=200)
+    assert set(reports["add_queue"]["workers"]) == {f"add_queue-1@{host}" for host in WORKERS}
+
+
 def test_removal_asks_first_on_every_host(kit, lab):
     before = lab.invocation_ids("broker", "celery*")
     played = kit.play(playbook="playbooks/remove.yml", fails=True)

@@ -160,6 +160,70 @@ def test_autoscale_keeps_its_bounds(site, kit, lab):
     )
 
 
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        # By priority, 0 being the best, and by turns where both queues have tasks of it.
+        ("round_robin", ["urgent0", "bulk0", "bulk0", "urgent6", "bulk6", "urgent9"]),
+        # The first queue before all of the second.
+        ("priority", ["urgent0", "urgent6", "urgent9", "bulk0", "bulk0", "bulk6"]),
+    ],
+)
+def test_a_worker_of_several_queues_takes_their_tasks_in_order(site, kit, lab, order, expected):
+    both = {"name": "both", "queues": ["urgent", "bulk"], "queue_order": order, "concurrency": 1}
+    site([*QUEUES, both])
+    unit = "celery-both@1.service"
+    lab.run(HOST, ["systemctl", "stop", unit])
+    sent = [("bulk", 6), ("urgent", 9), ("bulk", 0), ("bulk", 0), ("urgent", 6), ("urgent", 0)]
+    code = (
+        "from metal_sample.tasks import record; from metal_sample.celery import app;"
+        "from celery_metal_runtime import configure; configure(app);"
+        "[record.apply_async((queue, priority, 0), queue=queue, priority=priority)"
+        f" for queue, priority in {sent}]"
+    )
+    lab.run(HOST, ["podman", "exec", "celery-mail-1", "python", "-c", code])
+    declared = json.dumps({"celery_queues": [*QUEUES, both]})
+    (row,) = [r for r in kit.status("-e", declared)["workers"] if r["queue"] == "both"]
+    assert (row["queues"], row["state"], row["waiting"]) == (["urgent", "bulk"], "inactive", 6)
+    lab.run(HOST, ["systemctl", "start", unit])
+
+    def effects():
+        found = []
+        for queue in ("urgent", "bulk"):
+            for line in kit.redis(HOST, "smembers", f"metal_sample.record:{queue}").splitlines():
+                priority, moment, _ = line.split()
+                found.append((float(moment), f"{queue}{priority}"))
+        return [name for _, name in sorted(found)]
+
+    lab.wait_for(lambda: len(effects()) == len(sent), 30, "all tasks", host=HOST, unit=unit)
+    assert effects() == expected
+    assert kit.redis(HOST, "del", *(f"metal_sample.record:{q}" for q in ("urgent", "bulk"))) == "2"
+    lab.wait_for(lambda: not kit.status()["held"], 10, "all are acknowledged", every=1)
+
+
+def test_what_a_worker_of_several_queues_gives_back_is_where_it_was(site, kit, lab):
+    both = {"name": "both", "queues": ["urgent", "bulk"], "concurrency": 2, "drain_seconds": 2}
+    site([*QUEUES, both])
+    unit = "celery-both@1.service"
+    code = (
+        "from metal_sample.tasks import wait; from metal_sample.celery import app;"
+        "from celery_metal_runtime import configure; configure(app);"
+        "wait.apply_async((600,), queue='urgent');"
+        "wait.apply_async((600,), queue='bulk', priority=3)"
+    )
+    lab.run(HOST, ["podman", "exec", "celery-mail-1", "python", "-c", code])
+    lab.wait_for(
+        lambda: "2 busy" in lab.show(HOST, unit, "StatusText"), 20, "two tasks run", unit=unit
+    )
+    held = {one["queue"]: one["tasks"] for one in kit.status()["held"]}
+    assert held == {"urgent": 1, "bulk": 1}
+    lab.run(HOST, ["systemctl", "stop", unit])
+    assert kit.redis(HOST, "keys", "celery-metal.held:both-*") == ""
+    lengths = [kit.redis(HOST, "llen", key) for key in ("urgent", "bulk", "bulk\x06\x163")]
+    assert lengths == ["1", "0", "1"]
+    assert kit.redis(HOST, "del", "urgent", "bulk\x06\x163") == "2"
+
+
 def test_a_queue_stopped_by_hand_is_started_again(site, kit, lab):
     lab.run(HOST, "systemctl stop celery-mail@1.service")
     done = site(QUEUES)

@@ -37,7 +37,7 @@ class PlanError(ValueError):
 class Rule(NamedTuple):
     """What one key accepts, bounds included.
 
-    kind: name | choice | int | auto_int | concurrency | bool | mapping | names.
+    kind: name | choice | int | auto_int | concurrency | bool | mapping | names | queues.
     """
 
     kind: str
@@ -62,9 +62,13 @@ QUEUE_RULES: dict[str, Rule] = {
     "max_tasks_per_child": Rule("int", 0, 0, 1000000),
     "environment": Rule("mapping", {}),
     "secrets": Rule("names", "all"),
+    "hosts": Rule("names", "all"),
+    "queues": Rule("queues", []),
+    "queue_order": Rule("choice", "round_robin", choices=("round_robin", "priority")),
 }
 
 SETTING_RULES: dict[str, Rule] = {
+    "celery_queue_overrides": Rule("mapping", {}),
     "capacity_runs_workers": Rule("bool", True),
     "capacity_redis_host": Rule("bool", False),
     "capacity_reserve_mb": Rule("auto_int", "auto", 0, 16777216),
@@ -118,6 +122,9 @@ class Queue(TypedDict):
     max_tasks_per_child: int
     environment: Mapping[str, str]
     secrets: str | list[str]
+    hosts: str | list[str]
+    queues: list[str]
+    queue_order: str
 
 
 def unit_slug(name: str) -> str:
@@ -184,6 +191,7 @@ def _normalised(queue: Mapping[str, Any]) -> Queue:
     if values["time_limit_seconds"] == "auto":
         # What outlasts the drain would run again from its beginning at each stop.
         values["time_limit_seconds"] = values["drain_seconds"]
+    values["queues"] = list(values["queues"]) or [queue["name"]]
     return {"name": values.pop("name"), "unit": unit_slug(queue["name"]), **values}
 
 
@@ -193,7 +201,7 @@ def _item_problems(position: int, item: Any) -> list[str]:
         return [f"{where} is {_show(item)}, not a mapping: write {{name: ...}}"]
     if isinstance(item.get("name"), str) and item["name"]:
         where += f" ({_show(item['name'])})"
-    found = [_unknown_key(key) for key in item if key not in QUEUE_RULES]
+    found = [_unknown_key(key, QUEUE_RULES) for key in item if key not in QUEUE_RULES]
     if "name" not in item:
         found.append("name is missing: every queue needs one")
     bad_keys = set()
@@ -208,9 +216,9 @@ def _item_problems(position: int, item: Any) -> list[str]:
     return [f"{where}: {problem}" for problem in found]
 
 
-def _unknown_key(key: Any) -> str:
-    near = difflib.get_close_matches(str(key).lower(), QUEUE_RULES, n=1, cutoff=0.5)
-    known = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(QUEUE_RULES)}"
+def _unknown_key(key: Any, keys: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(key).lower(), keys, n=1, cutoff=0.5)
+    known = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(keys)}"
     return f"{_show(key).strip(chr(34))} is an unknown key: {known}"
 
 
@@ -281,11 +289,25 @@ def _value_problem(key: str, value: Any, rule: Rule) -> str | None:
         named = isinstance(value, list) and all(isinstance(one, str) for one in value)
         wanted = "write all, or a list of names"
         return None if named or value == rule.default else f"{key} is {_show(value)}: {wanted}"
+    if rule.kind == "queues":
+        return _queues_problem(value)
     if rule.kind in ("auto_int", "concurrency") and isinstance(value, str) and value == "auto":
         return None
     if rule.kind == "concurrency" and isinstance(value, Mapping):
         return _autoscale_problem(value, rule)
     return _int_problem(key, value, rule)
+
+
+def _queues_problem(value: Any) -> str | None:
+    if not isinstance(value, list) or not value:
+        return f"queues is {_show(value)}: write a list of names of queues, or remove the key"
+    for place, name in enumerate(value, 1):
+        problem = _name_problem(name)
+        if problem:
+            return f"queues, item {place}: {problem}"
+        if name in value[: place - 1]:
+            return f"queues names {_show(name)} twice: keep one"
+    return None
 
 
 def _name_problem(value: Any) -> str | None:
@@ -366,6 +388,135 @@ def _show(value: Any, ascii_only: bool = False) -> str:
     except (TypeError, ValueError):
         text = ascii(value)
     return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."
+
+
+# ------------------------------------------------------------------------------------------
+# Which queue runs where
+
+OVERRIDES = "celery_queue_overrides"
+
+
+def overridden(queues: Any, overrides: Any) -> Any:
+    """Return celery_queues with what celery_queue_overrides says of some keys of some queues.
+
+    What is malformed is left as it is, for those that refuse it.
+    """
+    if not isinstance(queues, (list, tuple)) or not isinstance(overrides, Mapping):
+        return queues
+    return [
+        {**queue, **own}
+        if isinstance(queue, Mapping)
+        and isinstance(queue.get("name"), str)
+        and isinstance(own := overrides.get(queue["name"]), Mapping)
+        else queue
+        for queue in queues
+    ]
+
+
+def override_problems(queues: Any, overrides: Mapping[Any, Any]) -> list[str]:
+    """Return what is wrong with celery_queue_overrides, given good celery_queues."""
+    names = [queue["name"] for queue in queues]
+    keys = [key for key in QUEUE_RULES if key != "name"]
+    found = []
+    for name, own in overrides.items():
+        where = f"{OVERRIDES} ({_show(name)})"
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+            known = f"did you mean {near[0]}?" if near else f"they are {', '.join(names)}"
+            found.append(f"{where}: celery_queues has no queue of that name: {known}")
+        elif not isinstance(own, Mapping):
+            found.append(f"{where} is {_show(own)}: write a mapping such as {{instances: 4}}")
+        else:
+            found += [f"{where}: {_unknown_key(key, keys)}" for key in own if key not in keys]
+    if found or not overrides:
+        return found
+    return [f"with {OVERRIDES}: {one}" for one in queue_problems(overridden(queues, overrides))]
+
+
+def serves(queue: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Whether a host of that name, in groups of those names, has workers of a queue."""
+    hosts = queue.get("hosts", "all")
+    return hosts == "all" or not {"all", *names}.isdisjoint(hosts)
+
+
+class Placement(NamedTuple):
+    """Where queues run: what is wrong with it, and what an operator should know of it."""
+
+    problems: list[str]
+    notes: list[str]
+
+
+def placement(hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> Placement:
+    """Return which names in `hosts` of queues are unknown, which queues run on no host, and which
+    hosts run none. What else is wrong with the queues is not looked at.
+
+    hosts: each host of the group celery to its variables. groups: those of the inventory.
+    """
+    lists = {host: _readable(variables) for host, variables in hosts.items()}
+    member = {host: {host, *(g for g, hosts in groups.items() if host in hosts)} for host in lists}
+    unknown: dict[str, list[str]] = {}
+    declared: dict[str, list[Any]] = {}
+    served: set[str] = set()
+    for host, queues in lists.items():
+        for queue in queues:
+            name, wanted = queue["name"], queue.get("hosts", "all")
+            declared.setdefault(name, []).append(wanted)
+            if serves(queue, member[host]):
+                served.add(name)
+            for one in wanted if wanted != "all" else ():
+                if one not in hosts and one not in groups:
+                    unknown.setdefault(_unknown_host(name, one, hosts, groups), []).append(host)
+    problems = [f"{_some(where)}: {line}" for line, where in unknown.items()]
+    nowhere = {name: wanted for name, wanted in declared.items() if name not in served}
+    meant = [name for name, wanted in nowhere.items() if not any(wanted)]
+    problems += [
+        f"queue {_show(name)} of celery_queues would run on no host: its hosts are "
+        f"{_show(next(filter(None, wanted)))}, and no host of the group celery is among them: add "
+        "one, or write hosts: [] for a queue that shall have no workers"
+        for name, wanted in nowhere.items()
+        if name not in meant and not unknown
+    ]
+    notes = []
+    if meant:
+        notes.append(f"No host serves {', '.join(meant)} (hosts: []): their tasks wait.")
+    idle = [
+        host
+        for host, queues in lists.items()
+        if queues and not any(serves(queue, member[host]) for queue in queues)
+    ]
+    if idle:
+        notes.append(f"In the group celery, but no queue is placed there: {', '.join(idle)}.")
+    return Placement(problems, notes)
+
+
+def _readable(variables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The queues of a host of which at least the name, and the key hosts, can be read."""
+    queues = overridden(variables.get("celery_queues"), variables.get(OVERRIDES, {}))
+    return [
+        queue
+        for queue in (queues if isinstance(queues, list) else ())
+        if isinstance(queue, Mapping)
+        and isinstance(queue.get("name"), str)
+        and not _value_problem("hosts", queue.get("hosts", "all"), QUEUE_RULES["hosts"])
+    ]
+
+
+def _unknown_host(
+    queue: str, name: str, hosts: Iterable[str], groups: Mapping[str, list[str]]
+) -> str:
+    where = f"celery_queues ({_show(queue)}): hosts names {_show(name)}, which is "
+    if name in groups.get("all", []):
+        return f"{where}no host of the group celery: add it to the group, or remove it here"
+    known = [*hosts, *groups]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"{where}neither a host of the group celery nor a group of the inventory: {hint}"
+
+
+def _some(hosts: list[str], shown: int = 3) -> str:
+    """Hosts as the beginning of a message: the first few, and how many more."""
+    more = f" and {len(hosts) - shown} more" if len(hosts) > shown else ""
+    return f"host{'s' if len(hosts) > 1 else ''} {', '.join(hosts[:shown])}{more}"
 
 
 # ------------------------------------------------------------------------------------------
@@ -522,6 +673,8 @@ def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> di
         "max_tasks_per_child": queue["max_tasks_per_child"],
         "environment": queue["environment"],
         "secrets": queue["secrets"],
+        "queues": queue["queues"],
+        "queue_order": queue["queue_order"],
         "reasons": {
             "concurrency": _size_reason(pool, wanted, sized),
             "memory_mb": _memory_reason(pool, sized.limits),
@@ -819,6 +972,8 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         rows.append(
             ("Redis", "", "1", "", "", str(redis["memory_mb"]), str(redis["cpu_weight"]), why)
         )
+    if not rows:
+        return f"{head}\nno queue is placed on this host, and no worker runs here"
     return "\n".join([head, *_aligned([COLUMNS, *rows]), _sum_line(plan), *_rollout_lines(plan)])
 
 
@@ -833,7 +988,15 @@ def _queue_cells(queue: Mapping[str, Any]) -> tuple[str, ...]:
         size,
         *map(str, numbers),
     )
-    return (*cells, queue["reasons"]["concurrency"])
+    return (*cells, queue["reasons"]["concurrency"] + _consumed(queue))
+
+
+def _consumed(queue: Mapping[str, Any]) -> str:
+    """The queues that a worker consumes, where that is more than its name says."""
+    if queue["queues"] == [queue["name"]]:
+        return ""
+    strict = queue["queue_order"] == "priority" and len(queue["queues"]) > 1
+    return f"; consumes {', '.join(queue['queues'])}{', the first one first' if strict else ''}"
 
 
 def _shortened(name: str) -> str:
@@ -933,7 +1096,12 @@ def problems_text(queues: Any, settings: Mapping[str, Any]) -> str:
     A host that runs no workers (capacity_runs_workers: false) needs no celery_queues.
     """
     runs_workers = settings.get("capacity_runs_workers", True)
-    return report(setting_problems(settings) + (queue_problems(queues) if runs_workers else []))
+    found = setting_problems(settings)
+    if runs_workers:
+        found += queue_problems(queues)
+    if runs_workers and not found:
+        found = override_problems(queues, settings.get(OVERRIDES, {}))
+    return report(found)
 
 
 def refusal_text(queues: Any, settings: Mapping[str, Any], name: str) -> str:
@@ -943,9 +1111,13 @@ def refusal_text(queues: Any, settings: Mapping[str, Any], name: str) -> str:
 
 
 def plan_or_error(
-    queues: Any, facts: Mapping[str, Any], name: str, settings: Mapping[str, Any]
+    queues: Any,
+    facts: Mapping[str, Any],
+    name: str,
+    settings: Mapping[str, Any],
+    groups: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Return the plan of one host, or {"error": text}.
+    """Return the plan of one host, which is in groups of those names, or {"error": text}.
 
     Text instead of an exception: Ansible buries a filter's exception under three layers of its own,
     while assert shows a text as it is.
@@ -953,12 +1125,51 @@ def plan_or_error(
     refusal = refusal_text(queues, settings, name)
     if refusal:
         return {"error": refusal}
-    valid = validate_queues(queues) if settings.get("capacity_runs_workers", True) else []
+    valid = []
+    if settings.get("capacity_runs_workers", True):
+        own = validate_queues(overridden(queues, settings.get(OVERRIDES, {})))
+        valid = [queue for queue in own if serves(queue, {name, *groups})]
     try:
         host = host_from_facts(facts, name, settings.get("capacity_numa_nodes", 1))
         return plan(host, valid, limits_from_settings(settings))
     except PlanError as error:
         return {"error": f"{error}\n{UNCHANGED}"}
+
+
+def placement_text(
+    hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]], celery: Iterable[str]
+) -> dict[str, str]:
+    """Return what `placement` says as the text of a refusal, and of a notice; "" for nothing.
+
+    hosts: Ansible's hostvars. celery: the hosts that are to run workers.
+    """
+    found = placement({host: hosts[host] for host in celery}, groups)
+    problems = report(found.problems)
+    return {
+        "problems": f"{problems}\n{UNCHANGED}" if problems else "",
+        "notes": "\n".join(found.notes),
+    }
+
+
+def placed_names(variables: Mapping[str, Any]) -> list[str]:
+    """Return the names of the queues that have workers on a host, given all variables of it."""
+    groups = {variables["inventory_hostname"], *variables["group_names"]}
+    return [queue["name"] for queue in _readable(variables) if serves(queue, groups)]
+
+
+def longest_seconds(hosts: Mapping[str, Mapping[str, Any]], celery: Iterable[str]) -> list[int]:
+    """Return drain_seconds and time_limit_seconds of all queues of all hosts, whatever runs where.
+
+    From what is declared, not from plans: with --limit other hosts have none.
+    """
+    keys = ("drain_seconds", "time_limit_seconds")
+    values = {
+        queue.get(key, QUEUE_RULES[key].default)
+        for host in celery
+        for queue in _readable(hosts[host])
+        for key in keys
+    }
+    return sorted(value for value in values if isinstance(value, int))
 
 
 def table_or_error(plan: Mapping[str, Any]) -> str:
@@ -977,13 +1188,16 @@ def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FilterModule:
-    """The filters: the first two return text, the others raise."""
+    """The filters: those for queues and plans raise, the others return what is wrong as text."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "celery_refusal": refusal_text,
             "celery_plan_or_error": plan_or_error,
             "celery_plan_table": table_or_error,
+            "celery_placement": placement_text,
+            "celery_placed_names": placed_names,
+            "celery_longest_seconds": longest_seconds,
             "celery_queues_valid": _raising(validate_queues),
             "celery_plan": _raising(lambda queues, host, limits: plan(host, queues, limits)),
         }

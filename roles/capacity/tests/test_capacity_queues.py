@@ -21,6 +21,7 @@ KINDS = {
     "bool": "bool",
     "mapping": "dict",
     "names": "raw",
+    "queues": "list",
 }
 
 
@@ -48,6 +49,9 @@ def test_defaults_are_filled_in_and_order_is_kept():
         "max_tasks_per_child": 0,
         "environment": {},
         "secrets": "all",
+        "hosts": "all",
+        "queues": ["b"],
+        "queue_order": "round_robin",
     }
     assert (valid[1]["unit"], valid[1]["weight"]) == ("a_2f1", 3)
 
@@ -227,9 +231,16 @@ NAMES = st.text(min_size=1, max_size=8) | st.text("a/_2f", min_size=1, max_size=
         ({"environment": None}, "environment is empty"),
         ({"secrets": "DATABASE_URL"}, 'secrets is "DATABASE_URL": write all, or a list of names'),
         ({"secrets": [1]}, "secrets is [1]: write all, or a list of names"),
+        ({"hosts": "web1"}, 'hosts is "web1": write all, or a list of names'),
+        ({"queues": "a,b"}, 'queues is "a,b": write a list of names of queues, or remove the key'),
+        ({"queues": []}, "queues is []: write a list of names of queues"),
+        ({"queues": ["a", "b,c"]}, 'queues, item 2: name is "b,c": Celery\'s -Q splits names at'),
+        ({"queues": ["a", True]}, "queues, item 2: name is true (YAML reads"),
+        ({"queues": ["a", "b", "a"]}, 'queues names "a" twice: keep one'),
+        ({"queue_order": "strict"}, 'queue_order is "strict": write one of round_robin, priority'),
     ],
 )
-def test_environment_and_secrets_have_a_shape(queue, words):
+def test_what_is_no_number_has_a_shape(queue, words):
     (problem,) = capacity.queue_problems([{"name": "a", **queue}])
     assert words in problem
     good = {"environment": {"A": "1"}, "secrets": ["B"]}
@@ -294,18 +305,21 @@ def test_argument_spec_and_queue_rules_agree():
 def test_argument_spec_and_setting_rules_agree():
     assert list(OPTIONS) == ["celery_queues", *capacity.SETTING_RULES]
     for key, rule in capacity.SETTING_RULES.items():
-        described(rule, OPTIONS[key])
+        # A variable without the role's prefix has its default where it is used.
+        own = {} if key.startswith("capacity_") else {"default": rule.default}
+        described(rule, OPTIONS[key] | own)
 
 
 def test_defaults_and_argument_spec_agree():
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    spec = {key: option["default"] for key, option in OPTIONS.items() if key != "celery_queues"}
-    assert defaults == spec
+    own = {key: option for key, option in OPTIONS.items() if key.startswith("capacity_")}
+    assert defaults == {key: option["default"] for key, option in own.items()}
 
 
 def test_every_setting_reaches_the_filters():
     settings = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__capacity_settings"]
-    assert settings == {key: f"{{{{ {key} }}}}" for key in capacity.SETTING_RULES}
+    overrides = {"celery_queue_overrides": "{{ celery_queue_overrides | default({}) }}"}
+    assert settings == {key: f"{{{{ {key} }}}}" for key in capacity.SETTING_RULES} | overrides
 
 
 @pytest.mark.parametrize(

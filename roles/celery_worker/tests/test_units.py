@@ -180,6 +180,18 @@ def test_a_worker_s_environment():
     assert dict(sections["Unit"])["PartOf"] == "celery-emails.target"
 
 
+def test_several_queues_reach_the_worker_in_their_order():
+    one = environment(container({"name": "a", "queue_order": "priority"}))
+    assert not {"CELERY_METAL_QUEUES", "CELERY_METAL_QUEUE_ORDER"} & set(one)
+    several = {"name": "both", "queues": ["b 50%", "a"], "queue_order": "priority"}
+    found = environment(container(several))
+    assert found["CELERY_METAL_QUEUE"] == "both"
+    assert found["CELERY_METAL_QUEUES"] == "b 50%,a"
+    assert found["CELERY_METAL_QUEUE_ORDER"] == "priority"
+    other = environment(container({"name": "more", "queues": ["a"]}))
+    assert other["CELERY_METAL_QUEUES"] == "a"
+
+
 def test_autoscale_goes_as_max_and_min():
     found = environment(container({"name": "a", "concurrency": {"min": 2, "max": 8}}))
     assert found["CELERY_METAL_PLAN_AUTOSCALE"] == "8,2"

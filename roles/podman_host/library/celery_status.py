@@ -26,8 +26,9 @@ error:
 node: {description: Name of the host in names of workers, type: str, returned: success}
 workers:
   description: >-
-    For each worker C(queue), C(instance), C(state), C(restarts), C(concurrency), C(busy), C(done),
-    C(version), and C(since) in seconds since 1970; null is what nobody knows
+    For each worker C(queue), C(queues) (those that it consumes), C(instance), C(state),
+    C(restarts), C(concurrency), C(busy), C(done), C(version), and C(since) in seconds since 1970;
+    null is what nobody knows
   type: list
   returned: always
 """
@@ -118,21 +119,23 @@ def since(unit: dict[str, str], drained_at: float | None) -> int | None:
 
 def row(
     unit: dict[str, str],
-    names: dict[str, str],
+    consumed: dict[str, dict[str, Any]],
     versions: dict[str, str],
     drained_at: float | None,
 ) -> dict[str, Any]:
     """One worker, as the table of the fleet needs it.
 
-    :param names: the middle of a unit's name to the queue's own name.
+    :param consumed: the middle of a unit's name to its queue's row in the plan.
     :param versions: service to the version that its container runs.
     """
     slug, _, instance = unit["Id"].removesuffix(".service").removeprefix("celery-").rpartition("@")
     # systemd may keep the last words of a worker that is gone.
     running = unit.get("ActiveState") in ("active", "deactivating")
     said = numbers(unit.get("StatusText", "")) if running else {}
+    queue = consumed.get(slug, {"name": slug})
     return {
-        "queue": names.get(slug, slug),
+        "queue": queue["name"],
+        "queues": queue.get("queues", [queue["name"]]),
         "instance": instance,
         "state": state(unit, drained_at is not None),
         "restarts": int(unit.get("NRestarts") or 0),
@@ -153,7 +156,7 @@ def units(quadlets: Path) -> list[str]:
 def main() -> None:
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
     plan = json.loads(PLAN.read_text()) if PLAN.exists() else {"queues": []}
-    names = {queue["unit"]: queue["name"] for queue in plan["queues"]}
+    consumed = {queue["unit"]: queue for queue in plan["queues"]}
     asked = units(QUADLETS)
     words = ("systemctl", "show", f"--property={PROPERTIES}", "--timestamp=unix", "--", *asked)
     found = blocks(output(*words)) if asked else []
@@ -169,7 +172,7 @@ def main() -> None:
         for one in json.loads(listed or "[]")
     }
     drained_at = MARKER.stat().st_mtime if MARKER.exists() else None
-    rows = [row(one, names, versions, drained_at) for one in found]
+    rows = [row(one, consumed, versions, drained_at) for one in found]
     module.exit_json(changed=False, node=socket.gethostname(), workers=rows)
 
 

@@ -26,13 +26,14 @@ ActiveState=active
 
 
 def test_a_row_of_each_unit():
-    names = {"mail": "mail", "a_2fb": "a/b"}
+    consumed = {"mail": {"name": "mail", "queues": ["urgent", "mail"]}, "a_2fb": {"name": "a/b"}}
     versions = {"celery-mail@1.service": "1.2", "celery-a_2fb@9.service": "old"}
     first, second = celery_status.blocks(
         SHOWN.removesuffix("\nId=celery-mail@1.service\nActiveState=active\n")
     )
-    assert celery_status.row(first, names, versions, None) == {
+    assert celery_status.row(first, consumed, versions, None) == {
         "queue": "mail",
+        "queues": ["urgent", "mail"],
         "instance": "1",
         "state": "active",
         "restarts": 3,
@@ -43,8 +44,9 @@ def test_a_row_of_each_unit():
         "since": 1795526058,
     }
     # What is not running says nothing any more, whatever systemd still remembers.
-    assert celery_status.row(second, names, versions, 1795520000.5) == {
+    assert celery_status.row(second, consumed, versions, 1795520000.5) == {
         "queue": "a/b",
+        "queues": ["a/b"],
         "instance": "9",
         "state": "drained",
         "restarts": 0,
