@@ -192,6 +192,18 @@ def test_what_waits_for_facts_is_checked_with_them(declarations: ModuleType) -> 
     )
 
 
+@pytest.mark.parametrize("network", ["host", "none"])
+def test_ports_need_a_network_of_the_container_s_own(
+    declarations: ModuleType, network: str
+) -> None:
+    queues = {"celery_queues": [{"name": "a", "ports": ["80:80"]}, {"name": "b"}]}
+    assert declarations.app_problems(queues) == []
+    (problem,) = declarations.app_problems({**queues, "celery_worker_network": network})
+    assert problem.startswith(
+        f"celery_queues (a) has ports, and celery_worker_network is {network}"
+    )
+
+
 def test_queues_are_left_to_their_own_check(declarations: ModuleType) -> None:
     assert check(declarations, {"celery_queues": 5}) == ""
 

@@ -137,6 +137,16 @@ def test_good_variables_do_as_well(site: Site) -> None:
         ),
         ("[{name: a, pool: eventlet}]", ['pool is "eventlet": write one of prefork, threads']),
         ("[{name: a, drain_seconds: 0}]", ["drain_seconds is 0: write a whole number from 1 to"]),
+        ("[{name: a, volumes: ['data:/x']}]", ['volumes has "data:/x": write HOST:CONTAINER']),
+        ("[{name: a, ports: [8080:22]}]", ["ports has 484822: write PORT:PORT", "in quotes, as"]),
+        (
+            "[{name: a, ports: ['80:80']}, {name: b, ports: ['80:81']}]",
+            ["the host's port 80: give"],
+        ),
+        (
+            "[{name: a, quadlet: {Container: {User: '0'}}}]",
+            ["quadlet.Container: User is not taken: the sandbox of all workers stands on it"],
+        ),
         ("[]", ["celery_queues is an empty list", "[{name: emails}]"]),
         ("{name: a}", ["celery_queues is", "not a list: write a list"]),
     ],

@@ -178,6 +178,12 @@ def app_problems(variables: Mapping[str, Any]) -> list[str]:
         problems += environment_problems(
             f"{where}: environment", queue.get("environment", {}), exported
         )
+        network = variables.get("celery_worker_network", "bridge")
+        if queue.get("ports") and network in ("host", "none"):
+            problems.append(
+                f"{where} has ports, and celery_worker_network is {network}, where there are none "
+                "to lead anywhere: remove them, or take bridge"
+            )
         wanted = queue.get("secrets", "all")
         for name in wanted if isinstance(wanted, list) else []:
             if name not in secrets:

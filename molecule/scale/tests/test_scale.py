@@ -174,6 +174,8 @@ def test_a_worker_of_several_queues_takes_their_tasks_in_order(site, kit, lab, o
     site([*QUEUES, both])
     unit = "celery-both@1.service"
     lab.run(HOST, ["systemctl", "stop", unit])
+    keys = [f"metal_sample.record:{queue}" for queue in ("urgent", "bulk")]
+    kit.redis(HOST, "del", *keys)
     sent = [("bulk", 6), ("urgent", 9), ("bulk", 0), ("bulk", 0), ("urgent", 6), ("urgent", 0)]
     code = (
         "from metal_sample.tasks import record; from metal_sample.celery import app;"
@@ -189,15 +191,14 @@ def test_a_worker_of_several_queues_takes_their_tasks_in_order(site, kit, lab, o
 
     def effects():
         found = []
-        for queue in ("urgent", "bulk"):
-            for line in kit.redis(HOST, "smembers", f"metal_sample.record:{queue}").splitlines():
+        for key in keys:
+            for line in kit.redis(HOST, "smembers", key).splitlines():
                 priority, moment, _ = line.split()
-                found.append((float(moment), f"{queue}{priority}"))
+                found.append((float(moment), f"{key.rpartition(':')[2]}{priority}"))
         return [name for _, name in sorted(found)]
 
     lab.wait_for(lambda: len(effects()) == len(sent), 30, "all tasks", host=HOST, unit=unit)
     assert effects() == expected
-    assert kit.redis(HOST, "del", *(f"metal_sample.record:{q}" for q in ("urgent", "bulk"))) == "2"
     lab.wait_for(lambda: not kit.status()["held"], 10, "all are acknowledged", every=1)
 
 
@@ -257,6 +258,125 @@ def test_what_is_not_ours_stays(site, lab):
     for path, text in foreign.items():
         assert lab.run(HOST, f"cat {path}") == text
     lab.run(HOST, ["rm", *foreign])
+
+
+MEDIA = "/var/lib/containers/lab-media"  # of a file system that can map owners; the root's cannot
+TUN = {"path": "/dev/net/tun", "fileMode": 0o600}
+CDI = {
+    "cdiVersion": "0.6.0",
+    "kind": "lab.test/gpu",
+    "devices": [{"name": "0", "containerEdits": {"deviceNodes": [TUN]}}],
+}
+NEEDY = {
+    "name": "needy",
+    "concurrency": 1,
+    "volumes": [
+        f"{MEDIA}/50%:/media:idmap=uids=@1234-999-1;gids=@1234-999-1",
+        "/srv/lab-read:/read:ro",
+    ],
+    "ports": ["127.0.0.1:8090:8000"],
+    "devices": ["/dev/full:/dev/lab-full:rw"],
+    "gpus": ["lab.test/gpu=0"],
+    "quadlet": {
+        "Container": {"ShmSize": "7m", "Sysctl": "net.ipv4.ip_default_ttl=77"},
+        "Service": {"Nice": 7},
+    },
+}
+
+
+@pytest.fixture
+def needs(lab):
+    """What the queue needs of its host."""
+    lab.run(HOST, ["mkdir", "-p", "/srv/lab-read", f"{MEDIA}/50%", "/etc/cdi"])
+    lab.run(HOST, "chown 1234:1234 '/var/lib/containers/lab-media/50%'; echo in > /srv/lab-read/f")
+    lab.run(HOST, "cat > /etc/cdi/lab.json", stdin=json.dumps(CDI))
+    yield
+    lab.run(HOST, ["rm", "-r", "/srv/lab-read", MEDIA, "/etc/cdi/lab.json"])
+
+
+def test_volumes_ports_devices_and_more_keys_reach_the_app(site, needs, kit, lab):
+    assert site([*QUEUES, NEEDY])["new"] == {"celery-needy@1.service"}
+    ask = (
+        "from metal_sample.tasks import append; from metal_sample.celery import app;"
+        "from celery_metal_runtime import configure; configure(app);"
+        "print(append.apply_async(('/media/log', 'done'), queue='needy').get(timeout=30), end='')"
+    )
+    for text in ("done\n", "done\ndone\n"):
+        assert lab.run(HOST, ["podman", "exec", "celery-mail-1", "python", "-c", ask]) == text
+    # The file is its owner's on the host, and not of some number that only Podman knows.
+    assert lab.run(HOST, f"stat -c %u:%g '{MEDIA}/50%/log'") == "1234:1234\n"
+    inside = ["podman", "exec", "celery-needy-1"]
+    assert lab.run(HOST, [*inside, "cat", "/read/f"]) == "in\n"
+    assert not lab.succeeds(HOST, [*inside, "sh", "-c", "echo x > /read/f"])
+    lab.run(HOST, [*inside[:2], "-d", inside[2], "python", "-m", "http.server", "8000"])
+    fetch = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8090').status)"
+    lab.wait_for(
+        lambda: lab.succeeds(HOST, ["python3", "-c", fetch]), 15, "an answer at the port", host=HOST
+    )
+    full = "import errno, os\ntry: os.write(os.open('/dev/lab-full', os.O_WRONLY), b'x')\n"
+    full += "except OSError as error: print(errno.errorcode[error.errno])"
+    assert lab.run(HOST, [*inside, "python", "-c", full]) == "ENOSPC\n"
+    tun = "import os; os.open('/dev/net/tun', os.O_RDWR)"
+    lab.run(HOST, [*inside, "python", "-c", tun])
+    assert not lab.succeeds(HOST, ["podman", "exec", "celery-mail-1", "python", "-c", tun])
+    assert lab.run(HOST, [*inside, "cat", "/proc/sys/net/ipv4/ip_default_ttl"]) == "77\n"
+    size = "import os; one = os.statvfs('/dev/shm'); print(one.f_blocks * one.f_frsize >> 20)"
+    assert lab.run(HOST, [*inside, "python", "-c", size]) == "7\n"
+    main = kit.main_process(HOST, "celery-needy-1")
+    assert lab.run(HOST, f"ps -o ni= -p {main}").strip() == "7"
+    assert site([*QUEUES, NEEDY])["changed"] == 0
+    # A port is bound once: its worker is replaced without one beside it, and comes up.
+    done = site([*QUEUES, {**NEEDY, "prefetch": 2}])
+    assert done["restarted"] == {"celery-needy@1.service"}
+
+
+def test_a_worker_does_not_run_without_the_disk_of_its_volume(site, kit, lab):
+    path = "/etc/systemd/system/srv-disk.mount"
+    good = "[Mount]\nWhere=/srv/disk\nWhat=/srv/store\nType=none\nOptions=bind\n"
+    broken = "[Mount]\nWhere=/srv/disk\nWhat=/srv/no-image\nType=ext4\n"
+    lab.run(HOST, ["mkdir", "-p", "/srv/store/data"])
+    lab.run(HOST, f"cat > {path}; systemctl daemon-reload", stdin=good)
+    lab.run(HOST, ["systemctl", "start", "srv-disk.mount"])
+    queue = {"name": "disk", "concurrency": 1, "volumes": ["/srv/disk/data:/data"]}
+    unit = "celery-disk@1.service"
+    site([*QUEUES, queue])
+    assert unit in kit.services(HOST)
+    lab.run(HOST, ["systemctl", "stop", "srv-disk.mount"])
+    assert lab.show(HOST, unit, "ActiveState") == "inactive"
+    # The disk is broken: neither systemd starts the worker, nor does a run.
+    lab.run(HOST, f"cat > {path}; systemctl daemon-reload", stdin=broken)
+    before = lab.invocation_ids(HOST, "celery-*.service")
+    assert not lab.succeeds(HOST, f"systemctl start {unit}")
+    played = kit.play(celery_queues=[*QUEUES, queue], fails=True)
+    said = " ".join(played.output.split())
+    assert "Not on this host: /srv/disk/data (volumes of queue disk). Make the directory" in said
+    assert lab.invocation_ids(HOST, "celery-*.service") == before
+    # It is back: the worker brings it along.
+    lab.run(HOST, f"cat > {path}; systemctl daemon-reload", stdin=good)
+    lab.run(HOST, ["systemctl", "start", unit])
+    assert unit in kit.services(HOST)
+    assert lab.succeeds(HOST, "mountpoint -q /srv/disk")
+    kit.play(celery_queues=QUEUES)
+    lab.run(HOST, f"systemctl stop srv-disk.mount; rm -r {path} /srv/disk /srv/store")
+    lab.run(HOST, ["systemctl", "daemon-reload"])
+
+
+def test_what_is_missing_on_the_host_or_unknown_to_quadlet_changes_nothing(site, kit, lab):
+    before = lab.invocation_ids(HOST, "celery*")
+    bad = {**MAIL, "volumes": ["/no/where:/x"], "devices": ["/dev/no-such"]}
+    for words in ([], ["--check"]):
+        played = kit.play(*words, celery_queues=[ADD, MULTIPLY, bad], fails=True)
+        said = " ".join(played.output.split())
+        assert "Not on this host: /no/where (volumes of queue mail), /dev/no-such (devices" in said
+    for section, key in (("Container", "ShmSice"), ("Service", "Nise")):
+        bad = {**MAIL, "quadlet": {section: {key: "1"}}}
+        played = kit.play(celery_queues=[ADD, MULTIPLY, bad], fails=True)
+        said = " ".join(played.output.split()).replace("''", "'")
+        assert "Nothing was written, and what runs goes on." in said
+        assert f"'{key}' in " in said
+        assert "celery-mail@.container is: Queue mail, Celery worker" in said
+    assert lab.invocation_ids(HOST, "celery*") == before
+    assert kit.services(HOST) == SERVICES
 
 
 TOKEN = 'hush-hush 50% of "$HOME" \\ é'

@@ -37,7 +37,8 @@ class PlanError(ValueError):
 class Rule(NamedTuple):
     """What one key accepts, bounds included.
 
-    kind: name | choice | int | auto_int | concurrency | bool | mapping | names | queues.
+    kind: name | choice | int | auto_int | concurrency | bool | mapping | names | queues |
+    texts (see WRITTEN) | sections (see QUADLET_SECTIONS).
     """
 
     kind: str
@@ -65,6 +66,11 @@ QUEUE_RULES: dict[str, Rule] = {
     "hosts": Rule("names", "all"),
     "queues": Rule("queues", []),
     "queue_order": Rule("choice", "round_robin", choices=("round_robin", "priority")),
+    "volumes": Rule("texts", []),
+    "ports": Rule("texts", []),
+    "devices": Rule("texts", []),
+    "gpus": Rule("texts", []),
+    "quadlet": Rule("sections", {}),
 }
 
 SETTING_RULES: dict[str, Rule] = {
@@ -85,6 +91,135 @@ AUTOSCALE_POOLS = ("prefork", "gevent")
 
 # A file name has 255 bytes: "celery-", "@100.container", ".d" and a temporary name must fit beside.
 SLUG_BYTES = 200
+
+# Quadlet also copies a volume's path into RequiresMountsFor=, with no way to escape these.
+PLAIN = r"[^\s:,;\"'\\$]"
+
+
+class Written(NamedTuple):
+    """How one item of a list of texts is written: podman's own way, checked by a pattern."""
+
+    pattern: re.Pattern[str]
+    wanted: str
+
+
+WRITTEN: dict[str, Written] = {
+    "volumes": Written(
+        re.compile(rf"(?P<host>/{PLAIN}*):(?P<inside>/{PLAIN}+)(:(?P<options>[^\s:\"'\\$]+))?"),
+        "HOST:CONTAINER or HOST:CONTAINER:OPTIONS with whole paths, as in /srv/media:/media:ro, "
+        "and no blanks, quotes, backslashes or $ in them",
+    ),
+    "ports": Written(
+        re.compile(
+            r"((?P<address>[0-9.]+|\[[0-9A-Fa-f:.]+\]):)?(?P<port>\d{1,5}):(?P<inside>\d{1,5})"
+            r"(/(?P<protocol>tcp|udp|sctp))?",
+            re.ASCII,
+        ),
+        'PORT:PORT or ADDRESS:PORT:PORT with the host\'s first, in quotes, as in "8080:80"',
+    ),
+    "devices": Written(
+        re.compile(rf"(?P<host>/dev/{PLAIN}+)(:/{PLAIN}+)?(:[rwm]{{1,3}})?"),
+        "a device of the host, as in /dev/ttyUSB0 or /dev/ttyUSB0:/dev/meter:rw",
+    ),
+    "gpus": Written(
+        re.compile(r"[A-Za-z0-9.-]+/[A-Za-z0-9_-]+=[A-Za-z0-9_.:-]+", re.ASCII),
+        "a CDI name, as in nvidia.com/gpu=all or nvidia.com/gpu=0",
+    ),
+}
+
+# Why a key that the kit sets itself, or that its safety stands on, is not the user's.
+SANDBOX = "the sandbox of all workers stands on it"
+STOPPING = "that no task is lost at a stop stands on it; set drain_seconds"
+SIZING = "the plan sets it; use concurrency, memory_per_process_mb and weight"
+RUNNING = "the kit starts and watches the worker by it"
+QUADLET_SECTIONS: dict[str, dict[str, str]] = {
+    "Container": {
+        "Image": "use image_source and its variables",
+        "Rootfs": "use image_source and its variables",
+        "Pull": "images are there before a worker starts",
+        "AutoUpdate": "playbooks/upgrade.yml brings new versions",
+        "Environment": "use the key environment",
+        "EnvironmentFile": "use the key environment, or secrets",
+        "EnvironmentHost": SANDBOX,
+        "Secret": "use celery_worker_secrets and the key secrets",
+        "Volume": "use the key volumes",
+        "Mount": "use the key volumes",
+        "PublishPort": "use the key ports",
+        "AddDevice": "use the keys devices and gpus",
+        "Network": "use celery_worker_network",
+        "Pod": RUNNING,
+        "ContainerName": RUNNING,
+        "ServiceName": RUNNING,
+        "Exec": RUNNING,
+        "Entrypoint": RUNNING,
+        "RunInit": RUNNING,
+        "Notify": RUNNING,
+        "LogDriver": "the journal is where workers are read",
+        "StopTimeout": STOPPING,
+        "StopSignal": STOPPING,
+        "User": SANDBOX,
+        "Group": SANDBOX,
+        "UserNS": SANDBOX,
+        "UIDMap": SANDBOX,
+        "GIDMap": SANDBOX,
+        "SubUIDMap": SANDBOX,
+        "SubGIDMap": SANDBOX,
+        "RemapUsers": SANDBOX,
+        "RemapUid": SANDBOX,
+        "RemapGid": SANDBOX,
+        "RemapUidSize": SANDBOX,
+        "ReadOnly": SANDBOX,
+        "DropCapability": SANDBOX,
+        "NoNewPrivileges": SANDBOX,
+        "CgroupsMode": SIZING,
+        "Memory": SIZING,
+        "ContainersConfModule": "it could undo the sandbox; put it into a drop-in of yours",
+        "GlobalArgs": "it could undo the sandbox; put it into a drop-in of yours",
+        "PodmanArgs": "it could undo the sandbox; put it into a drop-in of yours",
+    },
+    "Service": {
+        "Type": RUNNING,
+        "NotifyAccess": RUNNING,
+        "WatchdogSec": "use celery_worker_watchdog_seconds",
+        "WatchdogSignal": RUNNING,
+        "PIDFile": RUNNING,
+        "RemainAfterExit": RUNNING,
+        "Restart": RUNNING,
+        "RestartSec": RUNNING,
+        "RestartSteps": RUNNING,
+        "RestartMaxDelaySec": RUNNING,
+        "RestartForceExitStatus": RUNNING,
+        "RestartPreventExitStatus": RUNNING,
+        "SuccessExitStatus": RUNNING,
+        "SyslogIdentifier": "the journal is where workers are read",
+        "StandardOutput": "the journal is where workers are read",
+        "StandardError": "the journal is where workers are read",
+        "Environment": "it would be Podman's; use the key environment",
+        "EnvironmentFile": "it would be Podman's; use the key environment",
+        "TimeoutSec": STOPPING,
+        "TimeoutStartSec": RUNNING,
+        "TimeoutStopSec": STOPPING,
+        "TimeoutAbortSec": STOPPING,
+        "RuntimeMaxSec": STOPPING,
+        "KillMode": STOPPING,
+        "KillSignal": STOPPING,
+        "RestartKillSignal": STOPPING,
+        "SendSIGKILL": STOPPING,
+        "SendSIGHUP": STOPPING,
+        "FinalKillSignal": STOPPING,
+        "Slice": SIZING,
+        "Delegate": SIZING,
+        "MemoryMax": SIZING,
+        "MemorySwapMax": SIZING,
+        "OOMPolicy": SIZING,
+        "CPUWeight": SIZING,
+        "User": "Podman runs as root",
+        "Group": "Podman runs as root",
+        "DynamicUser": "Podman runs as root",
+        "RootDirectory": RUNNING,
+        "RootImage": RUNNING,
+    },
+}
 
 # What a terminal does not show: control, format, surrogate, line and paragraph separator.
 INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -125,6 +260,11 @@ class Queue(TypedDict):
     hosts: str | list[str]
     queues: list[str]
     queue_order: str
+    volumes: list[str]
+    ports: list[str]
+    devices: list[str]
+    gpus: list[str]
+    quadlet: Mapping[str, Mapping[str, Any]]
 
 
 def unit_slug(name: str) -> str:
@@ -213,6 +353,12 @@ def _item_problems(position: int, item: Any) -> list[str]:
                 found.append(problem)
     if not bad_keys & {"pool", "concurrency"}:
         found += _pool_problems(item)
+    if item.get("ports") and not bad_keys & {"ports", "instances"} and item.get("instances", 1) > 1:
+        found.append(
+            f"ports is {_show(item['ports'])} with instances {item['instances']}, and only one of "
+            "them could bind a port of the host: write instances: 1, and raise concurrency; or "
+            "make a queue of each, with queues: of the same name and a port of its own"
+        )
     return [f"{where}: {problem}" for problem in found]
 
 
@@ -291,6 +437,10 @@ def _value_problem(key: str, value: Any, rule: Rule) -> str | None:
         return None if named or value == rule.default else f"{key} is {_show(value)}: {wanted}"
     if rule.kind == "queues":
         return _queues_problem(value)
+    if rule.kind == "texts":
+        return _texts_problem(key, value)
+    if rule.kind == "sections":
+        return _sections_problem(key, value)
     if rule.kind in ("auto_int", "concurrency") and isinstance(value, str) and value == "auto":
         return None
     if rule.kind == "concurrency" and isinstance(value, Mapping):
@@ -308,6 +458,106 @@ def _queues_problem(value: Any) -> str | None:
         if name in value[: place - 1]:
             return f"queues names {_show(name)} twice: keep one"
     return None
+
+
+def _texts_problem(key: str, value: Any) -> str | None:
+    written = WRITTEN[key]
+    if not isinstance(value, list):
+        return f"{key} is {_show(value)}: write a list, each {written.wanted}"
+    for place, one in enumerate(value):
+        found = written.pattern.fullmatch(one) if isinstance(one, str) else None
+        if not found or any(unicodedata.category(char) in INVISIBLE for char in one):
+            return f"{key} has {_show(one)}: write {written.wanted}"
+        if one in value[:place]:
+            return f"{key} has {_show(one)} twice: keep one"
+        problem = OWN_CHECKS[key](found) if key in OWN_CHECKS else None
+        if problem:
+            return f"{key} has {_show(one)}: {problem}"
+    return None
+
+
+def _volume_problem(volume: re.Match[str]) -> str | None:
+    options = (volume["options"] or "").split(",")
+    if "U" in options:
+        return (
+            "U gives the whole directory to one worker's own IDs, and the next one has others; use "
+            "idmap, see docs/queues.md"
+        )
+    if "O" in options:
+        return "O is an overlay that is gone with the container: leave it out, or write ro"
+    if re.match(r"/(run/secrets|run/redis|proc|sys|dev)(/|$)", volume["inside"]):
+        return "the kit, or Podman, has this path in the container: choose another"
+    if ".." in f"{volume['host']}/{volume['inside']}".split("/"):
+        return "write the paths without .."
+    return None
+
+
+def _port_problem(port: re.Match[str]) -> str | None:
+    if not all(1 <= int(port[end]) <= 65535 for end in ("port", "inside")):
+        return "a port is a number from 1 to 65535"
+    return None
+
+
+OWN_CHECKS: dict[str, Callable[[re.Match[str]], str | None]] = {
+    "volumes": _volume_problem,
+    "ports": _port_problem,
+}
+
+
+def _sections_problem(key: str, value: Any) -> str | None:
+    example = "write a mapping such as {Container: {ShmSize: 256m}}"
+    if not isinstance(value, Mapping):
+        return f"{key} is {_show(value)}: {example}"
+    for section, keys in value.items():
+        if section not in QUADLET_SECTIONS:
+            known = " and ".join(QUADLET_SECTIONS)
+            return f"{key} has the section {_show(section)}: there are {known}; {example}"
+        if not isinstance(keys, Mapping):
+            return f"{key}.{section} is {_show(keys)}: {example}"
+        for name, given in keys.items():
+            problem = _unit_key_problem(QUADLET_SECTIONS[section], name, given)
+            if problem:
+                return f"{key}.{section}: {problem}"
+    return None
+
+
+def _unit_key_problem(kept: Mapping[str, str], name: Any, given: Any) -> str | None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Z][A-Za-z0-9]*", name, re.ASCII):
+        return f"{_show(name)} is no key of a unit file: write one such as ShmSize"
+    if name in kept:
+        return f"{name} is not taken: {kept[name]}"
+    if name.startswith("Exec"):
+        return f"{name} is not taken: {RUNNING}"
+    for one in given if isinstance(given, list) else [given]:
+        plain = isinstance(one, str) and one.strip() != ""
+        if not plain and (one is None or not isinstance(one, (int, float))):
+            return f"{name} is {_show(given)}: write text, a number, or a list of them"
+        if isinstance(one, str) and any(unicodedata.category(char) == "Cc" for char in one):
+            return f"{name} is {_show(one)}: a unit file has no place for control characters"
+        if isinstance(one, str) and one.endswith("\\"):
+            return f"{name} is {_show(one)}: a backslash at its end would join the next line"
+        if name == "Label" and "celery-metal." in str(one):
+            return f"Label is {_show(one)}: labels with celery-metal. are the kit's own"
+    return None
+
+
+def port_clashes(queues: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return which queues of one host want the same port of it."""
+    taken: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    found = []
+    for queue in queues:
+        for port in queue["ports"]:
+            parts = WRITTEN["ports"].pattern.fullmatch(port)
+            address = parts["address"] or ""
+            others = taken.setdefault((str(int(parts["port"])), parts["protocol"] or "tcp"), [])
+            found += [
+                f"celery_queues: ports of {_show(other)} and {_show(queue['name'])} both have "
+                f"the host's port {parts['port']}: give one of them another, or another host"
+                for other, theirs in others
+                if not address or not theirs or address == theirs
+            ]
+            others.append((queue["name"], address))
+    return found
 
 
 def _name_problem(value: Any) -> str | None:
@@ -453,7 +703,7 @@ def placement(hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[
     hosts: each host of the group celery to its variables. groups: those of the inventory.
     """
     lists = {host: _readable(variables) for host, variables in hosts.items()}
-    member = {host: {host, *(g for g, hosts in groups.items() if host in hosts)} for host in lists}
+    member = {host: {host, *(g for g, own in groups.items() if host in own)} for host in lists}
     unknown: dict[str, list[str]] = {}
     declared: dict[str, list[Any]] = {}
     served: set[str] = set()
@@ -675,6 +925,7 @@ def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> di
         "secrets": queue["secrets"],
         "queues": queue["queues"],
         "queue_order": queue["queue_order"],
+        **{key: queue[key] for key in ("volumes", "ports", "devices", "gpus", "quadlet")},
         "reasons": {
             "concurrency": _size_reason(pool, wanted, sized),
             "memory_mb": _memory_reason(pool, sized.limits),
@@ -1039,10 +1290,15 @@ def _rollout_lines(plan: Mapping[str, Any]) -> list[str]:
     """The queues that pause while their worker is replaced: there is no room for one beside it."""
     free = plan["totals"]["free_mb"]
     names = [_shortened(q["name"]) for q in plan["queues"] if q["memory_mb"] > free]
-    if not names:
-        return []
-    text = f"{free} MB are free: at a change these pause, with no new worker beside the old one: "
-    return textwrap.wrap(text + ", ".join(names), TABLE_WIDTH)
+    ports = [_shortened(q["name"]) for q in plan["queues"] if q["ports"]]
+    lines = []
+    if names:
+        text = f"{free} MB are free: at a change these pause, with no new worker beside the old one"
+        lines += textwrap.wrap(f"{text}: {', '.join(names)}", TABLE_WIDTH)
+    if ports:
+        text = f"at a change these pause, for a port is bound once: {', '.join(ports)}"
+        lines += textwrap.wrap(text, TABLE_WIDTH)
+    return lines
 
 
 # ------------------------------------------------------------------------------------------
@@ -1090,10 +1346,11 @@ def limits_from_settings(settings: Mapping[str, Any]) -> Limits:
     }
 
 
-def problems_text(queues: Any, settings: Mapping[str, Any]) -> str:
+def problems_text(queues: Any, settings: Mapping[str, Any], names: Iterable[str] = ()) -> str:
     """Return all that is wrong with celery_queues and the capacity_* variables; "" when nothing is.
 
-    A host that runs no workers (capacity_runs_workers: false) needs no celery_queues.
+    A host that runs no workers (capacity_runs_workers: false) needs no celery_queues. names: its
+    own, and those of its groups.
     """
     runs_workers = settings.get("capacity_runs_workers", True)
     found = setting_problems(settings)
@@ -1101,12 +1358,22 @@ def problems_text(queues: Any, settings: Mapping[str, Any]) -> str:
         found += queue_problems(queues)
     if runs_workers and not found:
         found = override_problems(queues, settings.get(OVERRIDES, {}))
+    if runs_workers and not found:
+        found = port_clashes(_placed(queues, settings, names))
     return report(found)
 
 
-def refusal_text(queues: Any, settings: Mapping[str, Any], name: str) -> str:
+def _placed(queues: Any, settings: Mapping[str, Any], names: Iterable[str]) -> list[Queue]:
+    """The queues of a host, valid ones, as it sees them."""
+    own = validate_queues(overridden(queues, settings.get(OVERRIDES, {})))
+    return [queue for queue in own if serves(queue, names)]
+
+
+def refusal_text(
+    queues: Any, settings: Mapping[str, Any], name: str, groups: Iterable[str] = ()
+) -> str:
     """Return what problems_text says as the refusal of one host's run; "" when nothing is wrong."""
-    problems = problems_text(queues, settings)
+    problems = problems_text(queues, settings, [name, *groups])
     return f"host {name}: {problems}\n{UNCHANGED}" if problems else ""
 
 
@@ -1122,13 +1389,11 @@ def plan_or_error(
     Text instead of an exception: Ansible buries a filter's exception under three layers of its own,
     while assert shows a text as it is.
     """
-    refusal = refusal_text(queues, settings, name)
+    refusal = refusal_text(queues, settings, name, groups)
     if refusal:
         return {"error": refusal}
-    valid = []
-    if settings.get("capacity_runs_workers", True):
-        own = validate_queues(overridden(queues, settings.get(OVERRIDES, {})))
-        valid = [queue for queue in own if serves(queue, {name, *groups})]
+    runs_workers = settings.get("capacity_runs_workers", True)
+    valid = _placed(queues, settings, [name, *groups]) if runs_workers else []
     try:
         host = host_from_facts(facts, name, settings.get("capacity_numa_nodes", 1))
         return plan(host, valid, limits_from_settings(settings))

@@ -22,6 +22,8 @@ KINDS = {
     "mapping": "dict",
     "names": "raw",
     "queues": "list",
+    "texts": "list",
+    "sections": "dict",
 }
 
 
@@ -52,6 +54,11 @@ def test_defaults_are_filled_in_and_order_is_kept():
         "hosts": "all",
         "queues": ["b"],
         "queue_order": "round_robin",
+        "volumes": [],
+        "ports": [],
+        "devices": [],
+        "gpus": [],
+        "quadlet": {},
     }
     assert (valid[1]["unit"], valid[1]["weight"]) == ("a_2f1", 3)
 

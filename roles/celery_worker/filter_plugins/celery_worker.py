@@ -35,6 +35,36 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
+def unit_keys(keys: dict[str, Any]) -> str:
+    """The lines of a user's own keys, as written: a ``%`` in them is systemd's, as in any unit.
+
+    >>> unit_keys({"Sysctl": ["a=1", "b=2"], "ReadOnlyTmpfs": False})
+    'Sysctl=a=1\\nSysctl=b=2\\nReadOnlyTmpfs=false\\n'
+    """
+    lines = [
+        f"{key}={str(one).lower() if isinstance(one, bool) else one}\n"
+        for key, value in keys.items()
+        for one in (value if isinstance(value, list) else [value])
+    ]
+    return "".join(lines)
+
+
+def needed(plan: dict[str, Any]) -> dict[str, str]:
+    """Paths that must be on the host before a worker starts, to the queues that need them.
+
+    >>> needed({"queues": [{"name": "a", "volumes": ["/x:/y:ro"], "devices": ["/dev/z"]}]})
+    {'/x': 'volumes of queue a', '/dev/z': 'devices of queue a'}
+    """
+    found: dict[str, list[str]] = {}
+    for queue in plan["queues"]:
+        for key in ("volumes", "devices"):
+            for one in queue[key]:
+                found.setdefault(one.partition(":")[0], []).append(
+                    f"{key} of queue {queue['name']}"
+                )
+    return {path: ", ".join(dict.fromkeys(who)) for path, who in found.items()}
+
+
 def drain_chain(drain_seconds: int) -> dict[str, int]:
     """What follows from a queue's ``drain_seconds``, in seconds, each above the one before.
 
@@ -83,8 +113,8 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
     :param templates: the role's template directory, which mirrors the host's paths.
     :param context: what all queues share: image, app, broker_url, environment, secrets (name to its
         mark), secrets_exported (names), ...
-    :returns: ``files`` (path to content) and ``links`` (path to target), two options of the
-        module ``celery_units``.
+    :returns: ``files`` (path to content), ``links`` (path to target) and ``needed`` (path to who
+        needs it), options of the module ``celery_units``.
     :raises jinja2.UndefinedError, KeyError: when the context lacks something.
     """
     jinja = Environment(
@@ -93,7 +123,7 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    jinja.filters.update(quoted=quoted, specifier=specifier)
+    jinja.filters.update(quoted=quoted, specifier=specifier, unit_keys=unit_keys)
     container = jinja.get_template(f"{QUADLETS[1:]}/celery-@.container.j2")
     target = jinja.get_template(f"{UNITS[1:]}/celery-.target.j2")
     files, links = {}, {}
@@ -108,12 +138,19 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
         links[f"{UNITS}/celery.target.wants/{unit}.target"] = f"{UNITS}/{unit}.target"
         for number in range(1, queue["instances"] + 1):
             links[f"{QUADLETS}/{unit}@{number}.container"] = f"{unit}@.container"
-    return {"files": files, "links": links}
+    return {"files": files, "links": links, "needed": needed(plan)}
 
 
 def surge_sizes(plan: dict[str, Any]) -> dict[str, int]:
-    """Template of each queue's workers to the memory in MB of an instance beside the old one."""
-    return {f"celery-{queue['unit']}@.service": queue["memory_mb"] for queue in plan["queues"]}
+    """Template of each queue's workers to the memory in MB of an instance beside the old one.
+
+    Not of those with ports: the old one has them.
+    """
+    return {
+        f"celery-{queue['unit']}@.service": queue["memory_mb"]
+        for queue in plan["queues"]
+        if not queue["ports"]
+    }
 
 
 class FilterModule:

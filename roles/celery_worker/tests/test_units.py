@@ -122,7 +122,11 @@ def test_as_many_links_as_instances(instances):
 def test_no_queues_make_no_units():
     host = {"name": "redis1", "vcpus": 2, "memory_mb": 2048, "numa_nodes": 1}
     plan = capacity.plan(host, [], capacity.limits_from_settings({"capacity_redis_host": True}))
-    assert celery_worker.worker_units(plan, TEMPLATES, **CONTEXT) == {"files": {}, "links": {}}
+    assert celery_worker.worker_units(plan, TEMPLATES, **CONTEXT) == {
+        "files": {},
+        "links": {},
+        "needed": {},
+    }
 
 
 def test_only_the_changed_queue_changes():
@@ -325,6 +329,40 @@ def test_limits_are_the_plan_s_and_say_why():
     ):
         assert lines[lines.index(key) - 1] == reason
     assert "role celery_worker" in lines[0]
+
+
+def test_what_an_app_needs_reaches_its_unit():
+    queue = {
+        "name": "a",
+        "volumes": ["/srv/50%:/media:ro,idmap"],
+        "ports": ["127.0.0.1:8080:80"],
+        "devices": ["/dev/fuse"],
+        "gpus": ["nvidia.com/gpu=0"],
+        "quadlet": {
+            "Container": {"Sysctl": ["net.a=1", "net.b=2"], "Tmpfs": "/x:size=1m,%i"},
+            "Service": {"Nice": 5, "CPUSchedulingResetOnFork": True},
+        },
+    }
+    sections = container(queue)
+    assert "/srv/50%%:/media:ro,idmap" in values(sections, "Volume")
+    assert values(sections, "PublishPort") == ["127.0.0.1:8080:80"]
+    assert values(sections, "AddDevice") == ["/dev/fuse", "nvidia.com/gpu=0"]
+    assert values(sections, "Sysctl") == ["net.a=1", "net.b=2"]
+    assert values(sections, "Tmpfs") == ["/x:size=1m,%i"]
+    assert dict(sections["Service"])["Nice"] == "5"
+    assert dict(sections["Service"])["CPUSchedulingResetOnFork"] == "true"
+    made = units(queue, {"name": "b", "volumes": ["/srv/50%:/y"]})
+    assert made["needed"] == {
+        "/srv/50%": "volumes of queue a, volumes of queue b",
+        "/dev/fuse": "devices of queue a",
+    }
+
+
+def test_no_worker_runs_beside_one_that_has_a_port():
+    host = {"name": "w", "vcpus": 4, "memory_mb": 8000, "numa_nodes": 1}
+    queues = capacity.validate_queues([{"name": "a"}, {"name": "b", "ports": ["80:80"]}])
+    plan = capacity.plan(host, queues, capacity.limits_from_settings({}))
+    assert set(celery_worker.surge_sizes(plan)) == {"celery-a@.service"}
 
 
 # Names that units must not misread

@@ -36,6 +36,11 @@ options:
     type: list
     elements: str
     default: []
+  needed:
+    description:
+      - Path on the host to the words for who needs it. When one is not there nothing is written.
+    type: dict
+    default: {}
   prune:
     description: Stop and remove what is gone.
     type: bool
@@ -302,9 +307,35 @@ def check(files: dict[str, str], links: dict[str, str]) -> None:
         validate(files, links)
     except InvalidUnitsError as refused:
         raise HostError(
-            f"Nothing was written, and what runs goes on. {refused}\nCorrect the variable whose "
-            "value stands there (--diff shows the whole file), then run again."
+            f"Nothing was written, and what runs goes on. {refused}\n{described(files, refused)}"
+            "Correct the variable whose value stands there (--diff shows the whole file), then run "
+            "again."
         ) from None
+
+
+def described(files: dict[str, str], refused: InvalidUnitsError) -> str:
+    """A line for each file that a refusal names: what it calls itself."""
+    lines = ""
+    for path, content in files.items():
+        named = re.search(rf"(?<![\w@.-]){re.escape(Path(path).stem)}", str(refused))
+        description = re.search(r"^Description=(.+)$", content, re.M)
+        if named and description:
+            lines += f"{Path(path).name} is: {description.group(1)}\n"
+    return lines
+
+
+def require(needed: dict[str, str]) -> None:
+    """Have all paths on the host that the units will need.
+
+    :raises HostError: when one is not there.
+    """
+    missing = [f"{path} ({who})" for path, who in needed.items() if not os.path.exists(path)]
+    if missing:
+        raise HostError(
+            f"Nothing was written, and what runs goes on. Not on this host: {', '.join(missing)}. "
+            "Make the directory, mount its disk or attach the device there, or leave it out for "
+            "this host with celery_queue_overrides; then run again."
+        )
 
 
 def put(files: dict[str, str], links: dict[str, str], paths: Iterable[str]) -> None:
@@ -348,6 +379,7 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
         path: with_generation(content) if path.endswith(".container") else content
         for path, content in module.params["files"].items()
     }
+    require(module.params["needed"])
     wanted = {**files, **{path: f"-> {target}" for path, target in links.items()}}
     before = {path: present(path) for path in wanted}
     owned = {path for pattern in module.params["owned"] for path in glob.glob(pattern)}
@@ -413,6 +445,7 @@ def main() -> None:
             "links": {"type": "dict", "default": {}},
             "owned": {"type": "list", "elements": "str", "default": []},
             "running": {"type": "list", "elements": "str", "default": []},
+            "needed": {"type": "dict", "default": {}},
             "prune": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

@@ -13,6 +13,29 @@ QUADLETS = "/etc/containers/systemd/celery-metal"
 UNITS = "/etc/systemd/system"
 
 
+# What units need, and what is said of those that are refused
+
+
+def test_a_path_that_is_missing_is_told_with_who_needs_it(tmp_path):
+    celery_units.require({str(tmp_path): "volumes of queue a"})
+    with pytest.raises(celery_units.HostError) as caught:
+        celery_units.require({str(tmp_path): "volumes of queue a", "/no/x": "volumes of queue b"})
+    assert "Nothing was written, and what runs goes on." in str(caught.value)
+    assert "Not on this host: /no/x (volumes of queue b). Make the directory" in str(caught.value)
+
+
+def test_a_refusal_tells_what_the_files_that_it_names_are():
+    files = {
+        f"{QUADLETS}/celery-a_2fb@.container": "[Unit]\nDescription=Queue a/b, worker %i\n",
+        f"{QUADLETS}/celery-b@.container": "[Unit]\nDescription=Queue b, worker %i\n",
+    }
+    quadlet = "converting \"celery-a_2fb@.container\": unsupported key 'Foo' in group 'Container'"
+    told = "celery-a_2fb@.container is: Queue a/b, worker %i\n"
+    assert celery_units.described(files, quadlet) == told
+    systemd = "celery-a_2fb@1.service:40: Unknown key 'Blub' in section [Service], ignoring."
+    assert celery_units.described(files, systemd) == told
+
+
 # Generations
 
 
