@@ -9,8 +9,6 @@ Who does what:
 - A thread of the operating system, under gevent too, compares the stamps with the clock, and sends
   WATCHDOG and STATUS. When the worker is stuck it writes all stacks to the log and ends the
   process with EX_SOFTWARE: systemd's own watchdog would kill conmon, but not what it watches over.
-
-The thread neither logs nor takes a lock: what it watches may hold them.
 """
 
 import faulthandler
@@ -30,7 +28,8 @@ from celery.worker.heartbeat import Heart
 
 from celery_metal_runtime.canary import CHECK_SECONDS, Canary
 from celery_metal_runtime.ledger import LEASE_SECONDS
-from celery_metal_runtime.notify import STDERR, Notifier, line, say, unpatched
+from celery_metal_runtime.notify import Notifier, line, say, unpatched
+from celery_metal_runtime.watch import Watch, Watched
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -38,11 +37,7 @@ if TYPE_CHECKING:
 
     from celery_metal_runtime.ledger import Ledger
 
-EX_SOFTWARE = 70
-LONGEST_TICK = 1.0
-STATUS_SECONDS = 2.0
 PROBE_SECONDS = 2.0
-EXTEND_SECONDS = 60
 # Redis answers a request for tasks within a second, with or without a task.
 ANSWER_SECONDS = 3.0
 # kombu pauses up to 30 s between two attempts to connect.
@@ -58,32 +53,30 @@ WORDS = {
 }
 
 
-class Health:
-    """What is known about one worker.
+class Health(Watched):
+    """What is known about one worker."""
 
-    `watchdog` is systemd's WatchdogSec in seconds; 0 switches the watching off, not the telling.
-    All times are in seconds of the monotonic clock.
-    """
+    CONSEQUENCE = (
+        "this worker ends, systemd starts another, and what it has not acknowledged runs again"
+    )
 
     def __init__(
         self, app: "Celery", queue: str, pool: str, ledger: "Ledger", watchdog: float
     ) -> None:
-        self.app, self.queue, self.pool_name, self.watchdog = app, queue, pool, watchdog
-        self.ledger = ledger
-        self.tick = min(LONGEST_TICK, watchdog / 6) if watchdog else LONGEST_TICK
-        self.limit = watchdog * 2 / 3
+        super().__init__(watchdog)
+        self.app, self.queue, self.pool_name, self.ledger = app, queue, pool, ledger
         check = (app.conf.broker_transport_options or {}).get("health_check_interval") or 25
         # Later than kombu's own repair of a silent connection, which keeps the running tasks.
         self.serve_limit = max(self.limit, ANSWER_SECONDS + 3 * check)
         self.pool: Any = None
-        self.last_turn = self.last_served = self.waiting_since = monotonic()
+        self.last_served = self.waiting_since = self.last_turn
         self.waiting = True
         self.answered_since: float | None = None
         self.broker_error = ""
         # A task that no process of the pool takes, though some are free, and since when.
         self.untaken: tuple[str, float] | None = None
         self.canary = Canary(app, ledger)
-        self.draining = self.finished = False
+        self.draining = False
 
     # In the consumer's loop
 
@@ -131,8 +124,14 @@ class Health:
 
     # In the watching thread
 
+    def is_starting(self) -> bool:
+        return self.waiting and not self.canary.proven
+
+    def thawed(self, now: float) -> None:
+        self.last_turn = self.last_served = now
+        self.untaken = None
+
     def status(self, now: float) -> str:
-        """One line for `systemctl status`."""
         busy = len(worker_state.active_requests)
         if self.draining:
             return f"{self.queue}: draining, {busy} busy"
@@ -149,7 +148,6 @@ class Health:
         return f"{self.queue}: {size} {word}, {busy} busy, {done} done"
 
     def verdict(self, now: float) -> str:
-        """Why this worker should be replaced by a new one, or nothing while it should not."""
         if self.draining:
             return ""
         if self.waiting:
@@ -174,17 +172,6 @@ class Health:
         if self.answered_since is None or now - self.answered_since <= RECONNECT_SECONDS:
             return ""
         return f"the broker answers, but not for this consumer, for {RECONNECT_SECONDS:.0f} s"
-
-    def give_up(self, reason: str) -> NoReturn:
-        """Write why and where, and end this process and its pool at once."""
-        # Nobody may be reading: a full pipe must not keep the process alive.
-        os.set_blocking(STDERR, False)
-        say(
-            f"{reason}: this worker ends, systemd starts another, and what it has not acknowledged "
-            "runs again. If that happens again, see where it hung in the stacks of all threads:"
-        )
-        faulthandler.dump_traceback(STDERR)
-        self.end(EX_SOFTWARE)
 
     def interrupt(self) -> None:
         """End the pool's processes, with SIGTERM first; return when none runs any more."""
@@ -227,24 +214,13 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-class Watch:
-    """The thread that looks at a Health, and tells systemd."""
+class WorkerWatch(Watch):
+    """Looks at a Health; ends a drain that has lasted too long."""
 
     def __init__(self, health: Health, notifier: Notifier, drain: float) -> None:
-        self.health, self.notifier, self.drain_seconds = health, notifier, drain
+        super().__init__(health, notifier)
+        self.health, self.drain_seconds = health, drain
         self.drained_by: float | None = None
-        self.beat_due, self.status_due = 0.0, monotonic() + STATUS_SECONDS
-        self.extend_due = 0.0
-        self.status = ""
-
-    def start(self) -> None:
-        """Start a daemon thread of the operating system; a forked child does not have it."""
-        unpatched("_thread", "start_new_thread")(self._run, ())
-
-    def ready(self) -> None:
-        """The worker has shown that it runs tasks, and consumes."""
-        self.status = self.health.status(monotonic())
-        self.notifier.send("READY=1", f"STATUS={self.status}")
 
     def drain(self) -> None:
         """The worker takes no more tasks and finishes those that it has."""
@@ -254,26 +230,10 @@ class Watch:
             self.health.draining = True
             self.notifier.send("STOPPING=1", f"STATUS={self.health.status(monotonic())}")
 
-    def finish(self) -> None:
-        """The worker is done; nothing may be ended or started any more."""
-        self.health.finished = True
-        faulthandler.cancel_dump_traceback_later()
-
-    def _run(self) -> None:
-        health, pause, looked = self.health, unpatched("time", "sleep"), monotonic()
-        while not health.finished:
-            now = monotonic()
-            # A process that was frozen as a whole (podman pause) is late, not stuck.
-            if now - looked > health.limit / 2 + LONGEST_TICK:
-                health.last_turn = health.last_served = now
-                health.untaken = None
-            looked = now
-            if health.watchdog and (reason := health.verdict(now)):
-                health.give_up(reason)
-            self._tell(now)
-            if self.drained_by is not None and now >= self.drained_by:
-                self._end_drain()
-            pause(health.tick)
+    def look(self, now: float) -> None:
+        """End the drain when its time is over."""
+        if self.drained_by is not None and now >= self.drained_by:
+            self._end_drain()
 
     def _end_drain(self) -> NoReturn:
         """Interrupt what still runs, give it back to its queue, and end this process.
@@ -293,20 +253,6 @@ class Watch:
         self.health.give_back()
         self.health.end()
 
-    def _tell(self, now: float) -> None:
-        if self.health.watchdog and now >= self.beat_due:
-            self.beat_due = now + self.health.watchdog / 3 - self.health.tick / 2
-            self.notifier.send("WATCHDOG=1")
-            # Where even this thread cannot run, as C code keeps the interpreter's lock.
-            faulthandler.dump_traceback_later(self.health.watchdog * 0.9, exit=True, file=STDERR)
-        if self.health.waiting and not self.health.canary.proven and now >= self.extend_due:
-            # A start that waits for Redis is none that hangs.
-            self.extend_due = now + EXTEND_SECONDS / 3
-            self.notifier.send(f"EXTEND_TIMEOUT_USEC={EXTEND_SECONDS * 1_000_000}")
-        if now >= self.status_due and (status := self.health.status(now)) != self.status:
-            self.status, self.status_due = status, now + STATUS_SECONDS
-            self.notifier.send(f"STATUS={status}")
-
 
 def install(
     app: "Celery",
@@ -323,7 +269,7 @@ def install(
     Takes NOTIFY_SOCKET out of `environ`.
     """
     health, notifier = Health(app, queue, pool, ledger, watchdog), Notifier(environ)
-    watch = Watch(health, notifier, drain)
+    watch = WorkerWatch(health, notifier, drain)
 
     class WatchStep(bootsteps.StartStopStep):
         """Starts the thread, after the pool has forked and before the consumer connects."""
