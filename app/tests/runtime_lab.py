@@ -127,14 +127,14 @@ class Systemd:
 
 
 class Worker:
-    """A worker as in its container, but for the container."""
+    """A worker, or a Beat, as in its container, but for the container."""
 
     def __init__(self, folder: Path, environ: dict[str, str], *arguments: str) -> None:
         folder.mkdir(exist_ok=True)
         self.log_file = folder / "log"
         address = environ.pop("ADDRESS", str(folder / "notify"))
         self.systemd = Systemd(address)
-        self.queue = environ["CELERY_METAL_QUEUE"]
+        self.queue = environ.get("CELERY_METAL_QUEUE", "")
         self.node = f"{self.queue}-1@{socket.gethostname()}"
         self.environ = base_environ() | {"NOTIFY_SOCKET": address} | environ
         self.begun = time.monotonic()

@@ -2,6 +2,7 @@
 
     python -m celery_metal_runtime                  # a worker
     python -m celery_metal_runtime worker -E        # a worker, with an option of Celery's own
+    python -m celery_metal_runtime beat             # the schedule, on one host at a time
     python -m celery_metal_runtime inspect ping     # any other Celery command, same broker
 
 The environment; an empty variable counts as unset:

@@ -10,6 +10,7 @@ from celery_metal_runtime.settings import UsageError, text
 
 if TYPE_CHECKING:
     from celery import Celery
+    from redis import Redis
 
 BROKER = "CELERY_METAL_BROKER"
 RESULTS = "CELERY_METAL_RESULT_BACKEND"
@@ -32,6 +33,8 @@ CONNECT_SECONDS = 5
 SOCKET_SECONDS = 15
 # kombu drops a silent connection within 1 + 2 x this.
 HEALTH_CHECK_SECONDS = 10
+# Commands of the runtime's own are answered at once or not at all: loops wait for some of them.
+COMMAND_SECONDS = 5
 
 
 def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) -> None:
@@ -55,6 +58,18 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
         _forget(environ, CELERYS_RESULT_VARIABLES)
         app.conf.result_backend = _with_password(RESULTS, results, password)
     _set_service_defaults(app)
+
+
+def client_of(channel: Any) -> "Redis":
+    """A client with connections of its own, to the Redis of one of kombu's channels.
+
+    Under gevent each thread needs its own.
+    """
+    from redis import Redis  # not before gevent has patched
+
+    pool = channel._get_pool()
+    pool.connection_kwargs["socket_timeout"] = COMMAND_SECONDS
+    return Redis(connection_pool=pool)
 
 
 def _set_service_defaults(app: "Celery") -> None:

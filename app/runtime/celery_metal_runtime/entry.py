@@ -29,6 +29,8 @@ from celery_metal_runtime.sizing import POOLS, Sizing, size
 if TYPE_CHECKING:
     from celery import Celery
 
+LOGLEVEL = "CELERY_METAL_LOGLEVEL"
+WATCHDOG = "CELERY_METAL_WATCHDOG_SECONDS"
 LOGLEVELS = ("debug", "info", "warning", "error", "critical", "fatal")
 # Given as arguments these would pass by the checks on the variables.
 RESERVED = {
@@ -64,10 +66,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 def _run(command: list[str], app_name: str) -> NoReturn:
     export_secrets(os.environ)
-    if command[0] != "worker":
+    if command[0] not in ("worker", "beat"):
         _start(app_name, _load_after_patching(app_name, "prefork"), command)
     # The kernel ignores SIGTERM for a PID 1 without a handler; Celery sets its own when it starts.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if command[0] == "beat":
+        _run_beat(app_name, command[1:])
     _check_arguments(command[1:])
     order = _order(os.environ)
     app = _load_after_patching(app_name, order.pool)
@@ -81,6 +85,17 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     _install_health(app, order)
     with _blaming(app_name):  # it loads the modules of its tasks only now
         _start(app_name, app, ["worker", *_worker_options(order, sizing), *command[1:]])
+
+
+def _run_beat(app_name: str, arguments: list[str]) -> NoReturn:
+    level = f"--loglevel={choice(os.environ, LOGLEVEL, LOGLEVELS, 'info')}"
+    watchdog = seconds(os.environ, WATCHDOG)
+    app = _load_after_patching(app_name, "prefork")
+    from celery_metal_runtime import beat
+
+    beat.install(app, os.environ, watchdog)
+    with _blaming(app_name):
+        _start(app_name, app, ["beat", level, *arguments])
 
 
 def _start(app_name: str, app: "Celery", command: list[str]) -> NoReturn:
@@ -112,8 +127,8 @@ def _order(environ: Mapping[str, str]) -> Order:
         queues=queues,
         pool=choice(environ, "CELERY_METAL_POOL", POOLS, "prefork"),
         node=f"{name}@{re.sub(r'[^\w.:-]', '_', host) or '%h'}",
-        loglevel=choice(environ, "CELERY_METAL_LOGLEVEL", LOGLEVELS, "info"),
-        watchdog=seconds(environ, "CELERY_METAL_WATCHDOG_SECONDS"),
+        loglevel=choice(environ, LOGLEVEL, LOGLEVELS, "info"),
+        watchdog=seconds(environ, WATCHDOG),
         drain=seconds(environ, "CELERY_METAL_DRAIN_SECONDS"),
     )
 

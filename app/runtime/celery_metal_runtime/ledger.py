@@ -21,14 +21,13 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request
 from redis import Redis, RedisError
 
+from celery_metal_runtime.broker import client_of
 from celery_metal_runtime.notify import line, say, unpatched
 
 NODES = "celery-metal.nodes"
 BEAT_SECONDS = 5.0
 SWEEP_BEATS = 3
 LEASE_SECONDS = 90.0
-# Commands are answered at once or not at all: the consumer's loop waits for some of them.
-COMMAND_SECONDS = 5
 # A task that was running each time its worker or its process died is taken for the cause.
 MOST_CRASHES = 10
 CRASHES = "celery_metal_crashes"
@@ -94,7 +93,7 @@ class Ledger:
         """
         self.channel = channel
         if not self._clients:
-            self._clients = [_client(channel) for _ in range(3)]
+            self._clients = [client_of(channel) for _ in range(3)]
         if queue not in self._queues:
             left = [] if self._queues else self._left_queues(self._clients[0])
             for one in dict.fromkeys([queue, *left]):
@@ -418,10 +417,3 @@ def _active_tags() -> set[str]:
         except RuntimeError:  # the set has changed under the iteration
             continue
     return {request._message.delivery_tag for request in list(worker_state.active_requests)}
-
-
-def _client(channel: Any) -> Redis:
-    """A client with connections of its own; under gevent each thread needs them."""
-    pool = channel._get_pool()
-    pool.connection_kwargs["socket_timeout"] = COMMAND_SECONDS
-    return Redis(connection_pool=pool)

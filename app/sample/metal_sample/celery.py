@@ -1,4 +1,6 @@
-"""The app: two queues, by routes."""
+"""The app: two queues, by routes, and a schedule."""
+
+import os
 
 from celery import Celery
 
@@ -10,5 +12,12 @@ app = Celery(
 )
 app.conf.task_routes = {
     "metal_sample.tasks.add": {"queue": "add_queue"},
+    "metal_sample.tasks.heartbeat": {"queue": "add_queue"},
     "metal_sample.tasks.multiply": {"queue": "multiply_queue"},
+}
+app.conf.beat_schedule = {
+    "heartbeat": {
+        "task": "metal_sample.tasks.heartbeat",
+        "schedule": float(os.environ.get("METAL_SAMPLE_HEARTBEAT_SECONDS", "60")),
+    },
 }

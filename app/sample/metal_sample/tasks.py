@@ -69,6 +69,18 @@ def record(run: str, number: int, seconds: float) -> None:
             time.sleep(0.5)
 
 
+@app.task(bind=True, ignore_result=True)
+def heartbeat(self: Any) -> None:
+    """Note the moment, in seconds since 1970, and this task's id in a list in Redis.
+
+    The list is `metal_sample.heartbeats`, the newest first, of at most 1000.
+    """
+    with app.connection_for_write() as connection:
+        client = connection.default_channel.client
+        client.lpush("metal_sample.heartbeats", f"{time.time()} {self.request.id}")
+        client.ltrim("metal_sample.heartbeats", 0, 999)
+
+
 @app.task
 def append(path: str, text: str) -> str:
     """Add a line to a file, and return all that is in it."""

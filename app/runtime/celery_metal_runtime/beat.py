@@ -1,0 +1,274 @@
+"""Celery Beat as a service of the fleet: it schedules while it holds the lock, else stands by.
+
+Celery's own `celery beat` runs it all; see `fence` for the lock. An app that names no scheduler
+gets one that keeps its state in Redis, where PersistentScheduler has a file: when an entry last ran
+and how often, as JSON in the hash `celery-metal.beat`. Any other scheduler runs as it is.
+"""
+
+import json
+import signal
+import traceback
+from collections import Counter
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
+from functools import cached_property
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from celery import _state, beat
+from celery.apps import beat as apps_beat
+
+from celery_metal_runtime import fence as fences
+from celery_metal_runtime.broker import REDIS
+from celery_metal_runtime.fence import UNANSWERED, Fence
+from celery_metal_runtime.notify import Notifier, line, say
+from celery_metal_runtime.settings import UsageError
+from celery_metal_runtime.watch import Watch, Watched
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+CELERYS_SCHEDULER = "celery.beat:PersistentScheduler"
+# How often who stands by asks for the lock, and who holds it looks whether it still does.
+LOOK_SECONDS = 1.0
+# Above the pause of 30 s that kombu makes between two attempts to connect.
+STUCK_SECONDS = 60.0
+MOST_TRIES = 3
+
+
+class UnsentError(Exception):
+    """Redis did not take a task: the entry is due still."""
+
+
+class Scheduler(beat.Scheduler):
+    """Celery's scheduler, with its state in Redis."""
+
+    fence: Fence
+    #: How often in a row each entry was not sent.
+    tries: ClassVar[Counter[str]] = Counter()
+
+    def setup_schedule(self) -> None:
+        """Take up each entry where it was left, by whichever Beat; errors are those of Redis."""
+        self.merge_inplace(self.app.conf.beat_schedule)
+        self.install_default_entries(self.schedule)
+        known, fresh = self.fence.read(), {}
+        for name, entry in self.schedule.items():
+            if not (name in known and self._restore(entry, known[name])):
+                fresh[name] = _record(entry)
+        self.fence.save(fresh, known.keys() - self.schedule.keys())
+
+    def apply_entry(self, entry: beat.ScheduleEntry, producer: Any = None) -> None:
+        """Send a due task; UnsentError when Redis does not take it.
+
+        What fails for another reason, such as an argument that is no JSON, has had its turn.
+        """
+        beat.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
+        record = _record(self.schedule[entry.name])
+        self.fence.pending = (entry.name, record)
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except beat.SchedulingError as error:
+            # It may also be the app's own Redis that has failed, for an argument, again and again.
+            self.tries[entry.name] += 1
+            is_unsent = isinstance(error.__context__, UNANSWERED)
+            if is_unsent and self.tries[entry.name] < MOST_TRIES:
+                raise UnsentError(line(error.__context__)) from error
+            beat.error("Message Error: %s\n%s", error, traceback.format_stack(), exc_info=True)
+        finally:
+            left, self.fence.pending = self.fence.pending, None
+        if left:
+            self.fence.save({entry.name: record})
+        self.tries.pop(entry.name, None)
+
+    def _ensure_connected(self) -> Any:
+        # Celery's own would wait for Redis, and not notice that the lock is lost.
+        return self.connection.ensure_connection(max_retries=1)
+
+    def _restore(self, entry: beat.ScheduleEntry, record: bytes) -> bool:
+        try:
+            found = json.loads(record)
+            last = datetime.fromisoformat(found["last_run_at"]).astimezone(self.app.timezone)
+            entry.last_run_at, entry.total_run_count = last, int(found["total_run_count"])
+        except (ValueError, KeyError, TypeError) as error:
+            say(
+                f"schedule: {entry.name} begins anew: its record in {fences.STATE} cannot be read: "
+                f"{line(error)}"
+            )
+            return False
+        return True
+
+
+def _record(entry: beat.ScheduleEntry) -> str:
+    last = entry.last_run_at.astimezone(UTC).isoformat()
+    return json.dumps({"last_run_at": last, "total_run_count": entry.total_run_count})
+
+
+class Health(Watched):
+    """What is known about this Beat."""
+
+    def __init__(self, fence: Fence, watchdog: float) -> None:
+        super().__init__(watchdog)
+        self.limit = max(self.limit, STUCK_SECONDS)
+        self.fence = fence
+        #: What it does, for `systemctl status`; nothing before Redis has first answered.
+        self.words = ""
+
+    def is_starting(self) -> bool:
+        return not self.words
+
+    def status(self, now: float) -> str:
+        down = self.fence.down_since
+        if down is not None:
+            return (
+                f"schedule: waiting for the broker since {int(now - down)} s ({self.fence.error})"
+            )
+        return f"schedule: {self.words or 'starting'}"
+
+    def verdict(self, now: float) -> str:
+        # What waits for a Redis that does not answer is not stuck.
+        turn = now - max(self.last_turn, self.fence.failed_at)
+        return f"the schedule's loop has not turned for {turn:.0f} s" if turn > self.limit else ""
+
+
+class ScheduleWatch(Watch):
+    """Looks at the Health of a Beat, and extends the lock."""
+
+    def __init__(self, fence: Fence, health: Health, notifier: Notifier) -> None:
+        super().__init__(health, notifier)
+        self.fence = fence
+
+    def look(self, now: float) -> None:
+        """Extend the lock in time, also while an entry is being sent."""
+        self.fence.extend(now)
+
+
+class Service(beat.Service):
+    """Celery's service, begun anew each time that this Beat has got the lock."""
+
+    fence: Fence
+    health: Health
+    watch: Watch
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_told = False
+
+    def start(self, embedded_process: bool = False) -> None:
+        """Stand by, schedule, and stand by again, until told to stop."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        self.watch.start()
+        try:
+            self._check()
+            while not self._is_told:
+                self._stand_by()
+                self._is_shutdown.clear()
+                try:
+                    super().start(embedded_process)
+                except UNANSWERED as error:
+                    self.fence.fail(error)
+                    sleep(LOOK_SECONDS)
+                self.__dict__.pop("scheduler", None)
+        finally:
+            self.watch.finish()
+            self.fence.release()
+
+    def sync(self) -> None:
+        """Close the scheduler, if there is one."""
+        if "scheduler" in self.__dict__:
+            super().sync()
+
+    @cached_property
+    def scheduler(self) -> beat.Scheduler:
+        """The scheduler for as long as the lock is held."""
+        scheduler = self.get_scheduler()
+        tick = scheduler.tick
+        scheduler.tick = lambda: self._turn(scheduler, tick)
+        return scheduler
+
+    def _stop(self, number: int, _: Any) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        self._is_told = True
+        self.watch.notifier.send("STOPPING=1")
+        raise SystemExit
+
+    def _check(self) -> None:
+        """Find a mistake in the schedule now, and not only when this Beat has to take over."""
+        scheduler = self.get_scheduler(lazy=True)
+        if isinstance(scheduler, Scheduler):
+            scheduler.merge_inplace(self.app.conf.beat_schedule)
+
+    def _stand_by(self) -> None:
+        while True:
+            self.health.last_turn = monotonic()
+            try:
+                if self.fence.take():
+                    return
+                self.fence.answered()
+                self._tell("stands by, another Beat holds the lock")
+            except UNANSWERED as error:
+                self.fence.fail(error)
+            sleep(LOOK_SECONDS)
+
+    def _turn(self, scheduler: beat.Scheduler, tick: Callable[[], float]) -> float | None:
+        """One tick, and the pause that it asks for; ends Celery's loop when the lock is lost."""
+        try:
+            interval = tick()
+        except (UnsentError, *UNANSWERED) as error:
+            say(f"schedule: a task was not sent, and is due still: {line(error)}")
+            sleep(LOOK_SECONDS)
+            return self._end()
+        self._tell(_words(scheduler))
+        until = monotonic() + (interval or 0)
+        while True:
+            self.health.last_turn = now = monotonic()
+            if not self.fence.is_held():
+                return self._end()
+            if now >= until:
+                # Not nothing, for which Celery would not sync.
+                return 1e-6 if interval else 0
+            sleep(min(until - now, LOOK_SECONDS))
+
+    def _end(self) -> None:
+        self._is_shutdown.set()
+
+    def _tell(self, words: str) -> None:
+        is_first, before, self.health.words = not self.health.words, self.health.words, words
+        if words.partition(",")[0] != before.partition(",")[0]:
+            say(f"schedule: {words}")
+        if is_first:
+            self.watch.ready()
+
+
+def _words(scheduler: beat.Scheduler) -> str:
+    heap = getattr(scheduler, "_heap", None)
+    if not isinstance(heap, list):  # a scheduler of another kind
+        return f"holds the lock, {type(scheduler).__name__}"
+    if not heap:
+        return "holds the lock, no entries"
+    name, moment = str(heap[0][2].name), datetime.fromtimestamp(heap[0][0], UTC)
+    number = f"{len(heap)} {'entry' if len(heap) == 1 else 'entries'}"
+    return f"holds the lock, {number}, next {' '.join(name.split())} at {moment:%F %T} UTC"
+
+
+def install(app: "Celery", environ: MutableMapping[str, str], watchdog: float) -> None:
+    """Have the Beat that is about to start schedule `app` under the lock, and be watched.
+
+    `watchdog` is systemd's WatchdogSec in seconds; 0: off. Takes NOTIFY_SOCKET out of `environ`.
+    UsageError when the broker is no Redis.
+    """
+    url = app.conf.broker_write_url or ""
+    if url.partition("://")[0] not in (*REDIS, "sentinel"):
+        raise UsageError(
+            "the schedule's lock is kept in the broker, which is no Redis: set CELERY_METAL_BROKER"
+        )
+    fence = fences.install(app)
+    health = Health(fence, watchdog)
+    Scheduler.fence = Service.fence = fence
+    Service.health = health
+    Service.watch = ScheduleWatch(fence, health, Notifier(environ))
+    apps_beat.Beat.Service = Service
+    if app.conf.beat_scheduler == CELERYS_SCHEDULER:
+        app.conf.beat_scheduler = f"{__name__}:Scheduler"
+    # Nobody here reads results: Celery would subscribe to that of each task, and never let go.
+    _state._set_task_join_will_block(True)
