@@ -13,7 +13,10 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "meta").is_dir())
 # They belong to no role: they are what users write, for the whole kit.
-UNPREFIXED = {"celery_app", "celery_queue_overrides", "celery_queues"}
+UNPREFIXED = {
+    *("celery_app", "celery_beat", "celery_beat_hosts"),
+    *("celery_queue_overrides", "celery_queues"),
+}
 
 
 def spec(role: str) -> dict[str, Any]:

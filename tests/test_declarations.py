@@ -131,6 +131,26 @@ def test_a_name_of_before_is_told_the_new_one(declarations: ModuleType) -> None:
     assert "celery_worker_app has another name now: write celery_app" in said
 
 
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (["a", "c"], "celery_beat_hosts names c, which is no host of the group celery: the group "),
+        (
+            [],
+            "celery_beat_hosts is empty, so that no host would schedule: name some (the group cel",
+        ),
+    ],
+)
+def test_beat_runs_on_hosts_that_have_the_app(
+    declarations: ModuleType, chosen: list[str], words: str
+) -> None:
+    known = {"groups": {"celery": ["a", "b"], "redis": ["c"]}}
+    (said,) = declarations.beat_problems({**known, "celery_beat_hosts": chosen})
+    assert words in said
+    assert declarations.beat_problems({**known, "celery_beat_hosts": ["b"]}) == []
+    assert declarations.beat_problems(known) == []
+
+
 APP = {
     "celery_worker_environment": {"LEVEL": "1"},
     "celery_worker_secrets": {"DATABASE_URL": "hush-hush", "key.pem": "hush-hush"},

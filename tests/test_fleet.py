@@ -84,6 +84,19 @@ def test_redis_is_asked_for_all_queues_that_are_named(fleet: ModuleType) -> None
     assert fleet.queue_names(hosts, list(hosts)) == ["a", "b", "c"]
 
 
+def test_who_schedules_is_told(fleet: ModuleType) -> None:
+    hosts = {
+        "web10": {**HOSTS["web10"], "beat": "holds the lock, 1 entry"},
+        "web2": {**HOSTS["web2"], "beat": "drained"},
+        "web4": {**HOSTS["web4"], "beat": ""},
+    }
+    said = fleet.fleet_text(hosts, BACKLOG, "db").splitlines()
+    assert [line for line in said if "schedule" in line] == [
+        "schedule on web10: holds the lock, 1 entry",
+        "schedule on web2: drained",
+    ]
+
+
 def test_where_only_some_hosts_are_looked_at_no_worker_is_missing(fleet: ModuleType) -> None:
     said = fleet.fleet_text({"web10": HOSTS["web10"]}, BACKLOG, "db", "table", False).splitlines()
     assert said[4:] == [

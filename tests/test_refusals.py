@@ -276,6 +276,8 @@ BAD_VARIABLES = {
     "celery_worker_watchdog_seconds: 9": "is 9: it must be a whole number, 10 to 3600",
     "celery_worker_broker_database: YES": "is True: it must be a whole number, 0 to 15",
     "celery_worker_log_level: loud": "it must be one of debug, info, warning, error, critical",
+    "celery_beat: 'yes'": 'celery_beat is "yes": it must be true or false, without quotes',
+    "celery_beat_hosts: [web9]": "names web9, which is no host of the group celery: the group",
     "podman_host_packages: podman": 'podman_host_packages is "podman": it must be a list',
     "podman_host_ca_certificates: [1]": "podman_host_ca_certificates[0] is 1: it must be text",
     "image_source: dockerhub": 'image_source is "dockerhub": it must be one of build, registry,',

@@ -131,7 +131,7 @@ def declaration_problems(
             near = difflib.get_close_matches(name, options, n=1, cutoff=CLOSE)
             wrong = f"{name} is no variable of the kit: did you mean {near[0]}?" if near else ""
         problems += [wrong] if wrong else []
-    problems += app_problems(variables)
+    problems += app_problems(variables) + beat_problems(variables)
     certificates = variables.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
@@ -192,6 +192,25 @@ def app_problems(variables: Mapping[str, Any]) -> list[str]:
                     f"{_known(secrets)}"
                 )
     return problems
+
+
+def beat_problems(variables: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the choice of hosts that run Beat."""
+    chosen = variables.get("celery_beat_hosts")
+    if not isinstance(chosen, list):
+        return []  # the first two, or said already
+    known = list(variables.get("groups", {}).get("celery", []))
+    hosts = f"the group celery has {', '.join(known) or 'no host'}"
+    if not chosen:
+        return [
+            f"celery_beat_hosts is empty, so that no host would schedule: name some ({hosts}), or "
+            "leave celery_beat out"
+        ]
+    return [
+        f"celery_beat_hosts names {host}, which is no host of the group celery: {hosts}"
+        for host in chosen
+        if host not in known
+    ]
 
 
 def environment_problems(where: str, values: Any, exported: Iterable[str]) -> list[str]:

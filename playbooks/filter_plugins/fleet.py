@@ -42,7 +42,7 @@ def fleet(
     :param redis_host: the host of Redis.
     :param whole: whether these are all hosts; else a worker without a row is none that is missing.
     :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
-        row each; and what Redis holds.
+        row each; ``beat``, host to what its Beat says; and what Redis holds.
     """
     workers, nodes = [], set()
     waiting = backlog.get("waiting", {})
@@ -55,6 +55,7 @@ def fleet(
         "whole": whole,
         "hosts": {host: _host(said) for host, said in hosts.items()},
         "workers": workers,
+        "beat": {host: said["beat"] for host, said in hosts.items() if said.get("beat")},
         "redis_host": redis_host,
         "redis_error": backlog.get("error", str(backlog.get("msg", "no answer")).strip()),
         "waiting": waiting,
@@ -130,6 +131,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
             "for it, and keep their tasks. See 'systemctl status celery-redis' there; if it runs, "
             "run site.yml."
         )
+    notes += [f"schedule on {host}: {what}" for host, what in found["beat"].items()]
     shown = {queue for worker in found["workers"] for queue in worker["queues"]}
     waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}
     if waiting and found["whole"]:

@@ -76,6 +76,7 @@ QUEUE_RULES: dict[str, Rule] = {
 SETTING_RULES: dict[str, Rule] = {
     "celery_queue_overrides": Rule("mapping", {}),
     "capacity_runs_workers": Rule("bool", True),
+    "capacity_runs_beat": Rule("bool", False),
     "capacity_redis_host": Rule("bool", False),
     "capacity_reserve_mb": Rule("auto_int", "auto", 0, 16777216),
     "capacity_redis_memory_mb": Rule("auto_int", "auto", 64, 16777216),
@@ -83,6 +84,7 @@ SETTING_RULES: dict[str, Rule] = {
     "capacity_threads_per_vcpu": Rule("int", 10, 1, 1000),
     "capacity_greenlets_per_vcpu": Rule("int", 100, 1, 10000),
     "capacity_main_process_mb": Rule("int", 64, 16, 65536),
+    "capacity_beat_memory_mb": Rule("int", 150, 64, 65536),
     "capacity_numa_nodes": Rule("int", 1, 1, 1024),
 }
 
@@ -777,6 +779,7 @@ def _some(hosts: list[str], shown: int = 3) -> str:
 REDIS_VCPU_FROM = 4
 # The same whatever the queues are: a share that followed them would restart Redis with each change.
 REDIS_CPU_WEIGHT = 10000
+BEAT_CPU_WEIGHT = 1000
 
 
 class Host(TypedDict):
@@ -789,13 +792,14 @@ class Host(TypedDict):
 
 
 class Limits(TypedDict):
-    """What the planner keeps to; redis is None where no Redis runs."""
+    """What the planner keeps to; redis is None where none runs, beat_mb 0 where no Beat does."""
 
     reserve_mb: str | int
     process_factor: int
     threads_per_vcpu: int
     greenlets_per_vcpu: int
     main_process_mb: int
+    beat_mb: int
     redis: dict[str, str | int] | None
 
 
@@ -892,12 +896,14 @@ def plan(host: Host, queues: list[Queue], limits: Limits) -> dict[str, Any]:
     return {
         "host": {key: host[key] for key in ("name", "vcpus", "memory_mb", "numa_nodes")},
         "queues": rows,
+        "beat": _beat_share(limits) if limits["beat_mb"] else None,
         "redis": _redis_share(memory) if limits["redis"] else None,
         "totals": {
             "processes": sum(pool.processes for pool in pools),
             "process_cap": sized.cap,
             "process_factor": limits["process_factor"],
             "workers_mb": workers,
+            "beat_mb": limits["beat_mb"],
             "redis_mb": memory.redis,
             "reserve_mb": memory.reserve,
             "free_mb": memory.workers - workers,
@@ -955,7 +961,7 @@ def _divide_memory(host: Host, runs_workers: bool, limits: Limits) -> _Memory:
             reason = f"{percent}% of the {left} MB beside the reserve"
             if redis > left * percent // 100:
                 reason = f"the least, more than {reason}"
-    return _Memory(reserve, redis, reason, total - reserve - redis)
+    return _Memory(reserve, redis, reason, total - reserve - redis - limits["beat_mb"])
 
 
 def _start(queue: Queue, host: Host, limits: Limits) -> _Pool:
@@ -1014,7 +1020,7 @@ def _refuse_processes(host: Host, pools: list[_Pool], limits: Limits) -> None:
 
 
 def _refuse_memory(host: Host, pools: list[_Pool], memory: _Memory, limits: Limits) -> None:
-    needed = memory.reserve + memory.redis + sum(_total_mb(pool, limits) for pool in pools)
+    needed = host["memory_mb"] - memory.workers + sum(_total_mb(pool, limits) for pool in pools)
     total = host["memory_mb"]
     if needed <= total:
         return
@@ -1023,6 +1029,8 @@ def _refuse_memory(host: Host, pools: list[_Pool], memory: _Memory, limits: Limi
         terms.append(
             ("Redis", f"capacity_redis_memory_mb: {limits['redis']['memory_mb']}", memory.redis)
         )
+    if limits["beat_mb"]:
+        terms.append(("Beat", "capacity_beat_memory_mb", limits["beat_mb"]))
     for pool in pools:
         least = ", auto at its least" if pool.automatic else ""
         text = f"{pool.instances} x ({_memory_reason(pool, limits)}){least}"
@@ -1140,6 +1148,18 @@ def _redis_share(memory: _Memory) -> dict[str, Any]:
     }
 
 
+def _beat_share(limits: Limits) -> dict[str, Any]:
+    """Return Beat's part of the plan."""
+    return {
+        "memory_mb": limits["beat_mb"],
+        "cpu_weight": BEAT_CPU_WEIGHT,
+        "reasons": {
+            "memory_mb": "capacity_beat_memory_mb: one process, which loads the app",
+            "cpu_weight": "high: on time beside busy workers, though it needs next to nothing",
+        },
+    }
+
+
 def _autoscale(queue: Queue) -> Autoscale | None:
     return queue["concurrency"] if isinstance(queue["concurrency"], Mapping) else None
 
@@ -1217,6 +1237,9 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     host = plan["host"]
     head = f"host {host['name']}: {_count(host['vcpus'], 'vCPU')}, {host['memory_mb']} MB memory"
     rows = [_queue_cells(queue) for queue in plan["queues"]]
+    if beat := plan["beat"]:
+        numbers = ("1", "", "1", str(beat["memory_mb"]), str(beat["cpu_weight"]))
+        rows.append(("Beat", "", *numbers, "the schedule; one of its hosts schedules at a time"))
     if plan["redis"]:
         redis = plan["redis"]
         why = f"maxmemory {redis['maxmemory_mb']} MB; {redis['reasons']['memory_mb']}"
@@ -1274,11 +1297,12 @@ def _sum_line(plan: Mapping[str, Any]) -> str:
     totals = plan["totals"]
     terms = [
         ("workers", totals["workers_mb"]),
+        ("Beat", totals["beat_mb"]),
         ("Redis", totals["redis_mb"]),
         ("reserve", totals["reserve_mb"]),
     ]
-    absent = {"workers": not plan["queues"], "Redis": not plan["redis"], "reserve": False}
-    parts = " + ".join(f"{name} {value}" for name, value in terms if not absent[name])
+    absent = {"workers": not plan["queues"], "Beat": not plan["beat"], "Redis": not plan["redis"]}
+    parts = " + ".join(f"{name} {value}" for name, value in terms if not absent.get(name))
     total = sum(value for _, value in terms)
     text = f"{parts} = {total} of {totals['memory_mb']} MB"
     if plan["queues"]:
@@ -1342,6 +1366,7 @@ def limits_from_settings(settings: Mapping[str, Any]) -> Limits:
         "threads_per_vcpu": value["capacity_threads_per_vcpu"],
         "greenlets_per_vcpu": value["capacity_greenlets_per_vcpu"],
         "main_process_mb": value["capacity_main_process_mb"],
+        "beat_mb": value["capacity_beat_memory_mb"] if value["capacity_runs_beat"] else 0,
         "redis": redis,
     }
 

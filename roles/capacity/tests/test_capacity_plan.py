@@ -21,6 +21,7 @@ def limits(**changed):
         "threads_per_vcpu": 10,
         "greenlets_per_vcpu": 100,
         "main_process_mb": 64,
+        "beat_mb": 0,
         "redis": None,
     }
     return base | changed
@@ -74,6 +75,7 @@ LIMITS = st.builds(
     reserve_mb=st.just("auto") | st.integers(0, 2000),
     process_factor=st.integers(1, 5),
     main_process_mb=st.integers(16, 100),
+    beat_mb=st.just(0) | st.integers(64, 300),
     redis=st.none() | st.builds(dict, memory_mb=st.just("auto") | st.integers(64, 1000)),
 )
 VCPUS = st.integers(1, 24)
@@ -102,7 +104,8 @@ def test_never_more_than_there_is(queue_list, limit, vcpus, memory):
     instances = sum(row["instances"] for row in rows)
     assert totals["process_cap"] == max(vcpus * limit["process_factor"], instances)
     assert totals["workers_mb"] == workers
-    taken = workers + totals["redis_mb"] + totals["reserve_mb"]
+    taken = workers + totals["beat_mb"] + totals["redis_mb"] + totals["reserve_mb"]
+    assert totals["beat_mb"] == limit["beat_mb"] == (plan["beat"] or {"memory_mb": 0})["memory_mb"]
     assert taken + totals["free_mb"] == totals["memory_mb"] == memory
     assert totals["free_mb"] >= 0
     for row in rows:
@@ -388,6 +391,18 @@ def test_memory_refusal_shows_the_sum():
         "lower concurrency, instances or memory_per_process_mb, move a queue to another host, "
         "or add memory",
     ]
+
+
+def test_beat_is_in_the_sum_and_in_the_table():
+    settings = {"capacity_runs_beat": True, "capacity_beat_memory_mb": 200}
+    with_beat = capacity.limits_from_settings(settings)
+    table = capacity.plan_table(capacity.plan(host(2, 2000), queues({"concurrency": 1}), with_beat))
+    _, _, _, row, total = table.splitlines()
+    assert row.split()[:4] == ["Beat", "1", "1", "200"]
+    assert total.startswith("workers 214 + Beat 200 + reserve 256 = 670 of 2000 MB")
+    said = refusal(host(2, 600), queues({}), with_beat)
+    assert "  Beat        capacity_beat_memory_mb" in said
+    assert capacity.limits_from_settings({"capacity_beat_memory_mb": 200})["beat_mb"] == 0
 
 
 def test_redis_alone_that_does_not_fit():

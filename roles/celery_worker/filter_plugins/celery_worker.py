@@ -10,6 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 INTERRUPT_SECONDS = 10
 # Podman's own time to end a container that was killed.
 PODMAN_SECONDS = 15
+# For a task that Beat is sending when it is told to stop, with a Redis that is slow.
+SEND_SECONDS = 10
 # Celery's default for Redis.
 LEAST_VISIBILITY_SECONDS = 3600
 
@@ -94,20 +96,21 @@ def visibility_seconds(drains: list[int]) -> int:
 def of_the_app(queue: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
     """What a queue's workers have of the app's environment and secrets.
 
-    :param queue: a row of the plan; its own variables go before those of all.
+    :param queue: a row of the plan; its own variables go before those of all. Beat has all.
     :param context: the ``environment``, ``secrets`` and ``secrets_exported`` of all queues.
     """
     secrets, exported = context["secrets"], context["secrets_exported"]
-    names = secrets if queue["secrets"] == "all" else queue["secrets"]
+    wanted = queue.get("secrets", "all")
+    names = secrets if wanted == "all" else wanted
     return {
-        "environment": {**context["environment"], **queue["environment"]},
+        "environment": {**context["environment"], **queue.get("environment", {})},
         "secrets": {name: secrets[name] for name in sorted(names)},
         "secrets_exported": [name for name in sorted(names) if name in exported],
     }
 
 
 def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[str, Any]:
-    """Unit files and links of all queues in a host's plan.
+    """Unit files and links of all queues in a host's plan, and of Beat where it is in the plan.
 
     :param plan: what ``roles/capacity`` returned for the host.
     :param templates: the role's template directory, which mirrors the host's paths.
@@ -131,13 +134,30 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
         unit = f"celery-{queue['unit']}"
         files[f"{QUADLETS}/{unit}@.container"] = container.render(
             **{**context, **of_the_app(queue, context)},
-            queue=queue,
             **drain_chain(queue["drain_seconds"]),
+            queue=queue,
+            share=queue,
+            command="worker",
+            unit=f"{unit}@",
+            container=f"{unit}-%i",
+            target=f"{unit}.target",
         )
         files[f"{UNITS}/{unit}.target"] = target.render(queue=queue)
         links[f"{UNITS}/celery.target.wants/{unit}.target"] = f"{UNITS}/{unit}.target"
         for number in range(1, queue["instances"] + 1):
             links[f"{QUADLETS}/{unit}@{number}.container"] = f"{unit}@.container"
+    if beat := plan["beat"]:
+        files[f"{QUADLETS}/celery-beat.container"] = jinja.get_template(
+            f"{QUADLETS[1:]}/celery-beat.container.j2"
+        ).render(
+            **{**context, **of_the_app({}, context)},
+            **drain_chain(SEND_SECONDS),
+            share=beat,
+            command="beat",
+            unit="celery-beat",
+            container="celery-beat",
+            target="celery.target",
+        )
     return {"files": files, "links": links, "needed": needed(plan)}
 
 

@@ -365,6 +365,52 @@ def test_no_worker_runs_beside_one_that_has_a_port():
     assert set(celery_worker.surge_sizes(plan)) == {"celery-a@.service"}
 
 
+# Beat
+
+
+def beat(*queues, **context):
+    """Beat's unit on a host of a plan with these queues, and all that was made."""
+    host = {"name": "web1", "vcpus": 4, "memory_mb": 16000, "numa_nodes": 1}
+    limits = capacity.limits_from_settings({"capacity_runs_beat": True})
+    plan = capacity.plan(host, capacity.validate_queues(list(queues)), limits)
+    made = celery_worker.worker_units(plan, TEMPLATES, **{**CONTEXT, **context})
+    return parse(made["files"][f"{QUADLETS}/celery-beat.container"]), made
+
+
+def test_beat_is_one_unit_besides_those_of_a_queue_of_its_name():
+    sections, made = beat({"name": "beat"})
+    assert set(made["files"]) == {
+        f"{QUADLETS}/celery-beat.container",
+        f"{QUADLETS}/celery-beat@.container",
+        f"{UNITS}/celery-beat.target",
+    }
+    assert dict(sections["Unit"])["PartOf"] == "celery.target"
+    assert dict(sections["Install"])["WantedBy"] == "celery.target"
+    assert dict(sections["Container"])["ContainerName"] == "celery-beat"
+    assert dict(sections["Container"])["Exec"] == "beat"
+    assert dict(sections["Service"])["MemoryMax"] == "150M"
+    assert seconds(sections, "Container", "StopTimeout") < seconds(
+        sections, "Service", "TimeoutStopSec"
+    )
+    assert f"{QUADLETS}/celery-beat.container" not in units({"name": "beat"})["files"]
+
+
+def test_beat_has_what_all_workers_have():
+    """But for what is of a queue; so a queue's own variables are no matter."""
+    own = {"environment": {"LEVEL": "2"}, "secrets": ["key.pem"]}
+    sections, _ = beat({"name": "a", **own}, **APP)
+    worker = container({"name": "a"}, **APP)
+    for key in ("Secret", "Volume", "UserNS", "User", "ReadOnly", "DropCapability", "Notify"):
+        assert values(sections, key) == values(worker, key)
+    labels = values(sections, "Label")
+    assert labels == values(worker, "Label")
+    found, workers = environment(sections), environment(worker)
+    assert found.items() < workers.items()
+    assert {"LEVEL", "TEXT", "CELERY_METAL_EXPORT", "CELERY_METAL_BROKER"} < set(found)
+    assert not {"CELERY_METAL_QUEUE", "CELERY_METAL_DRAIN_SECONDS"} & set(found)
+    assert ("ConditionPathExists", "!/etc/celery-metal/drained") in sections["Unit"]
+
+
 # Names that units must not misread
 
 NAMES = st.text(

@@ -1,19 +1,19 @@
 #!/usr/bin/python
-"""Take the workers of a host out, and keep them out, whatever is started or booted."""
+"""Take the workers and Beat of a host out, and keep them out, whatever is started or booted."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: celery_drain
-short_description: Take all workers of a host out until told otherwise, or say which to start again
+short_description: Take all workers and Beat of a host out, or say which to start again
 description:
-  - A marker file makes each start of a worker a success that does nothing, by the
+  - A marker file makes each start of a worker, or of Beat, a success that does nothing, by the
     C(ConditionPathExists) in its unit; so boots, targets and operators start none.
-  - Then all workers are stopped by one call, at the same time; each finishes its tasks first.
+  - Then all are stopped by one call, at the same time; each worker finishes its tasks first.
   - What ran is not remembered. Afterwards those are to be started that are declared.
 options:
   drained:
-    description: Whether the workers shall be out. When not, only the marker is removed.
+    description: Whether they shall be out. When not, only the marker is removed.
     type: bool
     required: true
 author: celery-metal
@@ -26,8 +26,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-stopped: {description: Workers that ran and were stopped, type: list, returned: always}
-start: {description: Declared workers that may run and do not, type: list, returned: always}
+stopped: {description: Services that ran and were stopped, type: list, returned: always}
+start: {description: Declared services that may run and do not, type: list, returned: always}
 """
 
 import socket
@@ -38,6 +38,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError, conclude, run
 
 QUADLETS = Path("/etc/containers/systemd/celery-metal")
+BEAT = "celery-beat.container"
 MARKER = Path("/etc/celery-metal/drained")
 CONDITION = f"ConditionPathExists=!{MARKER}"
 TEXT = "Written by celery-metal, playbooks/drain.yml: no worker starts on this host.\n"
@@ -45,8 +46,8 @@ DOWN = ("inactive", "failed")
 
 
 def templates(quadlets: Path) -> list[Path]:
-    """The container files of the queues, sorted."""
-    return sorted(quadlets.glob("celery-*@.container"))
+    """The container files of the queues, sorted, and Beat's."""
+    return sorted([*quadlets.glob("celery-*@.container"), *quadlets.glob(BEAT)])
 
 
 def without_condition(files: list[Path]) -> list[str]:
@@ -55,14 +56,14 @@ def without_condition(files: list[Path]) -> list[str]:
 
 
 def declared(quadlets: Path) -> set[str]:
-    """The services that are declared: each has a link to its queue's template."""
-    links = {path.stem for path in quadlets.glob("celery-*@*.container")}
+    """The services that are declared: each has a link to its queue's template; and Beat."""
+    links = {path.stem for name in ("celery-*@*.container", BEAT) for path in quadlets.glob(name)}
     return {f"{stem}.service" for stem in links if not stem.endswith("@")}
 
 
 def states(files: list[Path]) -> dict[str, str]:
     """ActiveState of each instance of the templates that systemd knows, by hand or declared."""
-    patterns = [f"{path.stem}*.service" for path in files]
+    patterns = [f"{path.stem}{'*' if path.stem.endswith('@') else ''}.service" for path in files]
     if not patterns:
         return {}
     words = ("list-units", "--all", "--plain", "--no-legend", "--no-pager", "--", *patterns)

@@ -24,6 +24,7 @@ error:
   type: str
   returned: when systemd says nothing
 node: {description: Name of the host in names of workers, type: str, returned: success}
+beat: {description: What Beat does, empty where it is not to run, type: str, returned: success}
 workers:
   description: >-
     For each worker C(queue), C(queues) (those that it consumes), C(instance), C(state),
@@ -43,6 +44,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+BEAT = "celery-beat"
 QUADLETS = Path("/etc/containers/systemd/celery-metal")
 MARKER = Path("/etc/celery-metal/drained")
 PLAN = Path("/etc/celery-metal/plan.json")
@@ -147,9 +149,16 @@ def row(
     }
 
 
+def schedule(unit: dict[str, str], drained: bool) -> str:
+    """What Beat says of itself, or else the state of its unit."""
+    said, now = unit.get("StatusText", ""), state(unit, drained)
+    return said.removeprefix("schedule: ") if said and now in ("active", "no broker") else now
+
+
 def units(quadlets: Path) -> list[str]:
-    """What to ask systemd for: declared instances by name, and any that it has of the templates."""
+    """What to ask systemd for: Beat, declared instances, and all that it has of the templates."""
     stems = sorted(path.stem for path in quadlets.glob("celery-*@*.container"))
+    stems += [BEAT] if (quadlets / f"{BEAT}.container").exists() else []
     return [f"{stem}*.service" if stem.endswith("@") else f"{stem}.service" for stem in stems]
 
 
@@ -172,8 +181,13 @@ def main() -> None:
         for one in json.loads(listed or "[]")
     }
     drained_at = MARKER.stat().st_mtime if MARKER.exists() else None
-    rows = [row(one, consumed, versions, drained_at) for one in found]
-    module.exit_json(changed=False, node=socket.gethostname(), workers=rows)
+    beats = [one for one in found if one["Id"] == f"{BEAT}.service"]
+    module.exit_json(
+        changed=False,
+        node=socket.gethostname(),
+        workers=[row(one, consumed, versions, drained_at) for one in found if one not in beats],
+        beat=schedule(beats[0], drained_at is not None) if beats else "",
+    )
 
 
 if __name__ == "__main__":

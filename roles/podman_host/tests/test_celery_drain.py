@@ -33,6 +33,23 @@ def test_declared_is_what_has_a_link(quadlets):
     }
 
 
+def test_beat_is_meant_as_well(quadlets, monkeypatch):
+    (quadlets / "celery-beat.container").write_text(CONDITION)
+    (quadlets / "celery-beat@.container").write_text(CONDITION)
+    files = celery_drain.templates(quadlets)
+    assert "celery-beat.container" in [path.name for path in files]
+    assert "celery-beat.service" in celery_drain.declared(quadlets)
+    asked = []
+
+    def run(*argv):
+        asked.extend(argv)
+        return subprocess.CompletedProcess(argv, 0, "", "")
+
+    monkeypatch.setattr(celery_drain, "run", run)
+    celery_drain.states(files)
+    assert {"celery-beat.service", "celery-beat@*.service"} < set(asked)
+
+
 def test_a_template_that_the_marker_does_not_stop_is_named(quadlets):
     assert celery_drain.without_condition(celery_drain.templates(quadlets)) == []
     (quadlets / "celery-mail@.container").write_text(f"# {CONDITION}[Container]\nImage=a\n")

@@ -136,3 +136,25 @@ def test_the_marker_and_the_directory_are_those_of_the_drain():
 
     assert celery_status.MARKER == celery_drain.MARKER
     assert celery_status.QUADLETS == celery_drain.QUADLETS
+
+
+def test_beat_is_asked_for_where_it_is_declared(tmp_path):
+    (tmp_path / "celery-beat@.container").touch()
+    assert celery_status.units(tmp_path) == ["celery-beat@*.service"]
+    (tmp_path / "celery-beat.container").touch()
+    assert celery_status.units(tmp_path) == ["celery-beat@*.service", "celery-beat.service"]
+
+
+@pytest.mark.parametrize(
+    ("active", "text", "drained", "words"),
+    [
+        ("active", "schedule: stands by, x", False, "stands by, x"),
+        ("active", "schedule: waiting for the broker since 4 s", False, "waiting for the broker s"),
+        ("active", "", False, "active"),
+        ("inactive", "schedule: stands by, x", True, "drained"),
+        ("failed", "schedule: holds the lock", False, "failed"),
+    ],
+)
+def test_what_beat_says(active, text, drained, words):
+    said = celery_status.schedule({"ActiveState": active, "StatusText": text}, drained)
+    assert said.startswith(words)
