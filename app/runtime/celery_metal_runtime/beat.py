@@ -15,7 +15,7 @@ from functools import cached_property
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from celery import _state, beat
+from celery import beat
 from celery.apps import beat as apps_beat
 
 from celery_metal_runtime import fence as fences
@@ -270,5 +270,3 @@ def install(app: "Celery", environ: MutableMapping[str, str], watchdog: float) -
     apps_beat.Beat.Service = Service
     if app.conf.beat_scheduler == CELERYS_SCHEDULER:
         app.conf.beat_scheduler = f"{__name__}:Scheduler"
-    # Nobody here reads results: Celery would subscribe to that of each task, and never let go.
-    _state._set_task_join_will_block(True)

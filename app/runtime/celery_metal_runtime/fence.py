@@ -11,14 +11,13 @@ from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from kombu import transport as kombu_transport
 from kombu.exceptions import OperationalError
-from kombu.transport import redis
 from kombu.utils.json import dumps
 from redis import RedisError
 from redis.exceptions import LockError
 from redis.lock import Lock
 
+from celery_metal_runtime import channels
 from celery_metal_runtime.broker import client_of
 from celery_metal_runtime.notify import line, say
 
@@ -209,30 +208,8 @@ class Fenced:
         self.fence.push(key, dumps(message), self._expires.get(queue))
 
 
-class Channel(Fenced, redis.Channel):
-    """A channel to a Redis."""
-
-
-class SentinelChannel(Fenced, redis.SentinelChannel):
-    """A channel to the Redis that a Sentinel names."""
-
-
-class Transport(redis.Transport):
-    """redis:// and rediss://, also on a Unix socket."""
-
-    Channel = Channel
-
-
-class SentinelTransport(redis.SentinelTransport):
-    """sentinel://."""
-
-    Channel = SentinelChannel
-
-
 def install(app: "Celery") -> Fence:
     """Have all that this process sends go through a fence."""
     Fenced.fence = Fence(app)
-    for scheme in ("redis", "rediss"):
-        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
-    kombu_transport.TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
+    channels.install(Fenced)
     return Fenced.fence

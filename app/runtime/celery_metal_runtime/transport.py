@@ -14,10 +14,10 @@ from queue import Empty
 from time import monotonic
 from typing import Any, NamedTuple
 
-from kombu import transport as kombu_transport
 from kombu.transport import redis, virtual
 from kombu.utils.json import loads
 
+from celery_metal_runtime import channels
 from celery_metal_runtime.ledger import Ledger, count_losses
 from celery_metal_runtime.notify import line, say
 
@@ -197,31 +197,9 @@ class Claiming:
             )
 
 
-class Channel(Claiming, redis.Channel):
-    """A channel to a Redis."""
-
-
-class SentinelChannel(Claiming, redis.SentinelChannel):
-    """A channel to the Redis that a Sentinel names."""
-
-
-class Transport(redis.Transport):
-    """redis:// and rediss://, also on a Unix socket."""
-
-    Channel = Channel
-
-
-class SentinelTransport(redis.SentinelTransport):
-    """sentinel://."""
-
-    Channel = SentinelChannel
-
-
 def install(node: str) -> Ledger:
     """Have all connections to a Redis that this process makes from now on use this transport."""
     Claiming.ledger = Ledger(node)
     count_losses(Claiming.ledger)
-    for scheme in ("redis", "rediss"):
-        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
-    kombu_transport.TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
+    channels.install(Claiming)
     return Claiming.ledger
