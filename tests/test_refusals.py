@@ -351,7 +351,7 @@ def test_a_number_from_the_command_line_is_text(site: Site) -> None:
         ),
         (
             "{image_app_source: /nowhere/app}",
-            ["image_app_source: /nowhere/app is not a directory on the controller: write the path"],
+            ["image_app_source: /nowhere/app is not a directory on the controller, nor a wheel"],
         ),
         (
             "{image_build_host: ci1}",
@@ -359,7 +359,7 @@ def test_a_number_from_the_command_line_is_text(site: Site) -> None:
         ),
         (
             "{image_app_source: /var/empty}",
-            ["image_app_source: /var/empty has no requirements.txt: write one with hashes there"],
+            ["image_app_source: /var/empty has none of uv.lock, requirements.txt, pypr"],
         ),
     ],
 )

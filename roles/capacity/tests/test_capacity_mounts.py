@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 TEMPLATE = (
     Path(__file__).parents[2]
-    / "celery_worker/templates/etc/containers/systemd/celery-metal/celery-@.container.j2"
+    / "celery_worker/templates/etc/containers/systemd/celery-metal/of-the-app.container.j2"
 )
 
 

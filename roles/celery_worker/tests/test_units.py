@@ -18,6 +18,7 @@ CONTEXT = {
     "app": "metal_sample.celery:app",
     "broker_is_local": True,
     "broker_url": "redis+socket:///run/redis/redis.sock?virtual_host=0",
+    "result_backend": "",
     "network": "bridge",
     "log_level": "info",
     "process_factor": 4,
