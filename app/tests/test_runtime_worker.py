@@ -225,6 +225,14 @@ def test_a_broker_that_goes_is_waited_for(start, own_redis):
         assert worker.stop() == 0
 
 
+def test_greenlets_that_look_for_the_first_task_end_with_it(start):
+    worker = start(CELERY_METAL_POOL="gevent", CELERY_METAL_WATCHDOG_SECONDS="1.5").ready()
+    # They look many times as often.
+    worker.systemd.wait_for("WATCHDOG=1", since=time.monotonic())
+    assert "Traceback" not in worker.log
+    assert worker.stop() == 0
+
+
 def test_a_broker_that_is_not_there_yet_is_waited_for(start, own_redis, tmp_path):
     own_redis.stop()
     (tmp_path / "wrong").write_text("wrong")

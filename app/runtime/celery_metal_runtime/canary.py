@@ -30,7 +30,7 @@ class Canary:
         # Without a binding in Redis, which would stay there.
         name = f"celery-metal.canary:{ledger.node}"
         self.queue = Queue(name, exchange="", routing_key=name)
-        self.proven = self._is_taken = False
+        self.proven = self._is_taken = self._is_released = False
         self._waiting: list[str] = []
         # Not the app's own base class, which may want arguments.
         app.task(_run, name=TASK, base=Task, ignore_result=True, shared=False)
@@ -71,8 +71,9 @@ class Canary:
         return ""
 
     def _release(self, consumer: "Consumer", ready: Callable[[], None]) -> None:
-        if self.proven:
+        if self._is_released:  # or about to be, where gevent runs several at once
             return
+        self._is_released = True
         for name in self._waiting:
             consumer.add_task_queue(name)
         consumer.cancel_task_queue(self.queue.name)

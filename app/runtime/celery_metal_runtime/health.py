@@ -254,6 +254,14 @@ class WorkerWatch(Watch):
         self.health.end()
 
 
+def end(timer: Any) -> None:
+    """Stop what a consumer's timer calls repeatedly.
+
+    With gevent the timer gives its first call alone, and the call after that has another greenlet.
+    """
+    getattr(timer, "entry", timer).cancel()
+
+
 def install(
     app: "Celery",
     environ: MutableMapping[str, str],
@@ -292,20 +300,20 @@ def install(
             self.timers = [consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))]
             if not health.canary.proven:
                 health.canary.send()
-                timer = consumer.timer.call_repeatedly(CHECK_SECONDS, self.prove, (consumer,))
-                self.timers.append(timer)
+                self.proof = consumer.timer.call_repeatedly(CHECK_SECONDS, self.prove, (consumer,))
+                self.timers.append(self.proof)
 
         def prove(self, consumer: "Consumer") -> None:
             if reason := health.canary.check(consumer, watch.ready):
                 health.give_up(reason)
             if health.canary.proven:
-                self.timers.pop().cancel()
+                end(self.proof)
 
         def stop(self, consumer: "Consumer") -> None:
             # Celery also stops what an attempt to connect has not reached: the outage goes on.
             if not health.waiting:
                 for timer in self.timers:
-                    timer.cancel()
+                    end(timer)
                 if not health.draining:
                     health.disconnected()
 

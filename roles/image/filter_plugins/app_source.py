@@ -114,7 +114,9 @@ def find_app(
             f"image_app_directory is {directory!r}, which is no directory in {shown}: write one, "
             "relative to its top"
         )
-    tree = required(code, requirements, shown, extras)
+    named = bool(requirements) or any((code / one).is_file() for one in KNOWN)
+    # An app that says nothing of it may be told from outside, and then by that alone.
+    tree = required(code, requirements, shown, extras) if named or not extra_requirements else {}
     return {
         "code": str(code),
         "requirements": _keep(tree, list(extra_requirements), store),
@@ -279,8 +281,8 @@ def required(code: Path, name: str, shown: str, extras: list[str]) -> dict[str, 
         )
         raise SourceError(
             f"{what}: name the file that holds the app's requirements in image_app_requirements, "
-            "or make one there, such as with 'uv lock' or 'uv pip compile --generate-hashes'; "
-            "celery and redis must be among them"
+            "or make one there, such as with 'uv lock' or 'uv pip compile --generate-hashes', or "
+            "write them into image_app_extra_requirements; celery[redis] must be among them"
         )
     kind = Path(there[0]).name
     if kind == LOCK:

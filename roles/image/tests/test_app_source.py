@@ -169,6 +169,8 @@ def test_an_app_that_does_not_say_what_it_requires_is_refused(project, cache):
     assert f"{project} has none of uv.lock, requirements.txt, pyproject.toml: name the file" in said
     said = refused(project, cache, requirements="worker.txt")
     assert "image_app_requirements is 'worker.txt', and" in said
+    found = find(project, cache, extra_requirements=["celery[redis]", "gevent"])
+    assert requirements(found) == {"all.txt": "", "extra.txt": "celery[redis]\ngevent\n"}
     (project / "requirements.txt").write_text("celery\n")
     assert "image_app_extras are for" in refused(project, cache, extras=["soon"])
     assert "and no options" in refused(project, cache, extra_requirements=["--index-url=x"])
