@@ -6,6 +6,8 @@ from celery_metal_runtime import configure
 from celery_metal_runtime.settings import UsageError
 from runtime_lab import PASSWORD
 
+pytestmark = pytest.mark.oldest
+
 
 def app_with(**settings):
     app = Celery("user", set_as_current=False)
@@ -25,40 +27,26 @@ def test_broker_and_results_log_in_and_use_the_timeouts(environ):
         client = connection.default_channel.client
         assert client.ping()
         used = client.connection_pool.connection_kwargs
-        with Made(client) as made:
-            timeout, interval = made.socket_timeout, made.health_check_interval
+        made = client.connection_pool.make_connection()
+        timeout, interval = made.socket_timeout, made.health_check_interval
     assert used["password"] == PASSWORD
     assert used["db"] == 0
     assert (timeout, interval) == (15, 10)
 
     results = app.backend.client
     assert results.ping()
-    with Made(results) as made:
-        assert (made.socket_timeout, made.health_check_interval) == (15, 10)
-        assert made.password == PASSWORD
-
-
-class Made:
-    """A connection of a client's pool, as redis-py has made it."""
-
-    def __init__(self, client):
-        self.pool = client.connection_pool
-
-    def __enter__(self):
-        self.connection = self.pool.get_connection()
-        return self.connection
-
-    def __exit__(self, *_):
-        self.pool.release(self.connection)
+    made = results.connection_pool.make_connection()
+    assert (made.socket_timeout, made.health_check_interval) == (15, 10)
+    assert made.password == PASSWORD
 
 
 def test_tcp_connections_are_kept_alive_and_bounded(redis):
     app = app_with(result_backend="redis://elsewhere.invalid/1")
     configure(app, redis.environ(redis.tcp_url))
-    with app.connection_for_read() as connection, Made(connection.default_channel.client) as made:
-        assert (made.socket_keepalive, made.socket_connect_timeout) == (True, 5)
-    with Made(app.backend.client) as made:
-        assert (made.socket_keepalive, made.socket_connect_timeout) == (True, 5)
+    with app.connection_for_read() as connection:
+        for client in (connection.default_channel.client, app.backend.client):
+            made = client.connection_pool.make_connection()
+            assert (made.socket_keepalive, made.socket_connect_timeout) == (True, 5)
 
 
 def test_addresses_are_masked_where_celery_shows_them(environ):

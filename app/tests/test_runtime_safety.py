@@ -1,9 +1,11 @@
 """A worker's defaults, and which settings of an app they give way to."""
 
 import pytest
-from celery import Celery
+from celery import VERSION, Celery
 from celery_metal_runtime.safety import make_safe
 from celery_metal_runtime.settings import UsageError
+
+pytestmark = pytest.mark.oldest
 
 
 def app_with(**settings):
@@ -38,7 +40,8 @@ def test_a_queue_may_choose_otherwise():
 def test_a_time_limit_is_that_of_the_queue():
     app = app_with()
     make_safe(app, {"CELERY_METAL_TIME_LIMIT_SECONDS": "90"}, "prefork")
-    assert (app.conf.task_time_limit, app.conf.task_acks_on_timeout) == (90, False)
+    name = "timeout" if VERSION >= (5, 7) else "failure_or_timeout"
+    assert (app.conf.task_time_limit, app.conf[f"task_acks_on_{name}"]) == (90, False)
     threads = app_with()
     make_safe(threads, {"CELERY_METAL_TIME_LIMIT_SECONDS": "90"}, "threads")
     assert threads.conf.task_time_limit is None

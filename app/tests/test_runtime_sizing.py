@@ -23,7 +23,7 @@ def sized(environ, pool="prefork"):
         ({PLAN: "6"}, "--concurrency=6", "the plan"),
         ({PLAN_AUTOSCALE: "6,2"}, "--autoscale=6,2", "the plan"),
         ({PLAN_AUTOSCALE: " 6 , 2 "}, "--autoscale=6,2", "the plan"),
-        ({}, "--concurrency=auto", "as Celery counts"),
+        ({}, "--concurrency=2", "as Celery counts"),
         ({"CONCURRENCY": "", "CPU_COUNT": " ", PLAN: "6"}, "--concurrency=6", "the plan"),
     ],
 )

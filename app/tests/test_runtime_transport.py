@@ -33,6 +33,7 @@ def lines(path):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+@pytest.mark.oldest
 def test_what_a_killed_worker_held_is_done_by_its_successor_at_once(
     start, redis, producer, tmp_path
 ):
@@ -67,6 +68,7 @@ def is_running(pid):
     return True
 
 
+@pytest.mark.oldest
 def test_a_worker_that_ends_holds_nothing(start, redis, producer, tmp_path):
     workers = [start(CELERY_METAL_POOL=pool).ready() for pool in ("prefork", "gevent")]
     for worker in workers:
@@ -84,6 +86,7 @@ def test_a_worker_that_ends_holds_nothing(start, redis, producer, tmp_path):
         assert worker.node not in redis.client.hkeys(NODES)
 
 
+@pytest.mark.oldest
 def test_a_lost_connection_neither_loses_nor_doubles_a_task(start, own_redis, tmp_path):
     producer = Producer(own_redis)
     workers = [start(server=own_redis, CELERY_METAL_POOL=pool, **QUICK) for pool in POOLS[:3]]
@@ -204,6 +207,7 @@ def test_a_beat_that_fails_is_said_once_and_does_not_end_the_beating(monkeypatch
     assert "in fail" in said
 
 
+@pytest.mark.oldest
 def test_a_full_redis_still_gives_its_tasks(start, own_redis, tmp_path):
     producer, mark = Producer(own_redis), tmp_path / "mark"
     worker = start(server=own_redis).ready()
@@ -234,6 +238,7 @@ def test_a_redis_that_cannot_write_is_waited_for(start, own_redis, tmp_path):
     assert "Look at the disk and at the journal of celery-redis.service" in worker.log
 
 
+@pytest.mark.oldest
 def test_what_is_no_task_is_put_aside(start, redis, producer, tmp_path):
     mark, queue = tmp_path / "mark", f"{tmp_path.name}-0"
     held_key = f"celery-metal.held:{queue}-1@{socket.gethostname()}:{queue}"
@@ -269,6 +274,7 @@ def test_a_task_that_always_kills_its_worker_is_put_aside(start, redis, producer
     assert "then send it back: see 'Tasks that were put aside' in docs/safety.md" in successor.log
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_a_task_that_always_ends_its_process_is_put_aside(start, redis, producer, tmp_path, how):
     limit = "60" if how == "dies" else "1"
@@ -297,6 +303,7 @@ def test_a_task_that_asks_for_it_is_requeued_for_ever(start, redis, producer, tm
     assert not redis.client.exists(f"celery-metal.dead:{worker.queue}")
 
 
+@pytest.mark.oldest
 def test_priorities_are_kept(start, redis, producer, tmp_path):
     worker, mark = start(CONCURRENCY="1").ready(), tmp_path / "mark"
     producer.app.send_task(COUNT, (str(mark), 0), queue=worker.queue, priority=5)

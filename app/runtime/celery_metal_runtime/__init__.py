@@ -4,6 +4,7 @@
     python -m celery_metal_runtime worker -E        # a worker, with an option of Celery's own
     python -m celery_metal_runtime beat             # the schedule, on one host at a time
     python -m celery_metal_runtime inspect ping     # any other Celery command, same broker
+    python -m celery_metal_runtime versions         # which Celery this is, or why it is refused
 
 The environment; an empty variable counts as unset:
 
@@ -24,7 +25,7 @@ CPU_COUNT
     Reckon with so many CPUs, whatever the machine has; goes before the plan.
 CELERY_METAL_PLAN_CONCURRENCY, CELERY_METAL_PLAN_AUTOSCALE
     What the planner chose for this host: a number, or ``max,min`` for Celery's autoscaler.
-    Where none of these is set, Celery counts the CPUs (``--concurrency auto``).
+    Where none of these is set, Celery counts the CPUs (from 5.7 its quota, too).
 CELERY_METAL_PROCESS_FACTOR
     Processes never exceed the CPUs times this (4).
 CELERY_METAL_INSTANCE, CELERY_METAL_HOST
@@ -65,9 +66,9 @@ CELERY_METAL_EXPORT
 NOTIFY_SOCKET
     systemd's, as Podman passes it on. Unset: nothing is told.
 
-Exit codes: Celery's own; 64 for a setting that cannot be used; 70 when the worker has found itself
-stuck and gave up, so that systemd starts a new one; 1 when it could not even find that, or when
-the app cannot be loaded.
+Exit codes: Celery's own; 64 for a setting or a version that cannot be used; 70 when the worker has
+found itself stuck and gave up, so that systemd starts a new one; 1 when it could not even find
+that, or when the app cannot be loaded.
 
 Nothing but the standard library is imported here: gevent must patch it before others do.
 """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from celery_metal_runtime.settings import UsageError, text
+from celery_metal_runtime.versions import is_set
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -52,8 +53,10 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
     if broker:
         url = _with_password(BROKER, broker, password)
         _forget(environ, CELERYS_BROKER_VARIABLES)
-        # All three: an app that names its own read or write address would not see broker_url.
-        app.conf.update(broker_url=url, broker_read_url=url, broker_write_url=url)
+        # An app's own read and write addresses go before it. Without a value, not with this one:
+        # Celery shows the passwords of these two before 5.7.
+        own = [name for name in ("broker_read_url", "broker_write_url") if is_set(app, name)]
+        app.conf.update(dict.fromkeys(own), broker_url=url)
     if results:
         _forget(environ, CELERYS_RESULT_VARIABLES)
         app.conf.result_backend = _with_password(RESULTS, results, password)
@@ -99,7 +102,7 @@ def _set_service_defaults(app: "Celery") -> None:
         if results != "redis+socket":  # which redis-py refuses to keep alive
             defaults["redis_socket_keepalive"] = True
     for name, value in defaults.items():
-        if not app.conf.value_set_for(name):
+        if not is_set(app, name):
             app.conf[name] = value
 
 

@@ -74,7 +74,9 @@ class Canary:
         if self._is_released:  # or about to be, where gevent runs several at once
             return
         self._is_released = True
+        queues = self.app.amqp.queues
         for name in self._waiting:
+            queues.select_add(queues[name])  # as add_task_queue does from Celery 5.7
             consumer.add_task_queue(name)
         consumer.cancel_task_queue(self.queue.name)
         # It is none of the tasks that the worker has done.

@@ -25,6 +25,7 @@ from celery_metal_runtime.settings import (
     text,
 )
 from celery_metal_runtime.sizing import POOLS, Sizing, size
+from celery_metal_runtime.versions import check, show
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -58,6 +59,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # SIGHUP makes Celery execute sys.executable with these in its own place.
     sys.argv = ["-m", "celery_metal_runtime", *argv]
     try:
+        if argv == ["versions"]:
+            show()
+            sys.exit()
+        check()
         _run(argv or ["worker"], required(os.environ, "CELERY_APP", "name it as for celery -A"))
     except UsageError as error:
         _say(str(error))
@@ -121,12 +126,12 @@ def _order(environ: Mapping[str, str]) -> Order:
     instance = text(environ, "CELERY_METAL_INSTANCE", "1")
     host = text(environ, "CELERY_METAL_HOST")
     # Celery splits the name at @ and expands % in it, with no way to escape either.
-    name = re.sub(r"[^\w.:-]", "_", f"{queue}-{instance}")
+    name, host = (re.sub(r"[^\w.:-]", "_", part) for part in (f"{queue}-{instance}", host))
     return Order(
         name=queue,
         queues=queues,
         pool=choice(environ, "CELERY_METAL_POOL", POOLS, "prefork"),
-        node=f"{name}@{re.sub(r'[^\w.:-]', '_', host) or '%h'}",
+        node=f"{name}@{host or '%h'}",
         loglevel=choice(environ, LOGLEVEL, LOGLEVELS, "info"),
         watchdog=seconds(environ, WATCHDOG),
         drain=seconds(environ, "CELERY_METAL_DRAIN_SECONDS"),
@@ -240,8 +245,10 @@ def _install_health(app: "Celery", order: Order) -> None:
 
 
 def _count_cpus(pool: str) -> int:
-    from celery.utils.sysinfo import cpu_budget
-
+    try:
+        from celery.utils.sysinfo import cpu_budget
+    except ImportError:  # before Celery 5.7, which has no --concurrency auto either
+        return len(os.sched_getaffinity(0))
     # As Celery's own --concurrency auto: a quota binds what computes, not what waits.
     return cpu_budget(use_cgroup_quota=pool == "prefork").count
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery_metal_runtime.settings import UsageError, choice, natural, positive
+from celery_metal_runtime.versions import is_set
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -51,10 +52,13 @@ def make_safe(
     if limit and pool == "prefork":
         defaults["task_time_limit"] = limit
         # A process that hung says nothing about the task: it goes back to its queue.
-        defaults["task_acks_on_timeout"] = not acks_late
+        own = "task_acks_on_timeout" in app.conf
+        # Before Celery 5.7 one setting for both; what fails does not come back with either value.
+        name = "task_acks_on_timeout" if own else "task_acks_on_failure_or_timeout"
+        defaults[name] = not acks_late
     lines = []
     for name, value in defaults.items():
-        if not app.conf.value_set_for(name):
+        if not is_set(app, name):
             app.conf[name] = value
         elif app.conf[name] != value:
             lines.append(f"{name} stays {app.conf[name]}, as the app sets it; the queue's: {value}")

@@ -41,8 +41,10 @@ def size(environ: Mapping[str, str], pool: str, count_cpus: Callable[[], int]) -
     if pool == "solo":
         return _solo(wish)
     if wish.high is None:
-        line = f"concurrency {count_cpus()}: the CPUs that this container may use, as Celery counts"
-        return Sizing(("--concurrency=auto",), (line,))
+        # A number, as --concurrency=auto needs Celery 5.7.
+        count = count_cpus()
+        line = f"concurrency {count}: the CPUs that this container may use, as Celery counts"
+        return Sizing((f"--concurrency={count}",), (line,))
     if pool == "prefork":
         return _options(*_clamp(wish, cpu_count or count_cpus(), factor))
     if pool == "threads" and wish.low is not None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from kombu.transport import redis, virtual
 from kombu.utils.json import loads
 
-from celery_metal_runtime import channels
+from celery_metal_runtime import backports, channels
 from celery_metal_runtime.ledger import Ledger, count_losses
 from celery_metal_runtime.notify import line, say
 
@@ -91,6 +91,9 @@ class Claiming:
 
     QoS = QoS
     ledger: Ledger
+    # Kombu sets the one itself from 5.6, and the other from 5.7.
+    brpop_timeout = 1
+    _brpop_sent_at: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._asked: Asked | None = None
@@ -112,7 +115,7 @@ class Claiming:
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not self._claimed.issuperset(self.active_queues):
-            super()._brpop_start(timeout)
+            super()._brpop_start(timeout or self.brpop_timeout)
             return
         if monotonic() < self._pause_until:
             return
@@ -153,7 +156,8 @@ class Claiming:
             queue, item = self._read_claim(asked)
         finally:
             self._in_poll = None
-            self._flush_brpop_reauth()
+            if hasattr(self, "_flush_brpop_reauth"):  # from kombu 5.7
+                self._flush_brpop_reauth()
         self._queue_cycle.rotate(queue)
         try:
             message = loads(item.decode())
@@ -199,6 +203,7 @@ class Claiming:
 
 def install(node: str) -> Ledger:
     """Have all connections to a Redis that this process makes from now on use this transport."""
+    backports.install()
     Claiming.ledger = Ledger(node)
     count_losses(Claiming.ledger)
     channels.install(Claiming)
