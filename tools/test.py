@@ -188,7 +188,7 @@ def lint_jobs() -> list[Job]:
 
 
 def unit_jobs() -> list[Job]:
-    """Return one job for each directory of unit tests."""
+    """Return one job for each directory of unit tests, and app's with its oldest versions."""
     directories = [
         *sorted(ROOT.glob("roles/*/tests")),
         ROOT / "app/tests",
@@ -202,8 +202,11 @@ def unit_jobs() -> list[Job]:
         if any(directory.glob("test_*.py"))
     ]
     return [
-        Job(f"unit/{name}", ("pytest", "--quiet", "-p", "no:cacheprovider", name), junit=True)
-        for name in names
+        *(
+            Job(f"unit/{name}", ("pytest", "--quiet", "-p", "no:cacheprovider", name), junit=True)
+            for name in names
+        ),
+        Job("unit/app/tests-oldest", ("tools/oldest.sh",), junit=True),
     ]
 
 
