@@ -53,7 +53,10 @@ def test_a_known_version_is_taken(versions):
         ({"redis": "3.5.3"}, "redis 3.5.3 is installed, and 4.4.4 or newer is needed: change"),
         ({"redis": "9.0.0"}, "redis 9.0.0 is installed, and 8 is the newest that"),
         ({"kombu": "5.7.0", "redis": "5.3.1"}, "redis 5.3.1 is installed, and kombu 5.7.0 needs 6"),
-        ({"redis": ""}, "redis is not installed, and 4.4.4 or newer is needed: add it to"),
+        (
+            {"redis": ""},
+            "redis is not installed, and 4.4.4 or newer is needed: add celery[redis] to",
+        ),
     ],
 )
 def test_any_other_is_refused_with_the_remedy(versions, told):

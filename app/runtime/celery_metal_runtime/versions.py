@@ -36,8 +36,8 @@ def check(find: Callable[[str], str] = version) -> dict[str, str]:
             found[name] = find(name)
         except PackageNotFoundError:
             raise UsageError(
-                f"{name} is not installed, and {_text(oldest)} or newer is needed: add it to the "
-                "app's requirements"
+                f"{name} is not installed, and {_text(oldest)} or newer is needed: add "
+                "celery[redis] to the app's requirements"
             ) from None
         numbers = _numbers(found[name])
         if numbers < oldest:
