@@ -1,0 +1,178 @@
+"""Celery's own examples, and a package: from Git, a directory and a wheel, by variables alone."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+HOST = "metal"
+WORKER = "celery-celery-1"
+PINNED = pathlib.Path(__file__).parents[1] / "celery.txt"
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory):
+    """The source archive of Celery, unpacked, in a Git repository of its own."""
+    folder = tmp_path_factory.mktemp("celery")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
+    command = [*pip, "--require-hashes", f"--dest={folder}", f"--requirement={PINNED}"]
+    subprocess.run(command, check=True)
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        archive.extractall(folder, filter="data")
+    repository = next(path for path in folder.iterdir() if path.is_dir())
+    git(repository, "init", "--quiet", "--initial-branch=main")
+    commit(repository)
+    return repository
+
+
+def git(repository, *words):
+    names = {
+        f"GIT_{who}_{what}": "tests@example.com"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
+    subprocess.run(["git", "-C", repository, *words], env={**os.environ, **names}, check=True)
+
+
+def commit(repository):
+    git(repository, "add", "--all", "--force")
+    git(repository, "commit", "--quiet", "--message=as it is")
+
+
+def call(lab, task, *arguments):
+    """Send a task from inside a worker, as an operator would, and wait for its answer."""
+    celery = ["podman", "exec", WORKER, "python", "-m", "celery_metal_runtime"]
+    task_id = lab.run(HOST, [*celery, "call", task, f"--args={json.dumps(arguments)}"]).strip()
+    return lab.run(HOST, [*celery, "result", task_id]).strip()
+
+
+def images(lab, name):
+    shown = lab.run(HOST, "podman images --format '{{.Repository}}:{{.Tag}}'").split()
+    return {one for one in shown if one.startswith(f"localhost/celery-metal/{name}:")}
+
+
+def said(lab, text):
+    """How often a worker's tasks have printed that."""
+    log = lab.run(HOST, "journalctl --no-pager -o cat -u celery-celery@1.service")
+    return log.count(f"MainProcess] {text}") + log.count(f"] {text}\n")
+
+
+def test_a_django_project_from_a_repository(kit, lab, examples):
+    variables = {
+        "image_app_source": f"file://{examples}",
+        "image_app_revision": "main",
+        "image_app_directory": "examples/django",
+        # It was written for another broker, and keeps results in a file beside its code.
+        "image_app_extra_requirements": ["celery[redis]"],
+        "celery_app": "proj.celery:app",
+        "celery_worker_result_backend": "redis",
+    }
+    kit.play(**variables)
+    assert call(lab, "demoapp.tasks.add", 2, 3) == "5"
+    assert call(lab, "demoapp.tasks.xsum", [1, 2, 3]) == "6"
+    before, base = lab.invocation_ids(HOST, "celery*"), images(lab, "app_base")
+    assert kit.play(**variables).changed == {HOST: 0}
+    assert lab.invocation_ids(HOST, "celery*") == before
+    # Another commit of the code is on its way at once: what it requires stays as it is.
+    tasks = examples / "examples" / "django" / "demoapp" / "tasks.py"
+    tasks.write_text(tasks.read_text().replace("return x * y", "return x * y * 1000"))
+    assert kit.play(**variables).changed == {HOST: 0}, "what is not committed is not deployed"
+    commit(examples)
+    kit.play(**variables)
+    assert call(lab, "demoapp.tasks.mul", 6, 7) == "42000"
+    assert images(lab, "app_base") == base
+
+
+def test_greenlets_with_requirements_that_only_variables_name(kit, lab, examples):
+    kit.play(
+        image_app_source=str(examples / "examples" / "next-steps"),
+        image_app_extra_requirements=["celery[redis]", "gevent"],
+        celery_app="proj.celery:app",
+        celery_worker_result_backend="redis",
+        celery_queues=[{"name": "celery", "pool": "gevent", "workload": "io"}],
+    )
+    assert call(lab, "proj.tasks.mul", 6, 7) == "42"
+    status = lab.show(HOST, "celery-celery@1.service", "StatusText")
+    assert "greenlets" in status
+    log = lab.run(HOST, "journalctl --no-pager -o cat -u celery-celery@1.service -I")
+    assert "Traceback" not in log
+
+
+def test_a_schedule(kit, lab, examples):
+    kit.play(
+        image_app_source=str(examples),
+        image_app_directory="examples/periodic-tasks",
+        image_app_extra_requirements=["celery[redis]"],
+        celery_app="myapp:app",
+        celery_beat=True,
+    )
+    assert "holds the lock" in lab.show(HOST, "celery-beat.service", "StatusText")
+    lab.wait_for(
+        lambda: said(lab, "hello") >= 2,
+        40,
+        "the task of the schedule, twice",
+        host=HOST,
+        unit="celery-beat.service",
+    )
+
+
+@pytest.fixture
+def wheel(tmp_path):
+    """A package with an app in it, as 'uv build' or 'python -m build' make them."""
+    path = tmp_path / "shop-1.0-py3-none-any.whl"
+    info = "shop-1.0.dist-info"
+    files = {
+        "shop/__init__.py": "from importlib.metadata import version\n"
+        "from celery import Celery\n"
+        "app = Celery('shop', backend='redis://')\n"
+        "@app.task(name='shop.version')\n"
+        "def own_version():\n"
+        "    return version('shop')\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n"
+        "Requires-Dist: celery[redis]==5.7.0\nRequires-Dist: six; extra == 'more'\n"
+        "Provides-Extra: more\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+        lines = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+        archive.writestr(f"{info}/RECORD", lines)
+    return path
+
+
+def test_a_wheel_with_what_the_distribution_and_the_build_add(kit, lab, wheel):
+    kit.play(
+        image_app_source=str(wheel),
+        image_app_extras=["more"],
+        image_app_debian_packages=["hello"],
+        image_app_python="3.13",
+        image_build_environment={"PIP_PROGRESS_BAR": "off", "TOKEN": "hush-hush '$HOME'"},
+        celery_app="shop:app",
+    )
+    assert call(lab, "shop.version") == "1.0"
+    assert lab.run(HOST, ["podman", "exec", WORKER, "hello"]).strip() == "Hello, world!"
+    lab.run(HOST, ["podman", "exec", WORKER, "python", "-c", "import six"])
+    # What the build was told is in none of its images.
+    for image in images(lab, "app") | images(lab, "app_base"):
+        assert "hush" not in lab.run(HOST, f"podman history --no-trunc {image}")
+        assert "hush" not in lab.run(HOST, f"podman inspect {image}")
+
+
+def test_what_cannot_be_had_is_told_and_leaves_what_runs(kit, lab, wheel, tmp_path):
+    before = lab.invocation_ids(HOST, "celery*")
+    played = kit.play(fails=True, image_app_source=str(wheel), image_app_python="3.7")
+    said = " ".join(played.output.split())
+    assert f"{HOST} could not build the images: the reason is above" in said
+    assert "python3.7" in said
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "requirements.txt").write_text("celery==5.7.0\n")
+    played = kit.play(fails=True, image_app_source=str(tmp_path / "app"), celery_app="shop:app")
+    assert "celery[redis]" in played.output
+    assert lab.invocation_ids(HOST, "celery*") == before
