@@ -23,6 +23,7 @@ import pathlib
 import platform
 import re
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -46,6 +47,8 @@ REAL_MB = 60
 # Most of no-change site.yml : floor, and of many queues : few queues.
 FLOOR_RATIO = 3.0
 QUEUES_RATIO = 1.3
+# From git commit until all workers run the code, on a machine with 2 CPUs.
+COMMIT_SECONDS = 60
 # A host that was frozen has some work to catch up on.
 SETTLE_SECONDS = 2
 IDLE_SECONDS = 10
@@ -102,6 +105,7 @@ class Results:
     few: list[Run]
     many: list[Run]
     deployments: dict[int, Run]
+    commits: list[Run]
     restarted: list[str]
     idle_cpus: dict[int, float]
     rates: dict[str, float]
@@ -254,6 +258,17 @@ def result_rows(results: Results) -> list[Row]:
         images = sum(task.seconds for task in run.tasks if task.name.startswith("image : "))
         rows.append(Row(f"first deployment, {count} queues", f"{run.seconds:.0f} s"))
         rows.append(Row("  of these for building images", f"{images:.0f} s"))
+    median, around = spread([run.seconds for run in results.commits], ".1f")
+    passed = float(median) < COMMIT_SECONDS
+    rows.append(
+        Row(
+            "a commit of the code, on all workers",
+            f"{median} s",
+            around,
+            f"< {COMMIT_SECONDS} s",
+            passed,
+        )
+    )
     for count, cpus in results.idle_cpus.items():
         rows.append(Row(f"CPU of an idle host, {count} queues", f"{100 * cpus:.1f} %"))
     for what, rate in results.rates.items():
@@ -273,7 +288,9 @@ def markdown(date: str, made_with: str, tables: Sequence[str], command: str) -> 
         "of the same turn, and the other host stands still meanwhile. *floor* is\n"
         "`bench/floor.yml`: it gathers facts and looks at one service. *no change* is `site.yml`\n"
         "on a host that already is as declared. The first deployment starts from a host with\n"
-        "podman and without images, and ends when every worker consumes. 100 % of CPU is one CPU.\n"
+        "podman and without images, and ends when every worker consumes. *a commit* begins with\n"
+        f"`git commit` of an app in a repository, and ends when all {FEW} workers run it.\n"
+        "100 % of CPU is one CPU.\n"
     )
 
 
@@ -294,11 +311,11 @@ def environment() -> dict[str, str]:
     return env | shown | {"ANSIBLE_NOCOLOR": "1"}
 
 
-def play(playbook: pathlib.Path, hosts: pathlib.Path) -> Run:
+def play(playbook: pathlib.Path, hosts: pathlib.Path, *words: str) -> Run:
     """Run a playbook; BenchError with the end of its output if it fails."""
     started = time.monotonic()
     process = subprocess.Popen(
-        [str(BIN / "ansible-playbook"), "-i", str(hosts), str(playbook)],
+        [str(BIN / "ansible-playbook"), "-i", str(hosts), str(playbook), *words],
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -415,12 +432,50 @@ def turns(
     return runs["floor"], runs[few.name], runs[many.name]
 
 
+def git(repository: pathlib.Path, *words: str) -> None:
+    """Run git on a repository, as nobody in particular."""
+    names = {
+        f"GIT_{who}_{what}": "bench"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
+    subprocess.run(["git", "-C", repository, *words], env=os.environ | names, check=True)
+
+
+def commits(site: lab.Lab, host: lab.Host, hosts: pathlib.Path, work: pathlib.Path) -> list[Run]:
+    """Return the runs that bring commits of the app's code, the last of them the deployed one."""
+    repository = work / "app"
+    shutil.copytree(
+        ROOT / "app" / "sample", repository, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    git(repository, "init", "--quiet")
+    tasks = repository / "metal_sample" / "tasks.py"
+    code, runs = tasks.read_text(), []
+    for text in (f"{code}# one\n", f"{code}# two\n", code):
+        tasks.write_text(text)
+        git(repository, "add", "--all", "--force")
+        git(repository, "commit", "--quiet", "--message=code")
+        before = images(site, host)
+        run = play(ROOT / "site.yml", hosts, "-e", f"image_app_source=file://{repository}")
+        if len(images(site, host)) != 1 or images(site, host) & before:
+            raise BenchError(f"not all workers run the commit: {images(site, host)}")
+        say(f"a commit of the code: {run.seconds:.1f} s")
+        runs.append(run)
+    return runs
+
+
+def images(site: lab.Lab, host: lab.Host) -> set[str]:
+    """Return the images that workers run."""
+    shown = "podman ps --filter label=celery-metal.base --format '{{.Image}}'"
+    return set(on_host(site, host, shown).split())
+
+
 def measure(site: lab.Lab, work: pathlib.Path, number: int, repeat: int) -> Results:
     """Deploy both hosts and measure everything."""
     few, many = site.hosts
     text = lab.render_inventory(site)
     counts = {few: FEW, many: number}
-    deployments, idle, rates = {}, {}, {}
+    deployments, idle, rates, changes = {}, {}, {}, []
     names = [str(queue["name"]) for queue in queues(FEW)]
     for host, count in counts.items():
         path = work / f"{host.name}.json"
@@ -433,6 +488,7 @@ def measure(site: lab.Lab, work: pathlib.Path, number: int, repeat: int) -> Resu
             for what, chosen in ((f"1 of {FEW} queues", names[:1]), (f"{FEW} queues", names)):
                 rates[what] = task_rate(site, few, chosen)
                 say(f"tasks, {what}: {rates[what]:.0f} a second")
+            changes = commits(site, few, path, work)
     say(f"idle hosts, {IDLE_SECONDS} s ...")
     time.sleep(SETTLE_SECONDS)
     before = {host: cpu_seconds(host) for host in counts}
@@ -447,7 +503,7 @@ def measure(site: lab.Lab, work: pathlib.Path, number: int, repeat: int) -> Resu
         for unit, invocation in invocations(site, host).items()
         if ids[host].get(unit) != invocation
     ]
-    return Results(number, floor, short, long, deployments, restarted, idle, rates)
+    return Results(number, floor, short, long, deployments, changes, restarted, idle, rates)
 
 
 def bench(number: int, repeat: int, page: pathlib.Path | None) -> int:

@@ -28,11 +28,14 @@ def a_run(seconds: float, *names: str, changed: int = 0) -> run.Run:
     return run.Run(seconds, tuple(tasks), changed)
 
 
-def results(few: list[run.Run], many: list[run.Run], restarted: list[str]) -> run.Results:
+def results(
+    few: list[run.Run], many: list[run.Run], restarted: list[str], commit: float = 20
+) -> run.Results:
     floor = [a_run(2.0) for _ in few]
     deployments = {4: a_run(30, "image : Build"), 100: a_run(90, "image : Build", "Start")}
     idle, rates = {4: 0.01, 100: 0.14}, {"4 queues": 812.4}
-    return run.Results(100, floor, few, many, deployments, restarted, idle, rates)
+    commits = [a_run(commit, "a")] * 3
+    return run.Results(100, floor, few, many, deployments, commits, restarted, idle, rates)
 
 
 def test_headings_of_tasks_are_found_in_order():
@@ -108,12 +111,13 @@ def verdicts(results: run.Results) -> list[bool]:
 
 def test_good_results_meet_all_targets():
     good = results([a_run(4, "a", "b")] * 3, [a_run(5, "a", "b")] * 3, [])
-    assert verdicts(good) == [True] * 5
+    assert verdicts(good) == [True] * 6
 
 
 def test_each_target_can_be_missed():
-    slow = results([a_run(7, "a")] * 3, [a_run(10, "a", "b", changed=1)] * 3, ["few: x.service"])
-    assert verdicts(slow) == [False] * 5
+    many = [a_run(10, "a", "b", changed=1)] * 3
+    slow = results([a_run(7, "a")] * 3, many, ["few: x.service"], commit=60)
+    assert verdicts(slow) == [False] * 6
 
 
 def test_a_task_that_only_one_run_has_is_noticed():
