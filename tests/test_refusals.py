@@ -217,7 +217,7 @@ def test_a_bad_override(site: Site) -> None:
 
 def test_a_bad_environment_of_an_override(site: Site) -> None:
     site.variables(QUEUES + "celery_queue_overrides: {emails: {environment: {DEBUG: no}}}\n")
-    site.refuses("celery_queue_overrides (emails): environment has DEBUG as False")
+    site.refuses('celery_queue_overrides ("emails"): environment has DEBUG as False')
 
 
 def test_a_bad_environment_is_told_and_a_bad_secret_without_its_value(site: Site) -> None:
@@ -231,7 +231,7 @@ def test_a_bad_environment_is_told_and_a_bad_secret_without_its_value(site: Site
         "celery_worker_environment has DEBUG as False, which is no text",
         "celery_worker_environment has VERSION as 8",
         "celery_worker_secrets[TOKEN] is no text: put its value in quotes",
-        "celery_worker_secrets has the name 'a/b'",
+        'celery_worker_secrets has the name "a/b"',
         "Nothing was changed.",
     )
     assert "hush" not in site.run("-vvvv").said
@@ -277,7 +277,7 @@ BAD_VARIABLES = {
     "celery_worker_broker_database: YES": "is True: it must be a whole number, 0 to 15",
     "celery_worker_log_level: loud": "it must be one of debug, info, warning, error, critical",
     "celery_beat: 'yes'": 'celery_beat is "yes": it must be true or false, without quotes',
-    "celery_beat_hosts: [web9]": "names web9, which is no host of the group celery: the group",
+    "celery_beat_hosts: [web9]": "names web9, which is no host of the group celery: write others",
     "podman_host_packages: podman": 'podman_host_packages is "podman": it must be a list',
     "podman_host_ca_certificates: [1]": "podman_host_ca_certificates[0] is 1: it must be text",
     "image_source: dockerhub": 'image_source is "dockerhub": it must be one of build, registry,',

@@ -8,14 +8,24 @@ line say before any host is contacted.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jinja2 import Undefined
+import yaml
+from jinja2 import Undefined, UndefinedError
 
+try:
+    from ansible.errors import AnsibleError
+except ImportError:  # the functions also serve where Ansible is not installed
+    AnsibleError = ValueError
+
+SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# What comes of looking at a value whose template fails; `source` is then what stands for it.
+UNREADABLE = (AnsibleError, RecursionError, UndefinedError)
 # Variables of this name belong to the kit; a name close to one of ours is taken for a typing error.
 PREFIXES = ("capacity_", "celery_", "image_", "podman_host_", "redis_")
 KINDS = {
@@ -32,6 +42,50 @@ RENAMED = {"celery_worker_app": "celery_app"}
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 LETTERS = "take letters, digits and _, not a digit first"
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# systemd ignores a line with one of these, which Unicode keeps out of text.
+NO_CHARACTER = re.compile(
+    "[\ufdd0-\ufdef"
+    + "".join(chr(n << 16 | 0xFFFE) + chr(n << 16 | 0xFFFF) for n in range(17))
+    + "]"
+)
+# Of a variable of the environment, and of all in one mapping; the kernel takes 128 kB for one word,
+# and systemd 1 MB for a line, which holds both mappings, and in which quotes count twice.
+VALUE_BYTES = 65536
+ENVIRONMENT_BYTES = 131072
+# Longest value that a message quotes in full.
+SHOWN_LENGTH = 70
+PATH_LENGTH = 300
+# Values, one in another: more is no declaration.
+DEPTH = 20
+# What text must look like that becomes a word of a unit, a command or a configuration.
+NAMES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+FORMS = {
+    "celery_app": (rf"{NAMES}(:{NAMES})?", "write package.module:attribute"),
+    "celery_worker_network": (
+        r"(?a:[A-Za-z0-9][\w.:,=/+-]*)",
+        "write a Podman network, such as bridge or host",
+    ),
+    "image_app_version": (r"(?a:[\w.-]*)", "write a tag or the 64 digits of a digest"),
+    "podman_host_packages": (r"[a-z0-9][a-z0-9+.-]+", "write the name of a package"),
+    "podman_host_user_range": (
+        r"[1-9][0-9]{0,9}:[1-9][0-9]{0,9}",
+        'write "first:count", such as "2147483647:2147483648"',
+    ),
+    "redis_address": (
+        r"([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)?",
+        "write an IPv4 address, or a name that has one",
+    ),
+}
+# Read by the roles themselves, when facts are known.
+LATE = ("celery_app", "celery_worker_", "podman_host_", "redis_")
+REFERENCE = re.compile(r"[A-Za-z0-9._:/@\[\]-]*")
+# As Redis reads a line of redis.conf: quotes end what they begin, and before a blank.
+DIRECTIVE = re.compile(r"[A-Za-z][A-Za-z0-9-]*", re.ASCII)
+ARGUMENTS = re.compile(r"""(?:[^"']|"(?:\\.|[^"\\])*"(?=\s|$)|'(?:\\'|[^'])*'(?=\s|$))*""")
+# Hosts of a group that a message names.
+KNOWN_HOSTS = 12
+# Set by the playbooks over whatever an inventory says.
+GIVEN = "given by the playbook"
 SECRET = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 # podman-secret-create(1): below 512 kB.
 SECRET_BYTES = 512000
@@ -65,15 +119,95 @@ def flat(description: str | list[str]) -> list[str]:
     return [description] if isinstance(description, str) else description
 
 
+def shown(value: Any) -> str:
+    """A value for a message: on one line, not too long, and with nothing that a terminal obeys."""
+    if isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=not value.isprintable())
+    else:
+        text = ascii(value)
+    return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."
+
+
+def word(text: str) -> str:
+    """Text for a message, in quotes only where it would not be seen as it is."""
+    return text if text.isprintable() and len(text) <= PATH_LENGTH else shown(text)
+
+
+def read(where: str, value: Any, unread: list[tuple[str, Any]], depth: int = 0) -> Any:
+    """A plain copy of a variable's value, templates and all in it resolved.
+
+    :param where: the variable's name, and the way to the value in it.
+    :param unread: gets the way and the reason, for each part that cannot be read; in the copy None
+        stands for it.
+    """
+    if isinstance(value, Undefined):
+        unread.append((where, value))
+        return None
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            unread.append((where, ValueError("it holds half of a character")))
+        return value
+    if not isinstance(value, (Mapping, list, tuple)):
+        return value
+    if depth == DEPTH:
+        unread.append((where, ValueError(f"it holds more than {DEPTH} values in each other")))
+        return None
+    pairs = value if isinstance(value, Mapping) else range(len(value))
+    copy = {}
+    for key in pairs:
+        place = f"{where}[{shown(key).strip(chr(34))}]"
+        try:
+            copy[key] = read(place, value[key], unread, depth + 1)
+        except UNREADABLE as error:
+            unread.append((place, getattr(error, "source", error)))
+            copy[key] = None
+    return copy if isinstance(value, Mapping) else list(copy.values())
+
+
+def waits_for_facts(reason: Any) -> bool:
+    """Whether a value may be readable once facts are known: it names a part of something."""
+    if not isinstance(reason, Undefined):
+        return False
+    said = str(reason._undefined_message)
+    return bool(re.search(r"has no (attribute|element)|^'ansible_\w+' is undefined", said))
+
+
+def unread_problem(where: str, reason: Any) -> str:
+    """Why a part of a variable cannot be read, and what to do; no text of a secret."""
+    secret = where.startswith("celery_worker_secrets")
+    said = str(reason._undefined_message if isinstance(reason, Undefined) else reason)
+    said = said.removeprefix("A captured exception marker was tripped: ")
+    said = " ".join(said.split("\n")[0].split())
+    # Ansible's own kind of Undefined knows its template.
+    known = hasattr(type(reason), "_marker_template_source")
+    source = reason._marker_template_source if known else None
+    said += f", in {shown(source)}" if isinstance(source, str) and not secret else ""
+    if "decrypt" in said or "vault" in type(reason).__name__.lower():
+        return (
+            f"{where} cannot be decrypted: give the vault's password, as with --ask-vault-pass, or "
+            "encrypt the value anew"
+        )
+    if re.search(r"is undefined|has no (attribute|element)", said):
+        return (
+            f"{where} names something that is not defined: {said}: define it, or write !unsafe "
+            "before text that is no template"
+        )
+    if secret:
+        said = "its template fails"
+    return (
+        f"{where} cannot be read: {said}: correct it, or write !unsafe before text that is no "
+        "template"
+    )
+
+
 def problem(name: str, value: Any, option: Mapping[str, Any]) -> str:
     """What is wrong with a variable's value, and what to write; empty when nothing is."""
     kind = option.get("type", "str")
     if kind == "raw":
         return ""  # a number or a word: the role that owns it checks it
     if isinstance(value, Undefined):
-        return f"{name} names something that is not defined: {value._undefined_message}"
+        return unread_problem(name, value)
     python, words = KINDS[kind]
-    shown = f'"{value}"' if isinstance(value, str) else repr(value)
     wanted = words
     limits = bounds(option.get("description", "")) if kind == "int" else None
     if limits:
@@ -89,17 +223,31 @@ def problem(name: str, value: Any, option: Mapping[str, Any]) -> str:
         element = {"type": option["elements"], "description": ""}
         wrong = [problem(f"{name}[{place}]", one, element) for place, one in enumerate(value)]
         return "; ".join(filter(None, wrong))
+    if fits and isinstance(value, str):
+        return text_problem(name, value)
     if fits:
         return ""
+    if name == "celery_worker_secrets":
+        return f"{name} is no mapping: write {{NAME: value}}"
     hint = ""
     if isinstance(value, str) and kind in ("int", "bool"):
         hint = ", without quotes (-e name=value always gives text: use -e '{name: value}')"
-    return f"{name} is {shown}: it must be {wanted}{hint}"
+    return f"{name} is {shown(value)}: it must be {wanted}{hint}"
+
+
+def text_problem(name: str, value: str) -> str:
+    """What is wrong with a text that has the right type."""
+    if CONTROL.search(value) or NO_CHARACTER.search(value):
+        return f"{name} is {shown(value)}: it holds a control character or a line's end: remove it"
+    form, remedy = FORMS.get(name.partition("[")[0], ("", ""))
+    if form and not re.fullmatch(form, value):
+        return f"{name} is {shown(value)}, which cannot be used: {remedy}"
+    return ""
 
 
 def declaration_problems(
     variables: Mapping[str, Any],
-    specs: Iterable[Mapping[str, Any]],
+    specs: Iterable[str],
     host: str,
     facts_known: bool = False,
     address: str | None = None,
@@ -108,7 +256,7 @@ def declaration_problems(
     """All that is wrong with the kit's variables of a host, one line each; empty when nothing is.
 
     :param variables: all variables of the host.
-    :param specs: the parsed ``meta/argument_specs.yml`` of each role.
+    :param specs: the text of ``meta/argument_specs.yml`` of each role.
     :param host: the host's name, for the message.
     :param facts_known: whether facts were gathered; before, a value made of them is let pass.
     :param address: what Redis would listen on; None where it does not, or before facts are known.
@@ -116,23 +264,42 @@ def declaration_problems(
     """
     options: dict[str, Mapping[str, Any]] = {}
     for spec in specs:
-        options |= spec["argument_specs"]["main"]["options"]
-    problems = []
+        # Not Ansible's own from_yaml, which remembers where each word stood, and takes its time.
+        options |= yaml.load(spec, SAFE)["argument_specs"]["main"]["options"]
+    problems, values = [], {}
     for name in sorted(name for name in variables if name.startswith(PREFIXES)):
-        if name == "celery_queues":
-            continue  # they have a check of their own, which knows more than types
-        if name in options:
-            value = variables[name]
-            unknown = isinstance(value, Undefined) and not facts_known
-            wrong = "" if unknown else problem(name, value, options[name])
-        elif name in RENAMED:
-            wrong = f"{name} has another name now: write {RENAMED[name]}"
-        else:
+        if name not in options:
             near = difflib.get_close_matches(name, options, n=1, cutoff=CLOSE)
-            wrong = f"{name} is no variable of the kit: did you mean {near[0]}?" if near else ""
-        problems += [wrong] if wrong else []
-    problems += app_problems(variables) + beat_problems(variables)
-    certificates = variables.get("podman_host_ca_certificates", [])
+            if name in RENAMED:
+                problems.append(f"{name} has another name now: write {RENAMED[name]}")
+            elif near:
+                problems.append(f"{name} is no variable of the kit: did you mean {near[0]}?")
+            continue
+        unread: list[tuple[str, Any]] = []
+        try:
+            value = read(name, variables[name], unread)
+        except UNREADABLE as error:
+            unread.append((name, getattr(error, "source", error)))
+        if unread:
+            late = name.startswith(LATE) and not facts_known
+            problems += [
+                unread_problem(*one) for one in unread if not (late and waits_for_facts(one[1]))
+            ]
+            continue
+        if GIVEN in " ".join(flat(options[name].get("description", ""))):
+            problems.append(f"{name} is {shown(value)} here, but it is {GIVEN}: remove it")
+            continue
+        values[name] = value
+        if name != "celery_queues":  # they have a check of their own, which knows more than types
+            problems += filter(None, [problem(name, value, options[name])])
+    unreadable = {name for name in variables if name in options} - set(values)
+    if not unreadable & {"celery_worker_secrets", "celery_worker_secrets_exported"}:
+        problems += app_problems(values)
+    problems += beat_problems({**values, "groups": variables.get("groups", {})})
+    problems += redis_problems(values.get("redis_extra_config", {}))
+    if values.get("image_source") == "registry":
+        problems += reference_problems(values)
+    certificates = values.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
     if address is not None:
@@ -157,21 +324,24 @@ def app_problems(variables: Mapping[str, Any]) -> list[str]:
     )
     problems += secret_problems(secrets)
     for name in exported:
+        if not isinstance(name, str):
+            continue  # said already
         if name not in secrets:
             problems.append(
-                f"{prefix}secrets_exported names {name}, which is none of {prefix}secrets: "
+                f"{prefix}secrets_exported names {shown(name)}, which is none of {prefix}secrets: "
                 f"{_known(secrets)}"
             )
-        elif not VARIABLE.fullmatch(str(name)):
+        elif not VARIABLE.fullmatch(name):
             problems.append(
-                f"{prefix}secrets_exported names {name}, which is no name of a variable: {LETTERS}"
+                f"{prefix}secrets_exported names {shown(name)}, which is no name of a variable: "
+                f"{LETTERS}"
             )
     named = [
-        (f"celery_queues ({queue.get('name')})", queue)
+        (f"celery_queues ({shown(queue.get('name'))})", queue)
         for queue in queues
         if isinstance(queue, Mapping)
     ]
-    named += [(f"celery_queue_overrides ({name})", own) for name, own in overrides.items()]
+    named += [(f"celery_queue_overrides ({shown(name)})", own) for name, own in overrides.items()]
     for where, queue in named:
         if not isinstance(queue, Mapping):
             continue
@@ -186,9 +356,9 @@ def app_problems(variables: Mapping[str, Any]) -> list[str]:
             )
         wanted = queue.get("secrets", "all")
         for name in wanted if isinstance(wanted, list) else []:
-            if name not in secrets:
+            if isinstance(name, str) and name not in secrets:
                 problems.append(
-                    f"{where}: secrets names {name}, which is none of {prefix}secrets: "
+                    f"{where}: secrets names {shown(name)}, which is none of {prefix}secrets: "
                     f"{_known(secrets)}"
                 )
     return problems
@@ -200,25 +370,30 @@ def beat_problems(variables: Mapping[str, Any]) -> list[str]:
     if not isinstance(chosen, list):
         return []  # the first two, or said already
     known = list(variables.get("groups", {}).get("celery", []))
-    hosts = f"the group celery has {', '.join(known) or 'no host'}"
+    few = [*known[:KNOWN_HOSTS], *(["..."] if len(known) > KNOWN_HOSTS else [])]
+    hosts = f"the group celery has {', '.join(few) or 'no host'}"
     if not chosen:
         return [
             f"celery_beat_hosts is empty, so that no host would schedule: name some ({hosts}), or "
             "leave celery_beat out"
         ]
     return [
-        f"celery_beat_hosts names {host}, which is no host of the group celery: {hosts}"
+        f"celery_beat_hosts names {word(host)}, which is no host of the group celery: write "
+        f"others; {hosts}"
         for host in chosen
-        if host not in known
+        if isinstance(host, str) and host not in known
     ]
 
 
 def environment_problems(where: str, values: Any, exported: Iterable[str]) -> list[str]:
     """What is wrong with environment variables, each with its value and the remedy."""
     problems = []
+    exported = [name for name in exported if isinstance(name, str)]
     for name, value in values.items() if isinstance(values, Mapping) else ():
         if not isinstance(name, str) or not VARIABLE.fullmatch(name):
-            problems.append(f"{where} names {name!r}, which is no name of a variable: {LETTERS}")
+            problems.append(
+                f"{where} names {shown(name)}, which is no name of a variable: {LETTERS}"
+            )
         elif name.startswith(OURS) or name in TAKEN:
             problems.append(
                 f"{where} sets {name}, which the kit sets itself: use the kit's variable for it"
@@ -229,14 +404,26 @@ def environment_problems(where: str, values: Any, exported: Iterable[str]) -> li
             )
         elif not isinstance(value, str):
             problems.append(
-                f"{where} has {name} as {value!r}, which is no text (YAML reads no as false, and "
-                "010 as 8): put what you mean in quotes"
+                f"{where} has {name} as {shown(value)}, which is no text (YAML reads no as "
+                "false, and 010 as 8): put what you mean in quotes"
             )
-        elif CONTROL.search(value):
+        elif CONTROL.search(value) or NO_CHARACTER.search(value):
             problems.append(
-                f"{where} has {name} as {value!r}: a unit file has no place for lines and control "
-                "characters; make it a secret, which is a file"
+                f"{where} has {name} as {shown(value)}: a unit file has no place for lines and "
+                "control characters; make it a secret, which is a file"
             )
+        elif len(value.encode()) > VALUE_BYTES:
+            problems.append(
+                f"{where} has {name} as {shown(value)}, of {len(value.encode())} bytes: a unit "
+                f"file has no place for more than {VALUE_BYTES}; make it a secret, which is a file"
+            )
+    texts = values.items() if isinstance(values, Mapping) else ()
+    size = sum(len(f"{name}={value}".encode()) for name, value in texts)
+    if size > ENVIRONMENT_BYTES and not problems:
+        problems.append(
+            f"{where} has {size} bytes in all, and a unit file has no place for more than "
+            f"{ENVIRONMENT_BYTES}; make some of it secrets, which are files"
+        )
     return problems
 
 
@@ -251,8 +438,8 @@ def secret_problems(secrets: Mapping[str, Any]) -> list[str]:
             )
         elif not isinstance(name, str) or not SECRET.fullmatch(name) or name in SECRETS_TAKEN:
             problems.append(
-                f"celery_worker_secrets has the name {name!r}: take 1 to 100 of the letters A to "
-                "Z, digits, and _ . - , and none of the kit's own"
+                f"celery_worker_secrets has the name {shown(name)}: take 1 to 100 of the letters A "
+                "to Z, digits, and _ . - , and none of the kit's own"
             )
         elif not isinstance(value, str):
             problems.append(
@@ -267,8 +454,42 @@ def secret_problems(secrets: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def redis_problems(directives: Any) -> list[str]:
+    """What is wrong with redis_extra_config, which Redis would say only when it starts."""
+    problems = []
+    for name, value in directives.items() if isinstance(directives, Mapping) else ():
+        where = f"redis_extra_config[{shown(name).strip(chr(34))}]"
+        if not isinstance(name, str) or not DIRECTIVE.fullmatch(name):
+            problems.append(f"{where} is no directive of redis.conf: correct the name")
+        elif isinstance(value, bool) or not isinstance(value, (int, str)):
+            problems.append(
+                f"{where} is {shown(value)}, which is no text (YAML reads no as false, and 010 as "
+                "8): put what you mean in quotes"
+            )
+        elif isinstance(value, str) and (CONTROL.search(value) or not value.strip()):
+            problems.append(
+                f"{where} is {shown(value)}: write one line; for an empty value write '\"\"'"
+            )
+        elif isinstance(value, str) and not ARGUMENTS.fullmatch(value):
+            problems.append(
+                f"{where} is {shown(value)}, in which quotes do not end as Redis wants: close them"
+            )
+    return problems
+
+
+def reference_problems(values: Mapping[str, Any]) -> list[str]:
+    """What no image of a registry is called; the role image knows more."""
+    return [
+        f"{name} is {shown(values[name])}, which is no image's name: write "
+        "registry.example/team/app:1.2.3"
+        for name in ("image_app", "image_redis")
+        if isinstance(values.get(name), str) and not REFERENCE.fullmatch(values[name])
+    ]
+
+
 def _known(names: Iterable[str]) -> str:
-    return f"it has {', '.join(sorted(map(str, names))) or 'no secret'}"
+    known = ", ".join(sorted(map(str, names))) or "no secret"
+    return f"it has {known}; add it there, or remove it here"
 
 
 def certificate_problems(paths: Iterable[str], places: Iterable[str]) -> list[str]:
@@ -285,15 +506,15 @@ def certificate_problems(paths: Iterable[str], places: Iterable[str]) -> list[st
             found += [pathlib.Path(place, path) for place in places]
         if not any(one.is_file() for one in found):
             problems.append(
-                f"podman_host_ca_certificates names {path}, which is no file on the controller: "
-                "write the path of a PEM file there"
+                f"podman_host_ca_certificates names {word(path)}, which is no file on the "
+                "controller: write the path of a PEM file there"
             )
         # As the role names the file on the host.
         name = re.sub(r"\.(crt|pem)$", "", whole.name)
         if name in taken:
             problems.append(
-                f"podman_host_ca_certificates names {taken[name]} and {path}, which would both be "
-                f"{name}.crt on the host: rename one"
+                f"podman_host_ca_certificates names {word(taken[name])} and {word(path)}, which "
+                f"would both be {word(name)}.crt on the host: rename one"
             )
         taken.setdefault(name, path)
     return problems

@@ -225,6 +225,12 @@ QUADLET_SECTIONS: dict[str, dict[str, str]] = {
 
 # What a terminal does not show: control, format, surrogate, line and paragraph separator.
 INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# What Unicode keeps out of text; systemd ignores a line with one of these.
+NO_CHARACTER = re.compile(
+    "[\ufdd0-\ufdef"
+    + "".join(chr(n << 16 | 0xFFFE) + chr(n << 16 | 0xFFFF) for n in range(17))
+    + "]"
+)
 
 
 # How a refusal ends: the playbook asks before it changes any host.
@@ -579,7 +585,7 @@ def _name_problem(value: Any) -> str | None:
         return (
             f"name is {_show(value)}: Celery's -Q splits names at commas; choose a name without one"
         )
-    if any(unicodedata.category(char) in INVISIBLE for char in value):
+    if any(unicodedata.category(c) in INVISIBLE or NO_CHARACTER.match(c) for c in value):
         shown = _show(value, ascii_only=True)
         return f"name is {shown}: it holds an invisible or control character; remove it"
     if value != value.strip():
@@ -639,6 +645,7 @@ def _show(value: Any, ascii_only: bool = False) -> str:
         text.encode()
     except (TypeError, ValueError):
         text = ascii(value)
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."
 
 
@@ -674,7 +681,7 @@ def override_problems(queues: Any, overrides: Mapping[Any, Any]) -> list[str]:
         where = f"{OVERRIDES} ({_show(name)})"
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-            known = f"did you mean {near[0]}?" if near else f"they are {', '.join(names)}"
+            known = f"did you mean {near[0]}?" if near else f"write one of {', '.join(names)}"
             found.append(f"{where}: celery_queues has no queue of that name: {known}")
         elif not isinstance(own, Mapping):
             found.append(f"{where} is {_show(own)}: write a mapping such as {{instances: 4}}")

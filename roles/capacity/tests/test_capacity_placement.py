@@ -126,7 +126,7 @@ def test_an_override_is_for_the_keys_that_it_names():
         ({"emial": {}}, '("emial"): celery_queues has no queue of that name: did you mean emails?'),
         (
             {1: {}},
-            "celery_queue_overrides (1): celery_queues has no queue of that name: they are e",
+            "celery_queue_overrides (1): celery_queues has no queue of that name: write one of e",
         ),
         ({"emails": 4}, '("emails") is 4: write a mapping such as {instances: 4}'),
         (
