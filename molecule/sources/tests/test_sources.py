@@ -104,8 +104,12 @@ def test_images_from_a_registry_with_a_private_authority(kit, lab, built, clean_
         image_app=f"{REGISTRY}/metal/app:1.0",
         image_redis=f"{REGISTRY}/metal/redis:1.0",
     )
-    used = lab.run(TARGET, "podman inspect -f '{{.ImageName}}' celery-add_queue-1 celery-redis")
-    assert used.split() == [f"{REGISTRY}/metal/app:1.0", f"{REGISTRY}/metal/redis:1.0"]
+    # What runs the app is put on top of it here.
+    label = '{{index .Config.Labels "celery-metal.base"}}'
+    base = lab.run(TARGET, ["podman", "inspect", "-f", label, "celery-add_queue-1"])
+    assert base.strip() == f"{REGISTRY}/metal/app:1.0"
+    used = lab.run(TARGET, "podman inspect -f '{{.ImageName}}' celery-redis")
+    assert used.strip() == f"{REGISTRY}/metal/redis:1.0"
 
 
 def test_images_by_digest(kit, lab, built, clean_target):
