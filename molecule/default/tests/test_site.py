@@ -232,11 +232,14 @@ def test_a_stopped_broker_is_waited_for(kit, lab):
 
 def test_a_bad_unit_is_refused_before_it_is_written(kit, lab):
     before = lab.run(HOST, "ls /etc/containers/systemd/celery-metal")
-    played = kit.play(fails=True, celery_worker_network="bridge\nNoSuchKey=1")
+    running = lab.invocation_ids(HOST, "celery*")
+    bad = {"name": "add_queue", "quadlet": {"Container": {"NoSuchKey": "1"}}}
+    played = kit.play(fails=True, celery_queues=[bad])
     assert "Nothing was written" in played.output
     assert "NoSuchKey" in played.output
     assert lab.run(HOST, "ls /etc/containers/systemd/celery-metal") == before
-    assert kit.play().changed == {HOST: 0}
+    kit.play()
+    assert lab.invocation_ids(HOST, "celery*") == running
 
 
 def test_a_build_that_fails_leaves_what_runs_and_nothing_behind(kit, lab, tmp_path):
