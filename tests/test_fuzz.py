@@ -37,7 +37,6 @@ GIVEN = {
     if "given by the playbook" in str(option["description"])
 }
 BROKEN = object()
-HUSH = "hush-hush"
 # It declares nothing of its own.
 PLAIN_HOST = "plain"
 
@@ -323,6 +322,15 @@ def forms(value: Any) -> Iterator[str]:
         yield "is empty" if value == "" else json.dumps(value, default=str)[:30]
 
 
+def words(value: Any) -> Iterator[str]:
+    """What is in a value and long enough to be known again, each a beginning of it."""
+    if isinstance(value, (dict, list, tuple, set)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from words(one)
+    elif value is not BROKEN and len(str(value)) > 7:
+        yield str(value)[:30]
+
+
 def faults_of_refusal(host: str, case: Case, said: str) -> list[str]:
     """What a refusal lacks, or says too much."""
     lines = said.splitlines()
@@ -338,9 +346,8 @@ def faults_of_refusal(host: str, case: Case, said: str) -> list[str]:
         "too long": max(map(len, lines)) > 1000,
         "what a terminal obeys": not all(line.isprintable() for line in lines),
     }
-    secret = any(len(form) > 7 and form in said for form in forms(case.value))
     if case.secret:
-        faults["a secret"] = secret and case.value is not BROKEN and HUSH in case.text
+        faults["a secret"] = any(word in said for word in words(case.value))
     elif case.value is not None or case.name.startswith("celery_queues"):
         faults["no value"] = not any(form in said for form in forms(case.value))
     return [fault for fault, found in faults.items() if found]
