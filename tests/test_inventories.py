@@ -46,7 +46,9 @@ def sites(tmp_path: pathlib.Path) -> list[Site]:
 @pytest.fixture
 def fuzzed(tmp_path: pathlib.Path) -> dict[str, fuzz.Verdict]:
     """What the fuzzing says of some of its cases, but for those of which a whole run knows more."""
-    known = [host for host, case in fuzz.CASES.items() if not re.search("image_|hosts", case.text)]
+    # A set is shown in another order each time.
+    left_out = re.compile("image_|hosts|!!set")
+    known = [host for host, case in fuzz.CASES.items() if not left_out.search(case.text)]
     chosen = random.Random(fuzz.SEED).sample(known, 24)
     directory = tmp_path / "fuzzed"
     directory.mkdir()
@@ -157,9 +159,9 @@ BAD_IMAGES = {
     "image_source: archive\nimage_app: !unsafe '{{ x }}'": "image_app: {{ x }} cannot be read as",
     "image_source: archive\nimage_app: ''": "image_app is empty: with image_source 'archive'",
     'image_source: archive\nimage_app: "a\\nb"': 'image_app is "a\\nb": it holds a control',
-    "image_source: registry\nimage_app: '%i/a:1'": 'image_app is "%i/a:1", which is no image',
-    "image_source: registry\nimage_app: 'r/$(id):1'": 'image_app is "r/$(id):1", which is no',
-    "image_source: registry\nimage_app: 'r/日本:1'": 'image_app is "r/日本:1", which is no image',
+    "image_source: registry\nimage_app: '%i/a:1'": "image_app ('%i/a:1') is no image with its reg",
+    "image_source: registry\nimage_app: 'r/$(id):1'": "image_app ('r/$(id):1') is no image with",
+    "image_source: registry\nimage_app: 'r/日本:1'": "image_app ('r/日本:1') is no image with its",
     "image_source: registry\nimage_app: no": "image_app is False: it must be text",
     "image_source: registry\nimage_app: r/a:1 \nimage_redis: r/b:latest": "names no version",
     "image_app_version: 'a b'": 'image_app_version is "a b", which cannot be used: write a tag',

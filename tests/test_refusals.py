@@ -347,7 +347,10 @@ def test_a_number_from_the_command_line_is_text(site: Site) -> None:
         ),
         (
             "{image_source: registry, image_app: 'app:1', image_redis: ''}",
-            ["image_app ('app:1') must name its registry", "image_redis is empty: name the image"],
+            [
+                "image_app ('app:1') is no image with its registry",
+                "image_redis is empty: name the image",
+            ],
         ),
         (
             "{image_app_source: /nowhere/app}",

@@ -181,6 +181,18 @@ def base_environ() -> dict[str, str]:
     }
 
 
+def run(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of the runtime that ends by itself, and how it ended."""
+    return subprocess.run(
+        [sys.executable, "-m", "celery_metal_runtime", *arguments],
+        env=base_environ() | environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
 class Producer:
     """Sends tasks by name, as a program that has nothing but the deployment's broker."""
 

@@ -8,19 +8,7 @@ import sys
 import pytest
 from celery_metal_runtime.entry import _check_arguments, _order
 from celery_metal_runtime.settings import UsageError, export_secrets
-from runtime_lab import PASSWORD, base_environ, wait_until
-
-
-def run(environ, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "celery_metal_runtime", *arguments],
-        env=base_environ() | environ,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-
+from runtime_lab import PASSWORD, base_environ, run, wait_until
 
 WORKER = {"CELERY_METAL_QUEUE": "q"}
 CHECK = ["; check celery_app, and that the image holds it"]

@@ -1,7 +1,6 @@
 """Which versions of Celery, kombu and redis-py are taken, and what is said of the others."""
 
 import re
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -9,7 +8,7 @@ import pytest
 from celery import Celery
 from celery_metal_runtime.settings import UsageError
 from celery_metal_runtime.versions import check, is_set
-from runtime_lab import base_environ
+from runtime_lab import base_environ, run
 
 pytestmark = pytest.mark.oldest
 
@@ -64,19 +63,8 @@ def test_any_other_is_refused_with_the_remedy(versions, told):
         check(finder(**versions))
 
 
-def run(*arguments, **environ):
-    return subprocess.run(
-        [sys.executable, "-m", "celery_metal_runtime", *arguments],
-        env=base_environ() | environ,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-
-
 def test_the_versions_are_told():
-    done = run("versions", CELERY_APP="")
+    done = run({"CELERY_APP": ""}, "versions")
     assert done.returncode == 0, done.stderr
     names = ", ".join(f"{name} {version(name)}" for name in GOOD)
     assert done.stdout == f"{names}, Python {sys.version.split()[0]}\n"
@@ -99,7 +87,7 @@ def installed(tmp_path):
 
 @pytest.mark.parametrize("command", [[], ["versions"], ["inspect", "ping"]])
 def test_an_old_version_is_one_line_and_exit_64_before_anything_else(installed, command):
-    done = run(*command, **installed("celery", "5.2.7"))
+    done = run(installed("celery", "5.2.7"), *command)
     assert done.returncode == 64
     assert done.stderr.splitlines() == [
         "celery-metal: celery 5.2.7 is installed, and 5.4 or newer is needed: change the app's "
@@ -110,7 +98,7 @@ def test_an_old_version_is_one_line_and_exit_64_before_anything_else(installed, 
 def test_an_image_without_what_celery_needs_for_redis_is_refused(tmp_path):
     (tmp_path / "kombu").mkdir()
     (tmp_path / "kombu" / "__init__.py").write_text("raise ImportError('no packaging')\n")
-    done = run("versions", PYTHONPATH=f"{tmp_path}:{base_environ()['PYTHONPATH']}")
+    done = run({"PYTHONPATH": f"{tmp_path}:{base_environ()['PYTHONPATH']}"}, "versions")
     assert done.returncode == 64
     assert len(done.stderr.splitlines()) == 1
     assert "cannot be loaded: no packaging; add celery[redis] to the app's" in done.stderr

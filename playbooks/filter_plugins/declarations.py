@@ -65,7 +65,7 @@ FORMS = {
         r"(?a:[A-Za-z0-9][\w.:,=/+-]*)",
         "write a Podman network, such as bridge or host",
     ),
-    "image_app_version": (r"(?a:[\w.-]*)", "write a tag or the 64 digits of a digest"),
+    "image_app_version": (r"(?a:[\w.-]*)", "write the tag of a version that the hosts have kept"),
     "podman_host_packages": (r"[a-z0-9][a-z0-9+.-]+", "write the name of a package"),
     "podman_host_user_range": (
         r"[1-9][0-9]{0,9}:[1-9][0-9]{0,9}",
@@ -78,7 +78,6 @@ FORMS = {
 }
 # Read by the roles themselves, when facts are known.
 LATE = ("celery_app", "celery_worker_", "podman_host_", "redis_")
-REFERENCE = re.compile(r"[A-Za-z0-9._:/@\[\]-]*")
 # As Redis reads a line of redis.conf: quotes end what they begin, and before a blank.
 DIRECTIVE = re.compile(r"[A-Za-z][A-Za-z0-9-]*", re.ASCII)
 ARGUMENTS = re.compile(r"""(?:[^"']|"(?:\\.|[^"\\])*"(?=\s|$)|'(?:\\'|[^'])*'(?=\s|$))*""")
@@ -297,8 +296,6 @@ def declaration_problems(
         problems += app_problems(values)
     problems += beat_problems({**values, "groups": variables.get("groups", {})})
     problems += redis_problems(values.get("redis_extra_config", {}))
-    if values.get("image_source") == "registry":
-        problems += reference_problems(values)
     certificates = values.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
@@ -475,16 +472,6 @@ def redis_problems(directives: Any) -> list[str]:
                 f"{where} is {shown(value)}, in which quotes do not end as Redis wants: close them"
             )
     return problems
-
-
-def reference_problems(values: Mapping[str, Any]) -> list[str]:
-    """What no image of a registry is called; the role image knows more."""
-    return [
-        f"{name} is {shown(values[name])}, which is no image's name: write "
-        "registry.example/team/app:1.2.3"
-        for name in ("image_app", "image_redis")
-        if isinstance(values.get(name), str) and not REFERENCE.fullmatch(values[name])
-    ]
 
 
 def _known(names: Iterable[str]) -> str:

@@ -1448,10 +1448,16 @@ def placement_text(
     }
 
 
-def placed_names(variables: Mapping[str, Any]) -> list[str]:
-    """Return the names of the queues that have workers on a host, given all variables of it."""
-    groups = {variables["inventory_hostname"], *variables["group_names"]}
-    return [queue["name"] for queue in _readable(variables) if serves(queue, groups)]
+def runs_beat(variables: Mapping[str, Any]) -> bool:
+    """Whether Beat is to run on a host of the group celery, given all variables of it."""
+    chosen = variables.get("celery_beat_hosts", variables["groups"]["celery"][:2])
+    return bool(variables.get("celery_beat")) and variables["inventory_hostname"] in chosen
+
+
+def runs_app(variables: Mapping[str, Any]) -> bool:
+    """Whether workers or Beat are to run on a host of the group celery, as for `runs_beat`."""
+    names = {variables["inventory_hostname"], *variables["group_names"]}
+    return runs_beat(variables) or any(serves(queue, names) for queue in _readable(variables))
 
 
 def longest_seconds(hosts: Mapping[str, Mapping[str, Any]], celery: Iterable[str]) -> list[int]:
@@ -1493,7 +1499,8 @@ class FilterModule:
             "celery_plan_or_error": plan_or_error,
             "celery_plan_table": table_or_error,
             "celery_placement": placement_text,
-            "celery_placed_names": placed_names,
+            "celery_runs_app": runs_app,
+            "celery_runs_beat": runs_beat,
             "celery_longest_seconds": longest_seconds,
             "celery_queues_valid": _raising(validate_queues),
             "celery_plan": _raising(lambda queues, host, limits: plan(host, queues, limits)),

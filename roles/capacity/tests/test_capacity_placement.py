@@ -204,3 +204,27 @@ def test_each_queue_runs_somewhere_or_it_is_said(queues):
     assert said == (
         [f"In the group celery, but no queue is placed there: {', '.join(idle)}."] * bool(idle)
     )
+
+
+def host(name, **variables):
+    groups = {"celery": ["web1", "web2", "web3"], "all": ["web1", "web2", "web3"]}
+    known = {"inventory_hostname": name, "group_names": ["celery"], "groups": groups}
+    return {**known, "celery_queues": [{"name": "a", "hosts": ["web3"]}], **variables}
+
+
+def test_beat_runs_on_the_first_two_or_where_it_is_told():
+    names = ["web1", "web2", "web3"]
+    assert [capacity.runs_beat(host(name)) for name in names] == [False] * 3
+    assert [capacity.runs_beat(host(name, celery_beat=True)) for name in names] == [
+        True,
+        True,
+        False,
+    ]
+    told = {"celery_beat": True, "celery_beat_hosts": ["web3"]}
+    assert [capacity.runs_beat(host(name, **told)) for name in names] == [False, False, True]
+
+
+def test_a_host_needs_the_app_for_its_workers_or_for_beat():
+    assert not capacity.runs_app(host("web1"))
+    assert capacity.runs_app(host("web1", celery_beat=True))
+    assert capacity.runs_app(host("web3"))

@@ -36,6 +36,9 @@ SOURCES = ("build", "registry", "archive")
 BASE = "app_base"
 BUILT = (BASE, "redis")
 OURS = "localhost/celery-metal"
+REFERENCE = re.compile(r"[A-Za-z0-9._:/@\[\]-]+")
+# Of a value in a message.
+LONGEST = 80
 
 
 def context_files(sources: Mapping[str, str], exclude: Sequence[str] = ()) -> dict[str, Path]:
@@ -190,8 +193,11 @@ def registry_problem(name: str, reference: str) -> str:
     """Why a reference may not be deployed from a registry; empty when it may."""
     if not reference:
         return f"{name} is empty: name the image, such as registry.example/team/app:1.2.3."
-    if re.search(r"\s", reference) or "/" not in reference:
-        return f"{name} ({reference!r}) must name its registry: registry.example/team/app:1.2.3."
+    if not REFERENCE.fullmatch(reference) or "/" not in reference:
+        return (
+            f"{name} ({repr(reference)[:LONGEST]}) is no image with its registry: write one such "
+            "as registry.example/team/app:1.2.3."
+        )
     if "@sha256:" in reference:
         return ""
     tag = reference.rsplit("/", 1)[-1].partition(":")[2]

@@ -281,8 +281,8 @@ def test_references_with_a_version(reference):
     ("reference", "text"),
     [
         ("", "image_app is empty: name the image"),
-        ("app:1", "must name its registry"),
-        ("registry.example/an app:1", "must name its registry"),
+        ("app:1", "is no image with its registry"),
+        ("registry.example/an app:1", "is no image with its registry"),
         ("registry.example/app", "names no version"),
         ("registry.example/app:", "names no version"),
         ("registry.example/app:latest", "names no version"),
