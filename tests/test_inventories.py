@@ -164,7 +164,7 @@ BAD_IMAGES = {
     "image_source: registry\nimage_app: 'r/日本:1'": "image_app ('r/日本:1') is no image with its",
     "image_source: registry\nimage_app: no": "image_app is False: it must be text",
     "image_source: registry\nimage_app: r/a:1 \nimage_redis: r/b:latest": "names no version",
-    "image_app_version: 'a b'": 'image_app_version is "a b", which cannot be used: write a tag',
+    "image_app_version: 'a b'": 'image_app_version is "a b", which cannot be used: write the',
     "image_app_source: !unsafe '{% x'": "image_app_source: {% x is not a directory",
     "image_build_host: ' web1 '": "image_build_host is ' web1 ', which is no host of the groups",
     "image_build_host: '{{ nope }}'": "image_build_host names something that is not defined",

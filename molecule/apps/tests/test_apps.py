@@ -1,5 +1,6 @@
 """Celery's own examples, and a package: from Git, a directory and a wheel, by variables alone."""
 
+import io
 import json
 import os
 import pathlib
@@ -121,18 +122,23 @@ def test_a_schedule(kit, lab, examples):
     )
 
 
+CODE = """
+from importlib.metadata import version
+from celery import Celery
+app = Celery("shop", backend="redis://")
+@app.task(name="shop.version")
+def own_version():
+    return version("shop")
+"""
+
+
 @pytest.fixture
 def wheel(tmp_path):
     """A package with an app in it, as 'uv build' or 'python -m build' make them."""
     path = tmp_path / "shop-1.0-py3-none-any.whl"
     info = "shop-1.0.dist-info"
     files = {
-        "shop/__init__.py": "from importlib.metadata import version\n"
-        "from celery import Celery\n"
-        "app = Celery('shop', backend='redis://')\n"
-        "@app.task(name='shop.version')\n"
-        "def own_version():\n"
-        "    return version('shop')\n",
+        "shop/__init__.py": CODE,
         f"{info}/METADATA": "Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n"
         "Requires-Dist: celery[redis]==5.7.0\nRequires-Dist: six; extra == 'more'\n"
         "Provides-Extra: more\n",
@@ -163,6 +169,43 @@ def test_a_wheel_with_what_the_distribution_and_the_build_add(kit, lab, wheel):
     for image in images(lab, "app") | images(lab, "app_base"):
         assert "hush" not in lab.run(HOST, f"podman history --no-trunc {image}")
         assert "hush" not in lab.run(HOST, f"podman inspect {image}")
+
+
+@pytest.fixture
+def sdist(tmp_path):
+    """The same as a source archive, of a later version."""
+    path = tmp_path / "shop-1.1.tar.gz"
+    project = (
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "shop"\nversion = "1.1"\ndependencies = ["celery[redis]==5.7.0"]\n'
+    )
+    files = {
+        "PKG-INFO": "Metadata-Version: 2.1\nName: shop\nVersion: 1.1\n",
+        "pyproject.toml": project,
+        "shop/__init__.py": CODE,
+    }
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(f"shop-1.1/{name}")
+            entry.size = len(text.encode())
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return path
+
+
+def test_a_source_archive_and_a_requirement_that_is_compiled(kit, lab, sdist):
+    kit.play(
+        image_app_source=str(sdist),
+        image_app_build_packages=["gcc", "libc6-dev", "python3-dev"],
+        image_app_extra_requirements=["markupsafe"],
+        image_build_environment={"PIP_NO_BINARY": "markupsafe"},
+        celery_app="shop:app",
+    )
+    assert call(lab, "shop.version") == "1.1"
+    compiled = "import markupsafe._speedups as it; print(it.__file__)"
+    found = lab.run(HOST, ["podman", "exec", WORKER, "python", "-c", compiled])
+    assert found.strip().endswith(".so")
+    # Compilers are there only for the build.
+    assert not lab.succeeds(HOST, f"podman exec {WORKER} sh -c 'command -v gcc'")
 
 
 def test_what_cannot_be_had_is_told_and_leaves_what_runs(kit, lab, wheel, tmp_path):
