@@ -123,6 +123,16 @@ def test_a_misspelt_name_is_told(declarations: ModuleType, name: str, meant: str
     assert f"did you mean {meant}?" in check(declarations, {name: 1})
 
 
+def test_an_archive_of_packages_that_is_not_there_is_told(
+    declarations: ModuleType, tmp_path: pathlib.Path
+) -> None:
+    archive = tmp_path / "packages.tar"
+    said = check(declarations, {"podman_host_packages_archive": str(archive)})
+    assert f"podman_host_packages_archive names {archive}, which is no file on the contr" in said
+    archive.touch()
+    assert check(declarations, {"podman_host_packages_archive": str(archive)}) == ""
+
+
 def test_a_name_of_before_is_told_the_new_one(declarations: ModuleType) -> None:
     said = check(declarations, {"celery_worker_app": "shop.celery:app"})
     assert "celery_worker_app has another name now: write celery_app" in said

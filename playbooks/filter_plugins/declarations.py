@@ -299,6 +299,12 @@ def declaration_problems(
     certificates = values.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
+    packages = values.get("podman_host_packages_archive", "")
+    if isinstance(packages, str) and packages and not on_controller(packages, places):
+        problems.append(
+            f"podman_host_packages_archive names {word(packages)}, which is no file on the "
+            "controller: take the one in a bundle, as its install.sh writes it into bundle.yml"
+        )
     if address is not None:
         problems += address_problems(address)
     if not problems:
@@ -479,25 +485,30 @@ def _known(names: Iterable[str]) -> str:
     return f"it has {known}; add it there, or remove it here"
 
 
-def certificate_problems(paths: Iterable[str], places: Iterable[str]) -> list[str]:
-    """What is wrong with podman_host_ca_certificates: files that are missing, or would be one file.
+def on_controller(path: str, places: Iterable[str]) -> bool:
+    """Whether there is such a file on the controller.
 
     Relative paths are looked for as Ansible does: in each place, in its directory ``files`` first.
     """
+    whole = pathlib.Path(os.path.expanduser(path))  # leaves a user that is not known
+    found = [whole] if whole.is_absolute() else []
+    if not whole.is_absolute():
+        found = [pathlib.Path(place, "files", path) for place in places]
+        found += [pathlib.Path(place, path) for place in places]
+    return any(one.is_file() for one in found)
+
+
+def certificate_problems(paths: Iterable[str], places: Iterable[str]) -> list[str]:
+    """What is wrong with podman_host_ca_certificates: files that are missing, or would be one."""
     problems, taken = [], {}
     for path in paths:
-        whole = pathlib.Path(os.path.expanduser(path))  # leaves a user that is not known
-        found = [whole] if whole.is_absolute() else []
-        if not whole.is_absolute():
-            found = [pathlib.Path(place, "files", path) for place in places]
-            found += [pathlib.Path(place, path) for place in places]
-        if not any(one.is_file() for one in found):
+        if not on_controller(path, places):
             problems.append(
                 f"podman_host_ca_certificates names {word(path)}, which is no file on the "
                 "controller: write the path of a PEM file there"
             )
         # As the role names the file on the host.
-        name = re.sub(r"\.(crt|pem)$", "", whole.name)
+        name = re.sub(r"\.(crt|pem)$", "", pathlib.Path(path).name)
         if name in taken:
             problems.append(
                 f"podman_host_ca_certificates names {word(taken[name])} and {word(path)}, which "
