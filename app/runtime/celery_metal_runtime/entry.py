@@ -81,8 +81,11 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     order = _order(os.environ)
     app = _load_after_patching(app_name, order.pool)
     sizing = size(os.environ, order.pool, lambda: _count_cpus(order.pool))
-    for reason in [*sizing.lines, *make_safe(app, os.environ, order.pool, order.queues)]:
+    for reason in sizing.lines:
         _say(f"{order.name}: {reason}")
+    # By this word a run of site.yml finds them in the journal, and tells them.
+    for reason in make_safe(app, os.environ, order.pool, order.queues):
+        _say(f"{order.name}: setting: {reason}")
     if order.pool == "prefork":
         # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
         app.conf.worker_pool = "prefork"

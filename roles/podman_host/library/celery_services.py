@@ -14,6 +14,7 @@ description:
     started, C(a@surge1.service) beside C(a@1.service). When all of these are up, the old ones are
     restarted, which drains them; then the instances beside them are drained and stopped. As many
     units at a time as fit into I(free_mb); one that does not fit is restarted by itself.
+  - What the app sets, and a worker does not take as it is, is a warning.
   - What failed is shown with its last journal lines. With I(owned), all unit files are brought back
     to what they were when this module last succeeded, and all units to that version.
 options:
@@ -80,6 +81,7 @@ turns:
   description: The units that were restarted together, and the instances that ran beside them.
   type: list
   returned: success
+told: {description: What workers say of the app's settings, type: list, returned: success}
 removed_images: {description: Images that were removed, type: list, returned: success}
 """
 
@@ -171,14 +173,15 @@ def inactive(units: Iterable[str]) -> list[str]:
 
 
 def waiting_for_redis(units: Iterable[str], seconds: int = REDIS_SECONDS) -> dict[str, str]:
-    """The workers whose start has waited for Redis for so long, and what each says of it."""
-    waiting = {}
+    """The workers whose start waits for Redis, and what each says, once one waits for so long."""
+    waiting, longest = {}, 0
     for name, one in shown(units).items():
         text = one.get("StatusText", "")
         found = re.search(r": waiting for the broker since (\d+) s", text)
-        if found and one["ActiveState"] == "activating" and int(found.group(1)) >= seconds:
+        if found and one["ActiveState"] == "activating":
             waiting[name] = text
-    return waiting
+            longest = max(longest, int(found.group(1)))
+    return waiting if longest >= seconds else {}
 
 
 def journal(unit: str, lines: int) -> str:
@@ -187,6 +190,18 @@ def journal(unit: str, lines: int) -> str:
     words = ", ".join(f"{key}={one.get(key)}" for key in ("Result", "ExecMainStatus", "StatusText"))
     log = run("journalctl", "--no-pager", "-o", "short-iso", "-n", str(lines), "-u", unit).stdout
     return f"== {unit}: {words}\n{log}"
+
+
+def settings_told(log: str) -> list[str]:
+    """What workers have said of the app's settings, once for all queues.
+
+    >>> settings_told("celery-metal: a: setting: x is 1\\ncelery-metal: b: setting: x is 1")
+    ['x is 1 (workers of a, b)']
+    """
+    told: dict[str, set[str]] = {}
+    for queue, text in re.findall(r"^celery-metal: (\S+): setting: (.+)$", log, re.M):
+        told.setdefault(text, set()).add(queue)
+    return [f"{text} (workers of {', '.join(sorted(queues))})" for text, queues in told.items()]
 
 
 def bring(verb: str, units: list[str], lines: int) -> None:
@@ -424,6 +439,7 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
 
     :raises HostError: when something did not come up, with all that there is to say of it.
     """
+    since = time.time()
     try:
         planned = roll(params)
     except ServicesError as problem:
@@ -436,8 +452,11 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
         images = kept(before, params["image"]) if params["image"] else before
         write_state(params["state_file"], {"version": snapshot(params["owned"]), "images": images})
         gone = prune(params["image"], images) if params["image"] else []
+    units = [word for unit in params["restart"] + params["start"] for word in ("-u", unit)]
+    words = ("journalctl", "--no-pager", "-o", "cat", "--since", f"@{since:.0f}", *units)
     return {
         "changed": True,
+        "told": settings_told(run(*words).stdout) if units else [],
         "turns": [turn._asdict() for turn in planned],
         "removed_images": gone,
     }
@@ -465,7 +484,7 @@ def main() -> None:
     if not wanted or module.check_mode:
         planned = turns(params["restart"], params["surge"], params["free_mb"])
         module.exit_json(changed=bool(wanted), turns=[turn._asdict() for turn in planned])
-    conclude(module, lambda: work(params), changes=True)
+    conclude(module, lambda: work(params), changes=True, warned="told")
 
 
 if __name__ == "__main__":
