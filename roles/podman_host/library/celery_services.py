@@ -51,6 +51,10 @@ options:
         are removed.
     type: str
     default: ""
+  base:
+    description: What I(image) is built on; it stays, too.
+    type: str
+    default: ""
   state_file:
     description: Where the unit files and the images of versions that worked are kept.
     type: path
@@ -81,12 +85,14 @@ turns:
   type: list
   returned: success
 removed_images: {description: Images that were removed, type: list, returned: success}
+diff: {description: What was done to which unit and image, type: dict, returned: success}
 """
 
 import glob
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -359,13 +365,25 @@ def write_state(path: str, state: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def prune(image: str, images: list[str]) -> list[str]:
-    """Remove the images of the same name that are not kept, and what no app is built on any more.
+def held_images(units: Iterable[str]) -> set[str]:
+    """IDs of the images of all containers but those of these units."""
+    listed = json.loads(run("podman", "ps", "--all", "--format", "json").stdout or "[]")
+    unit = "PODMAN_SYSTEMD_UNIT"
+    return {one["ImageID"] for one in listed if (one["Labels"] or {}).get(unit) not in units}
 
-    Those in use stay.
+
+def unneeded(
+    listed: list[dict[str, Any]], image: str, base: str, images: list[str], held: set[str]
+) -> list[str]:
+    """The images of the same name that are not kept, and what no app is built on any more.
+
+    :param listed: what ``podman images`` says.
+    :param image: the app's; it need not be there yet, and is built on ``base``.
+    :param images: the references that are kept.
+    :param held: IDs of images that stay, for containers of others use them.
     """
-    name, base = image.rpartition(":")[0], f"{image.rpartition(':')[0]}_base:"
-    listed = json.loads(run("podman", "images", "--format", "json").stdout or "[]")
+    name, bases = image.rpartition(":")[0], f"{image.rpartition(':')[0]}_base:"
+    ids = {reference: one["Id"] for one in listed for reference in one.get("Names") or []}
     # App to what it is built on; what came from a registry is known by this alone.
     built_on = {
         reference: (one.get("Labels") or {}).get(BASE_LABEL, "")
@@ -373,11 +391,19 @@ def prune(image: str, images: list[str]) -> list[str]:
         for reference in one.get("Names") or []
         if reference.rpartition(":")[0] == name
     }
-    gone = [one for one in built_on if one not in images and removed(one)]
-    needed = {one for app, one in built_on.items() if app not in gone}
-    bases = {reference for one in listed for reference in one.get("Names") or []}
-    bases = {one for one in bases if one.startswith(base)} | {built_on[app] for app in gone}
-    return gone + [one for one in sorted(bases - needed - {""}) if removed(one)]
+    gone = [one for one in built_on if one not in images and ids[one] not in held]
+    needed = {of for one, of in built_on.items() if one not in gone} | {base}
+    known = {one for one in ids if one.startswith(bases)} | {built_on[app] for app in gone}
+    return gone + sorted(one for one in known - needed if one in ids and ids[one] not in held)
+
+
+def prune(params: dict[str, Any], images: list[str]) -> list[str]:
+    """The images that go when only these are kept."""
+    if not params["image"] or not shutil.which("podman"):  # a clean host, under --check
+        return []
+    listed = json.loads(run("podman", "images", "--format", "json").stdout or "[]")
+    held = held_images(params["restart"] + params["leftover"])
+    return unneeded(listed, params["image"], params["base"], images, held)
 
 
 def removed(image: str) -> bool:
@@ -419,13 +445,32 @@ def roll(params: dict[str, Any]) -> list[Turn]:
     return planned
 
 
-def work(params: dict[str, Any]) -> dict[str, Any]:
-    """Bring all units up, and keep what has worked.
+def lines_of(params: dict[str, Any], planned: list[Turn], removed_images: list[str]) -> str:
+    """What is done to each unit and image, a line each."""
+    lines = [f"stop {unit}" for unit in params["leftover"]]
+    lines += [f"start {unit}" for unit in params["start"]]
+    for turn in planned:
+        lines += [
+            f"restart {unit}" + (f", {turn.beside[place]} beside it" if turn.beside else "")
+            for place, unit in enumerate(turn.units)
+        ]
+    if params["owned"]:
+        lines.append(f"write {params['state_file']}")
+    lines += [f"remove image {image}" for image in removed_images]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
+    """Bring all units up, and keep what has worked; under --check only say so.
 
     :raises HostError: when something did not come up, with all that there is to say of it.
     """
     try:
-        planned = roll(params)
+        planned = (
+            turns(params["restart"], params["surge"], params["free_mb"])
+            if check_mode
+            else roll(params)
+        )
     except ServicesError as problem:
         remedy = "Mend what is named above, then run the same playbook again."
         words = (str(problem), params["note"], remedy)
@@ -434,12 +479,16 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
     if params["owned"]:
         before = read_state(params["state_file"])["images"]
         images = kept(before, params["image"]) if params["image"] else before
-        write_state(params["state_file"], {"version": snapshot(params["owned"]), "images": images})
-        gone = prune(params["image"], images) if params["image"] else []
+        gone = prune(params, images)
+        if not check_mode:
+            version = snapshot(params["owned"])
+            write_state(params["state_file"], {"version": version, "images": images})
+            gone = [image for image in gone if removed(image)]
     return {
         "changed": True,
         "turns": [turn._asdict() for turn in planned],
         "removed_images": gone,
+        "diff": {"prepared": lines_of(params, planned, gone)},
     }
 
 
@@ -454,6 +503,7 @@ def main() -> None:
             "free_mb": {"type": "int", "default": 0},
             "owned": lists,
             "image": {"type": "str", "default": ""},
+            "base": {"type": "str", "default": ""},
             "state_file": {"type": "path", "default": "/var/lib/celery-metal/workers.json"},
             "note": {"type": "str", "default": ""},
             "journal_lines": {"type": "int", "default": 30},
@@ -461,11 +511,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    wanted = params["restart"] + params["start"] + params["leftover"]
-    if not wanted or module.check_mode:
-        planned = turns(params["restart"], params["surge"], params["free_mb"])
-        module.exit_json(changed=bool(wanted), turns=[turn._asdict() for turn in planned])
-    conclude(module, lambda: work(params), changes=True)
+    if not params["restart"] + params["start"] + params["leftover"]:
+        module.exit_json(changed=False, turns=[], removed_images=[])
+    conclude(module, lambda: work(params, check_mode=module.check_mode), changes=True)
 
 
 if __name__ == "__main__":
