@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import changes
 from kit_fixtures import ROOT
 
 QUEUES = ["add_queue", "multiply_queue"]
@@ -286,10 +287,21 @@ def test_status_shows_what_nobody_works_on(kit, lab):
     lab.wait_for(lambda: kit.redis("broker", "llen", "multiply_queue") == "0", 15, "work again")
 
 
-def test_a_new_password_reaches_every_host_and_restarts_what_uses_it(kit, lab):
+def test_a_new_password_reaches_every_host_and_restarts_what_uses_it(kit, lab, monkeypatch):
     old = kit.password("broker")
     lab.run("broker", "podman secret rm celery-redis-password celery-redis-acl")
-    kit.play()
+    with monkeypatch.context() as patch:
+        patch.setenv("ANSIBLE_STDOUT_CALLBACK", "ansible.posix.json")
+        checked, played = kit.play("--check", "--diff").output, kit.play("--diff").output
+    for host in lab.hosts:
+        foretold = changes.unmarked(changes.said(checked, host))
+        assert foretold == changes.unmarked(changes.said(played, host))
+        assert "celery-redis-password" in foretold["keep secret"]
+        assert {unit.partition("@")[0] for unit in foretold["restart"]} == (
+            {"celery-redis.service"}
+            if host == "broker"
+            else {f"celery-{queue}" for queue in QUEUES}
+        )
     new = {kit.password(host) for host in lab.hosts}
     assert len(new) == 1
     assert new != {old}

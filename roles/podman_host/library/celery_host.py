@@ -33,6 +33,10 @@ podman_candidate:
   type: str
   returned: always
 packages_missing: {description: Packages that are not installed, type: list, returned: always}
+packages_known:
+  description: Whether the package manager knows all that are missing; without lists it does not
+  type: bool
+  returned: always
 images: {description: Image reference to image ID, type: dict, returned: always}
 secrets: {description: Podman secret to its labels, type: dict, returned: always}
 user_range:
@@ -62,6 +66,8 @@ from ansible.module_utils.celery_metal import conclude, output, run
 
 CA_DIRECTORY = Path("/usr/local/share/ca-certificates/celery-metal")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+# Without its cache: apt would write it anew, also under --check.
+POLICY = ("apt-cache", "-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=", "policy")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
@@ -87,6 +93,12 @@ def missing_packages(wanted: list[str]) -> list[str]:
     listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted).stdout
     installed = {line.split()[0] for line in listed.splitlines() if line.endswith(" installed")}
     return sorted(set(wanted) - installed)
+
+
+def packages_known(missing: list[str]) -> bool:
+    """Whether the package manager has a version to install of each of these packages."""
+    found = re.findall(r"Candidate: (?!\(none\))", told(*POLICY, *missing))
+    return not missing or len(found) == len(missing)
 
 
 def images() -> dict[str, str]:
@@ -128,12 +140,14 @@ def ca_stale() -> bool:
 def look(packages: list[str]) -> dict[str, Any]:
     """All that is reported; errors are those of a Podman that is there and does not work."""
     installed = version(told("podman", "--version"))
+    missing = missing_packages(packages)
     return {
         "changed": False,
         "systemd": Path("/run/systemd/system").is_dir(),
         "podman": installed,
-        "podman_candidate": "" if installed else version(told("apt-cache", "policy", "podman")),
-        "packages_missing": missing_packages(packages),
+        "podman_candidate": "" if installed else version(told(*POLICY, "podman")),
+        "packages_missing": missing,
+        "packages_known": packages_known(missing),
         "images": images() if installed else {},
         "secrets": secrets() if installed else {},
         "user_range": has_user_range(),

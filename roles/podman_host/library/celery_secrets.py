@@ -33,6 +33,7 @@ RETURN = r"""
 versions: {description: Name of each wanted secret to its mark, type: dict, returned: always}
 written: {description: Names of those that are new or another, type: list, returned: always}
 gone: {description: Names of those that are kept and not wanted, type: list, returned: always}
+diff: {description: Names of what is written and removed, type: dict, returned: always}
 """
 
 import json
@@ -108,8 +109,16 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
             write(name, wanted[name], marks[name])
         if module.params["prune"] and gone:
             output("podman", "secret", "rm", *(PREFIX + name for name in gone))
-    changed = bool(written or (module.params["prune"] and gone))
-    return {"changed": changed, "versions": marks, "written": written, "gone": gone}
+    remove = gone if module.params["prune"] else []
+    lines = [f"keep secret {PREFIX}{name}\n" for name in written]
+    lines += [f"remove secret {PREFIX}{name}\n" for name in remove]
+    return {
+        "changed": bool(lines),
+        "versions": marks,
+        "written": written,
+        "gone": gone,
+        "diff": {"prepared": "".join(lines)},
+    }
 
 
 def main() -> None:

@@ -52,6 +52,10 @@ options:
         are removed.
     type: str
     default: ""
+  base:
+    description: What I(image) is built on; it stays, too.
+    type: str
+    default: ""
   state_file:
     description: Where the unit files and the images of versions that worked are kept.
     type: path
@@ -83,12 +87,14 @@ turns:
   returned: success
 told: {description: What workers say of the app's settings, type: list, returned: success}
 removed_images: {description: Images that were removed, type: list, returned: success}
+diff: {description: What was done to which unit and image, type: dict, returned: success}
 """
 
 import glob
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -202,6 +208,13 @@ def settings_told(log: str) -> list[str]:
     for queue, text in re.findall(r"^celery-metal: (\S+): setting: (.+)$", log, re.M):
         told.setdefault(text, set()).add(queue)
     return [f"{text} (workers of {', '.join(sorted(queues))})" for text, queues in told.items()]
+
+
+def said_since(moment: float, params: dict[str, Any]) -> str:
+    """What the units that were started and restarted have written into the journal since then."""
+    units = [word for unit in params["restart"] + params["start"] for word in ("-u", unit)]
+    words = ("journalctl", "--no-pager", "-o", "cat", "--since", f"@{moment:.0f}")
+    return run(*words, *units).stdout if units else ""
 
 
 def bring(verb: str, units: list[str], lines: int) -> None:
@@ -374,13 +387,25 @@ def write_state(path: str, state: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def prune(image: str, images: list[str]) -> list[str]:
-    """Remove the images of the same name that are not kept, and what no app is built on any more.
+def held_images(units: Iterable[str]) -> set[str]:
+    """IDs of the images of all containers but those of these units."""
+    listed = json.loads(run("podman", "ps", "--all", "--format", "json").stdout or "[]")
+    unit = "PODMAN_SYSTEMD_UNIT"
+    return {one["ImageID"] for one in listed if (one["Labels"] or {}).get(unit) not in units}
 
-    Those in use stay.
+
+def unneeded(
+    listed: list[dict[str, Any]], image: str, base: str, images: list[str], held: set[str]
+) -> list[str]:
+    """The images of the same name that are not kept, and what no app is built on any more.
+
+    :param listed: what ``podman images`` says.
+    :param image: the app's; it need not be there yet, and is built on ``base``.
+    :param images: the references that are kept.
+    :param held: IDs of images that stay, for containers of others use them.
     """
-    name, base = image.rpartition(":")[0], f"{image.rpartition(':')[0]}_base:"
-    listed = json.loads(run("podman", "images", "--format", "json").stdout or "[]")
+    name, bases = image.rpartition(":")[0], f"{image.rpartition(':')[0]}_base:"
+    ids = {reference: one["Id"] for one in listed for reference in one.get("Names") or []}
     # App to what it is built on; what came from a registry is known by this alone.
     built_on = {
         reference: (one.get("Labels") or {}).get(BASE_LABEL, "")
@@ -388,11 +413,19 @@ def prune(image: str, images: list[str]) -> list[str]:
         for reference in one.get("Names") or []
         if reference.rpartition(":")[0] == name
     }
-    gone = [one for one in built_on if one not in images and removed(one)]
-    needed = {one for app, one in built_on.items() if app not in gone}
-    bases = {reference for one in listed for reference in one.get("Names") or []}
-    bases = {one for one in bases if one.startswith(base)} | {built_on[app] for app in gone}
-    return gone + [one for one in sorted(bases - needed - {""}) if removed(one)]
+    gone = [one for one in built_on if one not in images and ids[one] not in held]
+    needed = {of for one, of in built_on.items() if one not in gone} | {base}
+    known = {one for one in ids if one.startswith(bases)} | {built_on[app] for app in gone}
+    return gone + sorted(one for one in known - needed if one in ids and ids[one] not in held)
+
+
+def prune(params: dict[str, Any], images: list[str]) -> list[str]:
+    """The images that go when only these are kept."""
+    if not params["image"] or not shutil.which("podman"):  # a clean host, under --check
+        return []
+    listed = json.loads(run("podman", "images", "--format", "json").stdout or "[]")
+    held = held_images(params["restart"] + params["leftover"])
+    return unneeded(listed, params["image"], params["base"], images, held)
 
 
 def removed(image: str) -> bool:
@@ -434,14 +467,33 @@ def roll(params: dict[str, Any]) -> list[Turn]:
     return planned
 
 
-def work(params: dict[str, Any]) -> dict[str, Any]:
-    """Bring all units up, and keep what has worked.
+def lines_of(params: dict[str, Any], planned: list[Turn], removed_images: list[str]) -> str:
+    """What is done to each unit and image, a line each."""
+    lines = [f"stop {unit}" for unit in params["leftover"]]
+    lines += [f"start {unit}" for unit in params["start"]]
+    for turn in planned:
+        lines += [
+            f"restart {unit}" + (f", {turn.beside[place]} beside it" if turn.beside else "")
+            for place, unit in enumerate(turn.units)
+        ]
+    if params["owned"]:
+        lines.append(f"write {params['state_file']}")
+    lines += [f"remove image {image}" for image in removed_images]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
+    """Bring all units up, and keep what has worked; under --check only say so.
 
     :raises HostError: when something did not come up, with all that there is to say of it.
     """
     since = time.time()
     try:
-        planned = roll(params)
+        planned = (
+            turns(params["restart"], params["surge"], params["free_mb"])
+            if check_mode
+            else roll(params)
+        )
     except ServicesError as problem:
         remedy = "Mend what is named above, then run the same playbook again."
         words = (str(problem), params["note"], remedy)
@@ -450,15 +502,17 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
     if params["owned"]:
         before = read_state(params["state_file"])["images"]
         images = kept(before, params["image"]) if params["image"] else before
-        write_state(params["state_file"], {"version": snapshot(params["owned"]), "images": images})
-        gone = prune(params["image"], images) if params["image"] else []
-    units = [word for unit in params["restart"] + params["start"] for word in ("-u", unit)]
-    words = ("journalctl", "--no-pager", "-o", "cat", "--since", f"@{since:.0f}", *units)
+        gone = prune(params, images)
+        if not check_mode:
+            version = snapshot(params["owned"])
+            write_state(params["state_file"], {"version": version, "images": images})
+            gone = [image for image in gone if removed(image)]
     return {
         "changed": True,
-        "told": settings_told(run(*words).stdout) if units else [],
+        "told": [] if check_mode else settings_told(said_since(since, params)),
         "turns": [turn._asdict() for turn in planned],
         "removed_images": gone,
+        "diff": {"prepared": lines_of(params, planned, gone)},
     }
 
 
@@ -473,6 +527,7 @@ def main() -> None:
             "free_mb": {"type": "int", "default": 0},
             "owned": lists,
             "image": {"type": "str", "default": ""},
+            "base": {"type": "str", "default": ""},
             "state_file": {"type": "path", "default": "/var/lib/celery-metal/workers.json"},
             "note": {"type": "str", "default": ""},
             "journal_lines": {"type": "int", "default": 30},
@@ -480,11 +535,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    wanted = params["restart"] + params["start"] + params["leftover"]
-    if not wanted or module.check_mode:
-        planned = turns(params["restart"], params["surge"], params["free_mb"])
-        module.exit_json(changed=bool(wanted), turns=[turn._asdict() for turn in planned])
-    conclude(module, lambda: work(params), changes=True, warned="told")
+    if not params["restart"] + params["start"] + params["leftover"]:
+        module.exit_json(changed=False, turns=[], removed_images=[])
+    conclude(
+        module, lambda: work(params, check_mode=module.check_mode), changes=True, warned="told"
+    )
 
 
 if __name__ == "__main__":

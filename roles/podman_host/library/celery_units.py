@@ -396,7 +396,10 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
         {"before_header": p, "after_header": p, "before": before[p] or "", "after": wanted[p]}
         for p in [*new, *written]
     ]
-    diff += [{"before_header": p, "before": present(p) or "", "after": ""} for p in remove]
+    diff += [
+        {"before_header": p, "after_header": "/dev/null", "before": present(p) or "", "after": ""}
+        for p in remove
+    ]
 
     units = runnable(wanted) | set(module.params["running"])
     closed = closed_units(files)
@@ -410,6 +413,8 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     # Only containers have a generation.
     running = running_generations() if generations else {}
     needed = actions(units - kept_out, generations, patterns, unit_states(), running)
+    if remove and needed["stop"]:
+        diff.append({"prepared": "".join(f"stop {unit}\n" for unit in needed["stop"])})
     if not module.check_mode and (new or written or remove):
         put(files, links, [*new, *written])
         if remove and needed["stop"]:

@@ -78,3 +78,18 @@ def test_only_labels_of_our_secrets(monkeypatch):
 
 def test_nothing_is_missing_where_nothing_is_wanted():
     assert celery_host.missing_packages([]) == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "policy", "known"),
+    [
+        ([], "", True),
+        (["podman"], "", False),
+        (["podman"], "podman:\n  Installed: (none)\n  Candidate: (none)\n", False),
+        (["podman"], "podman:\n  Candidate: 5.4.2+ds1-2+b3\n", True),
+        (["crun", "podman"], "podman:\n  Candidate: 5.4.2+ds1-2+b3\n", False),
+    ],
+)
+def test_which_packages_the_package_manager_knows(monkeypatch, missing, policy, known):
+    monkeypatch.setattr(celery_host, "told", lambda *_: policy)
+    assert celery_host.packages_known(missing) is known

@@ -1,6 +1,7 @@
 """What becomes of an app's secrets; Podman's store itself is for the scenarios."""
 
 import json
+from types import SimpleNamespace
 
 import celery_secrets
 import pytest
@@ -53,3 +54,22 @@ def test_a_secret_is_in_no_command_line_and_a_failure_does_not_tell_it(monkeypat
         celery_secrets.write("A", "hush", "mark")
     assert "did not keep the secret A" in str(failed.value)
     assert "hush" not in str(failed.value)
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+@pytest.mark.parametrize("prune", [True, False])
+def test_the_same_is_said_with_and_without_check(monkeypatch, check_mode, prune):
+    did = []
+    monkeypatch.setattr(celery_secrets, "kept", lambda: FOUND)
+    monkeypatch.setattr(celery_secrets, "write", lambda name, *_: did.append(name))
+    monkeypatch.setattr(celery_secrets, "output", lambda *words: did.append(words[-1]))
+    module = SimpleNamespace(
+        params={"secrets": {"A": "one", "B": "TWO"}, "prune": prune}, check_mode=check_mode
+    )
+    found = celery_secrets.bring(module)
+    gone = ["celery-app-old"] if prune else []
+    assert found["diff"]["prepared"].splitlines() == [
+        "keep secret celery-app-B",
+        *(f"remove secret {name}" for name in gone),
+    ]
+    assert did == ([] if check_mode else ["B", *gone])

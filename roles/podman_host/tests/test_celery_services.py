@@ -52,6 +52,52 @@ def test_the_last_five_versions_are_kept():
     assert kept([], "app:1") == ["app:1"]
 
 
+def app(number, base):
+    labels = {celery_services.BASE_LABEL: f"here/app_base:{base}"}
+    return {"Id": f"app{number}", "Names": [f"here/app:{number}"], "Labels": labels}
+
+
+LISTED = [
+    *(app(1, "a"), app(2, "a"), app(3, "b")),
+    *({"Id": one, "Names": [f"here/app_base:{one}"], "Labels": None} for one in "abc"),
+    {"Id": "redis", "Names": ["here/redis:1"]},
+    {"Id": "layer"},
+]
+
+
+@pytest.mark.parametrize(
+    ("images", "held", "expected"),
+    [
+        # The new one, which is not there yet, is built on c.
+        ([1, 2, 3, 4], set(), []),
+        ([2, 3, 4], set(), ["here/app:1"]),
+        ([2, 4], set(), ["here/app:1", "here/app:3", "here/app_base:b"]),
+        # A container that nobody restarts runs it.
+        ([2, 4], {"app3"}, ["here/app:1"]),
+        ([4], set(), [*(f"here/app:{n}" for n in (1, 2, 3)), "here/app_base:a", "here/app_base:b"]),
+    ],
+)
+def test_what_no_kept_version_needs_is_removed(images, held, expected):
+    kept_images = [f"here/app:{number}" for number in images]
+    found = celery_services.unneeded(LISTED, "here/app:4", "here/app_base:c", kept_images, held)
+    assert found == expected
+
+
+def test_each_unit_and_image_is_said():
+    params = {"leftover": [beside(A)], "start": [C], "owned": ["/q/*"], "state_file": "/s.json"}
+    said = celery_services.lines_of(params, turns([A, B], SIZES, 400), ["here/app:1"])
+    assert said.splitlines() == [
+        f"stop {beside(A)}",
+        f"start {C}",
+        f"restart {A}, {beside(A)} beside it",
+        f"restart {B}, {beside(B)} beside it",
+        "write /s.json",
+        "remove image here/app:1",
+    ]
+    alone = celery_services.lines_of({**params, "leftover": [], "owned": []}, turns([A], {}, 0), [])
+    assert alone.splitlines() == [f"start {C}", f"restart {A}"]
+
+
 def test_a_version_is_brought_back_as_it_was(tmp_path):
     patterns = [str(tmp_path / "celery-*")]
     (tmp_path / "celery-a").write_text("one")
