@@ -25,7 +25,7 @@ from celery_metal_runtime.settings import (
     text,
 )
 from celery_metal_runtime.sizing import POOLS, Sizing, size
-from celery_metal_runtime.versions import check, show
+from celery_metal_runtime.versions import check, put, show
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -85,7 +85,7 @@ def _run(command: list[str], app_name: str) -> NoReturn:
         _say(f"{order.name}: {reason}")
     if order.pool == "prefork":
         # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
-        app.conf.worker_pool = "prefork"
+        put(app, worker_pool="prefork")
         offer_children()
     _install_health(app, order)
     with _blaming(app_name):  # it loads the modules of its tasks only now

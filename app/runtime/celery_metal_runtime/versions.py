@@ -75,6 +75,16 @@ def is_set(app: "Celery", name: str) -> bool:
     return own.get(name, own) is not own
 
 
+def put(app: "Celery", **settings: Any) -> None:
+    """Set what `app` may set itself, also under the prefix of its namespace.
+
+    Before Celery 5.7 what an app sets with the prefix goes before what is set without.
+    """
+    conf: Any = app.conf.finalize()
+    for name, value in settings.items():
+        conf[conf._to_keys(name)[0]] = value
+
+
 def _refuse(name: str, number: str, reason: str) -> None:
     raise UsageError(
         f"{name} {number} is installed, and {reason}: change the app's requirements; see "
