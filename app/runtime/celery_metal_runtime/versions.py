@@ -47,7 +47,8 @@ def check(find: Callable[[str], str] = version) -> dict[str, str]:
     kombu, redis = KOMBU_THAT_NEEDS_REDIS
     if _numbers(found["kombu"]) >= kombu and _numbers(found["redis"]) < redis:
         needs = f"kombu {found['kombu']} needs {_text(redis)} or newer"
-        _refuse("redis", found["redis"], needs)
+        remedy = f"redis>={_text(redis)} or kombu<{_text(kombu)}"
+        _refuse("redis", found["redis"], needs, f"add {remedy} to the app's requirements")
     return found
 
 
@@ -85,10 +86,11 @@ def put(app: "Celery", **settings: Any) -> None:
         conf[conf._to_keys(name)[0]] = value
 
 
-def _refuse(name: str, number: str, reason: str) -> None:
+def _refuse(
+    name: str, number: str, reason: str, remedy: str = "change the app's requirements"
+) -> None:
     raise UsageError(
-        f"{name} {number} is installed, and {reason}: change the app's requirements; see "
-        "'Versions' in docs/images.md"
+        f"{name} {number} is installed, and {reason}: {remedy}; see 'Versions' in docs/images.md"
     )
 
 
