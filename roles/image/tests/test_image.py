@@ -413,7 +413,7 @@ def test_of_a_failed_build_only_the_errors_are_told():
     )
     assert image.image_build_errors(loop) == told
     runtime = {
-        "msg": "Failed to build image r/a:1: STEP 9/13\n celery-metal: redis is not installed\nError: b"
+        "msg": "Failed to build image r/a:1: STEP\n celery-metal: redis is not installed\nError"
     }
     said = image.image_failure(runtime, "web1", ["r/base:1"], "build")
     assert said == (
