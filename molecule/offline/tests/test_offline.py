@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -50,17 +51,23 @@ def inventory(kit, lab, tmp_path_factory):
 def bundle(kit, lab, inventory, tmp_path_factory):
     """The archive that playbooks/bundle.yml makes; it is carried to the site."""
     path = tmp_path_factory.mktemp("bundle") / "shop.tar"
-    played = kit.play(
-        playbook="playbooks/bundle.yml",
-        inventory=str(inventory),
-        bundle_host="builder",
-        bundle_path=str(path),
-    )
+    played = make(kit, inventory, path)
     digest = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True)
     assert digest.stdout.split()[0] in played.output
     assert [one.name for one in path.parent.iterdir()] == ["shop.tar"]
     carry(lab, path, "/srv/first")
     return Away(lab, "/srv/first")
+
+
+def make(kit, inventory, path, *words, **variables):
+    return kit.play(
+        *words,
+        playbook="playbooks/bundle.yml",
+        inventory=str(inventory),
+        bundle_host="builder",
+        bundle_path=str(path),
+        **variables,
+    )
 
 
 def carry(lab, path, directory):
@@ -112,6 +119,13 @@ def test_no_host_of_the_site_has_a_network(lab, host):
     assert not lab.succeeds(host, "command -v podman")
 
 
+def test_a_check_makes_nothing(kit, lab, inventory, tmp_path):
+    played = make(kit, inventory, tmp_path / "shop.tar", "--check")
+    assert re.search(r"localhost/celery-metal/app_base:\w+, localhost/.*/redis:", played.output)
+    assert list(tmp_path.iterdir()) == []
+    assert lab.run("builder", "podman images -q") == ""
+
+
 def test_a_damaged_bundle_is_refused(lab, bundle):
     image = f"{bundle.directory}/images/redis.tar"
     lab.run(CONTROLLER, f"printf x >> {image}")
@@ -146,13 +160,7 @@ def test_the_next_bundle_brings_the_next_version_and_the_old_one_can_come_back(
     app = tmp_path / "app"
     shutil.copytree(ROOT / "app" / "sample", app)
     (app / "next_version.py").write_text("NEXT = True\n")
-    kit.play(
-        playbook="playbooks/bundle.yml",
-        inventory=str(inventory),
-        bundle_host="builder",
-        bundle_path=str(tmp_path / "next.tar"),
-        image_app_source=str(app),
-    )
+    make(kit, inventory, tmp_path / "next.tar", image_app_source=str(app))
     old = image_of(lab)
     carry(lab, tmp_path / "next.tar", "/srv/next")
     following = Away(lab, "/srv/next")
