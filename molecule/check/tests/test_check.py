@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def site(kit, lab, tmp_path_factory):
     paths = {CODE: folder / "app", CERTIFICATE: folder / "check.crt"}
     shutil.copytree(SAMPLE, paths[CODE])
     with (paths[CODE] / "metal_sample/tasks.py").open("a") as file:
-        file.write("\n# other code\n")
+        file.write(f"\n# {uuid.uuid4()}\n")  # an image that no earlier test has left
     new = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=check -keyout /dev/null 2>&-"
     paths[CERTIFICATE].write_text(lab.run(HOST, new))
     with pytest.MonkeyPatch.context() as patch:
