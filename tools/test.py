@@ -201,11 +201,10 @@ def unit_jobs() -> list[Job]:
         for directory in directories
         if any(directory.glob("test_*.py"))
     ]
+    # Hypothesis's own for a machine of which nobody knows what else it does: no limits of time.
+    command = ("pytest", "--quiet", "-p", "no:cacheprovider", "--hypothesis-profile=ci")
     return [
-        *(
-            Job(f"unit/{name}", ("pytest", "--quiet", "-p", "no:cacheprovider", name), junit=True)
-            for name in names
-        ),
+        *(Job(f"unit/{name}", (*command, name), junit=True) for name in names),
         Job("unit/app/tests-oldest", ("tools/oldest.sh",), junit=True),
     ]
 
