@@ -123,6 +123,41 @@ def test_a_misspelt_name_is_told(declarations: ModuleType, name: str, meant: str
     assert f"did you mean {meant}?" in check(declarations, {name: 1})
 
 
+def test_an_archive_of_packages_that_is_not_there_is_told(
+    declarations: ModuleType, tmp_path: pathlib.Path
+) -> None:
+    archive = tmp_path / "packages.tar"
+    said = check(declarations, {"podman_host_packages_archive": str(archive)})
+    assert f"podman_host_packages_archive names {archive}, which is no file on the contr" in said
+    archive.touch()
+    assert check(declarations, {"podman_host_packages_archive": str(archive)}) == ""
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ({"image_app_python": "3.13"}, ""),
+        ({"image_app_python": "3.12"}, 'is "3.13" here, and "3.12" on web0, but all hosts get th'),
+        ({}, 'image_app_python is "3.13" here, and not set on web0, but all hosts get the same'),
+        # What cannot be read there is said of that host.
+        ({"image_app_python": StrictUndefined()}, ""),
+    ],
+)
+def test_images_are_those_of_the_first_host(
+    declarations: ModuleType, first: dict[str, Any], said: str
+) -> None:
+    own = {"image_app_python": "3.13", "image_registry_auth_file": "/root/auth.json"}
+    found = check(declarations, own, first={"inventory_hostname": "web0", **first})
+    assert (said in found) if said else found == ""
+
+
+def test_the_environment_of_a_build_is_not_shown(declarations: ModuleType) -> None:
+    build = {"image_build_environment": {"PIP_INDEX_URL": "hush"}}
+    found = check(declarations, build, first={"inventory_hostname": "web0"})
+    assert "image_build_environment is another one on web0, but all hosts" in found
+    assert "hush" not in found
+
+
 def test_a_name_of_before_is_told_the_new_one(declarations: ModuleType) -> None:
     said = check(declarations, {"celery_worker_app": "shop.celery:app"})
     assert "celery_worker_app has another name now: write celery_app" in said

@@ -375,6 +375,17 @@ def test_bad_images(site: Site, variables: str, texts: list[str]) -> None:
     site.refuses(*texts, "Nothing was changed on any host.")
 
 
+def test_other_images_on_one_host(site: Site) -> None:
+    site.hosts(DEAF, celery=["web1", "web2"], redis=["web1"])
+    (site.directory / "host_vars").mkdir()
+    own = json.dumps({"image_app_source": "/srv/other"})
+    (site.directory / "host_vars" / "web2.yml").write_text(own)
+    site.refuses(
+        'host web2: - image_app_source is "/srv/other" here, and not set on web1, but all hosts',
+        "Nothing was changed.",
+    )
+
+
 # Beyond what is declared: what only a connection shows. This machine stands for the host, and the
 # playbook is the first part of site.yml, which changes nothing whatever it finds.
 CHECK = "playbooks/check.yml"

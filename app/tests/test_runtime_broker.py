@@ -82,6 +82,20 @@ def test_the_environments_broker_wins_over_every_way_to_name_one(redis, monkeypa
     assert f":{redis.port}/" in app.conf.result_backend
 
 
+def test_it_wins_over_an_apps_own_settings_with_a_prefix(redis):
+    source = {"CELERY_BROKER_URL": "redis://a.invalid/0", "CELERY_RESULT_BACKEND": "redis://b/0"}
+    source["CELERY_BROKER_READ_URL"] = "redis://c.invalid/0"
+    source["CELERY_BROKER_TRANSPORT_OPTIONS"] = {"visibility_timeout": 7}
+    app = Celery("django", set_as_current=False)
+    app.config_from_object(source, namespace="CELERY")
+    configure(app, redis.environ(redis.tcp_url))
+    for connection in (app.connection_for_read(), app.connection_for_write()):
+        assert (connection.hostname, connection.port) == ("127.0.0.1", redis.port)
+        assert connection.transport_options["socket_timeout"] == 15
+    assert app.backend.connparams["port"] == redis.port
+    assert PASSWORD not in str(app.conf.table()) + app.bugreport()
+
+
 @pytest.mark.parametrize("own", [None, "rpc://", "db+postgresql://results.invalid/x"])
 def test_results_that_are_not_in_redis_stay_where_they_are(redis, own):
     app = app_with(result_backend=own)

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from celery_metal_runtime.entry import _check_arguments, _order
+from celery import Celery
+from celery_metal_runtime.entry import _check_arguments, _look_at_queues, _order
 from celery_metal_runtime.settings import UsageError, export_secrets
+from kombu import Queue
 from runtime_lab import PASSWORD, base_environ, run, wait_until
 
 WORKER = {"CELERY_METAL_QUEUE": "q"}
@@ -174,3 +176,29 @@ def test_exported_secrets_are_what_the_app_finds(tmp_path):
     assert f"CELERY_METAL_EXPORT names OTHER, and {tmp_path}/OTHER cannot be read" in done.stderr
     assert "run site.yml" in done.stderr
     export_secrets({})
+
+
+def app_with(**settings):
+    app = Celery("django", set_as_current=False)
+    source = {f"CELERY_{name.upper()}": value for name, value in settings.items()}
+    app.config_from_object(source, namespace="CELERY")
+    return app
+
+
+@pytest.mark.oldest
+def test_a_queue_that_the_app_does_not_know_is_refused():
+    known = [Queue("default"), Queue("mail", alias="post")]
+    app = app_with(task_queues=known, task_create_missing_queues=False)
+    assert _look_at_queues(app, ["default", "post"]) == []
+    told = "^the app's task_queues has no celery, only default, mail: name these in celery_queues$"
+    with pytest.raises(UsageError, match=told):
+        _look_at_queues(app, ["celery", "mail"])
+    assert _look_at_queues(app_with(task_queues=known), ["celery"]) == []
+
+
+@pytest.mark.oldest
+def test_where_tasks_without_a_route_go_is_told_if_the_app_says_so_and_it_is_not_here():
+    told = ["tasks without a route go to other (task_default_queue), not to this worker"]
+    assert _look_at_queues(app_with(task_default_queue="other"), ["celery"]) == told
+    assert _look_at_queues(app_with(task_default_queue="other"), ["a", "other"]) == []
+    assert _look_at_queues(app_with(), ["a"]) == []

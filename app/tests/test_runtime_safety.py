@@ -103,6 +103,15 @@ def test_a_visibility_timeout_below_a_task_is_raised(own, kept):
     assert len(lines) == (own != kept)
 
 
+def test_it_is_raised_as_well_where_an_app_sets_it_with_a_prefix():
+    app = Celery("django", set_as_current=False)
+    source = {"MY_BROKER_URL": "redis://here/0", "MY_BROKER_TRANSPORT_OPTIONS": {}}
+    source["MY_BROKER_TRANSPORT_OPTIONS"]["visibility_timeout"] = 60
+    app.config_from_object(source, namespace="MY")
+    assert len(make_safe(app, {"CELERY_METAL_VISIBILITY_SECONDS": "3600"}, "prefork")) == 1
+    assert app.conf.broker_transport_options == {"visibility_timeout": 3600}
+
+
 @pytest.mark.parametrize(
     "settings",
     [

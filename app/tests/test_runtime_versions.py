@@ -51,7 +51,11 @@ def test_a_known_version_is_taken(versions):
         ({"kombu": "5.10.0"}, "kombu 5.10.0 is installed, and 5.7 is the newest that"),
         ({"redis": "3.5.3"}, "redis 3.5.3 is installed, and 4.4.4 or newer is needed: change"),
         ({"redis": "9.0.0"}, "redis 9.0.0 is installed, and 8 is the newest that"),
-        ({"kombu": "5.7.0", "redis": "5.3.1"}, "redis 5.3.1 is installed, and kombu 5.7.0 needs 6"),
+        (
+            {"kombu": "5.7.0", "redis": "5.3.1"},
+            "redis 5.3.1 is installed, and kombu 5.7.0 needs 6.1 or newer: add redis>=6.1 or "
+            "kombu<5.7 to",
+        ),
         (
             {"redis": ""},
             "redis is not installed, and 4.4.4 or newer is needed: add celery[redis] to",

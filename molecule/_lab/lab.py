@@ -76,7 +76,10 @@ class LabError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Platform:
-    """One host as a scenario asks for it. `memory_mb` in MiB; None: what this machine has."""
+    """One host as a scenario asks for it. `memory_mb` in MiB; None: what this machine has.
+
+    An `offline` host reaches the lab's own network, and has no route out of it.
+    """
 
     name: str
     groups: tuple[str, ...] = ()
@@ -84,6 +87,7 @@ class Platform:
     memory_mb: int | None = None
     release: str = "trixie"
     bare: bool = False
+    offline: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -536,6 +540,7 @@ def create_host(lab: Lab, host: Host) -> None:
     (scratch / "base").write_text(str(base))
     upper = scratch / "upper"
     _, mtu = default_route()
+    gateway = "" if host.platform.offline else f"Gateway={lab.gateway}\n"
     write(upper, "/etc/machine-id", uuid.uuid4().hex + "\n", 0o444)
     write(upper, "/etc/hostname", host.name + "\n")
     write(upper, "/etc/resolv.conf", "".join(f"nameserver {it}\n" for it in nameservers()))
@@ -543,7 +548,7 @@ def create_host(lab: Lab, host: Host) -> None:
         upper,
         "/etc/systemd/network/10-lab.network",
         f"[Match]\nName=host0\n[Link]\nMTUBytes={mtu}\n"
-        f"[Network]\nAddress={host.address}/24\nGateway={lab.gateway}\nLinkLocalAddressing=no\n",
+        f"[Network]\nAddress={host.address}/24\n{gateway}LinkLocalAddressing=no\n",
     )
     write(upper, "/root/.ssh/authorized_keys", (lab.directory / "key.pub").read_text(), 0o600)
     for suffix, mode in ((".pub", 0o644), ("", 0o600)):

@@ -7,6 +7,7 @@ sleeping. testinfra's `host` works beside it.
 from __future__ import annotations
 
 import os
+import pathlib
 import shlex
 import subprocess
 import time
@@ -80,6 +81,15 @@ class LabUnderTest:
         if done.returncode:
             raise CommandError(host, line, done.returncode, done.stdout + done.stderr)
         return done.stdout
+
+    def send(self, source: pathlib.Path, host: str, target: str) -> None:
+        """Copy a file of this machine to a host."""
+        with source.open("rb") as file:
+            subprocess.run(
+                [*machinery.ssh(self.lab, self.lab.host(host)), f"cat > {shlex.quote(target)}"],
+                stdin=file,
+                check=True,
+            )
 
     def succeeds(self, host: str, command: str | list[str], *, timeout: float = 60) -> bool:
         """Tell whether a command on a host exits with 0. An unreachable host is an error."""

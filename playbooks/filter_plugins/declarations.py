@@ -83,6 +83,8 @@ DIRECTIVE = re.compile(r"[A-Za-z][A-Za-z0-9-]*", re.ASCII)
 ARGUMENTS = re.compile(r"""(?:[^"']|"(?:\\.|[^"\\])*"(?=\s|$)|'(?:\\'|[^'])*'(?=\s|$))*""")
 # Hosts of a group that a message names.
 KNOWN_HOSTS = 12
+# Read on each host for itself; all others are those of the first host of the fleet.
+IMAGES_OF_A_HOST = {"image_registry_auth_file", "image_registry_tls_verify"}
 # Set by the playbooks over whatever an inventory says.
 GIVEN = "given by the playbook"
 SECRET = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
@@ -251,6 +253,7 @@ def declaration_problems(
     facts_known: bool = False,
     address: str | None = None,
     places: Iterable[str] = (),
+    first: Mapping[str, Any] | None = None,
 ) -> str:
     """All that is wrong with the kit's variables of a host, one line each; empty when nothing is.
 
@@ -260,6 +263,7 @@ def declaration_problems(
     :param facts_known: whether facts were gathered; before, a value made of them is let pass.
     :param address: what Redis would listen on; None where it does not, or before facts are known.
     :param places: directories of the controller in which files with a relative path are looked for.
+    :param first: all variables of the host whose images all others get; None without one.
     """
     options: dict[str, Mapping[str, Any]] = {}
     for spec in specs:
@@ -299,8 +303,16 @@ def declaration_problems(
     certificates = values.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
+    packages = values.get("podman_host_packages_archive", "")
+    if isinstance(packages, str) and packages and not on_controller(packages, places):
+        problems.append(
+            f"podman_host_packages_archive names {word(packages)}, which is no file on the "
+            "controller: take the one in a bundle, as its install.sh writes it into bundle.yml"
+        )
     if address is not None:
         problems += address_problems(address)
+    if first is not None:
+        problems += image_problems(values, first)
     if not problems:
         return ""
     return "\n".join([f"host {host}:", *(f"- {one}" for one in problems), "Nothing was changed."])
@@ -479,25 +491,53 @@ def _known(names: Iterable[str]) -> str:
     return f"it has {known}; add it there, or remove it here"
 
 
-def certificate_problems(paths: Iterable[str], places: Iterable[str]) -> list[str]:
-    """What is wrong with podman_host_ca_certificates: files that are missing, or would be one file.
+def image_problems(values: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
+    """Which variables of images are not those of the first host, and would not count."""
+    problems = []
+    declared = {name for name in values if name.startswith("image_")} - IMAGES_OF_A_HOST
+    for name in sorted(declared):
+        unread: list[tuple[str, Any]] = []
+        try:
+            theirs = read(name, first[name], unread) if name in first else None
+        except UNREADABLE:
+            continue  # said of the first host
+        if unread or (name in first and theirs == values[name]):
+            continue
+        there = shown(theirs) if name in first else "not set"
+        # Of a build's environment only the name: it may open a package index.
+        secret = name == "image_build_environment"
+        what = "another one" if secret else f"{shown(values[name])} here, and {there}"
+        problems.append(
+            f"{name} is {what} on {first['inventory_hostname']}, but all hosts get the same "
+            "images: write it once, such as in group_vars/all.yml"
+        )
+    return problems
+
+
+def on_controller(path: str, places: Iterable[str]) -> bool:
+    """Whether there is such a file on the controller.
 
     Relative paths are looked for as Ansible does: in each place, in its directory ``files`` first.
     """
+    whole = pathlib.Path(os.path.expanduser(path))  # leaves a user that is not known
+    found = [whole] if whole.is_absolute() else []
+    if not whole.is_absolute():
+        found = [pathlib.Path(place, "files", path) for place in places]
+        found += [pathlib.Path(place, path) for place in places]
+    return any(one.is_file() for one in found)
+
+
+def certificate_problems(paths: Iterable[str], places: Iterable[str]) -> list[str]:
+    """What is wrong with podman_host_ca_certificates: files that are missing, or would be one."""
     problems, taken = [], {}
     for path in paths:
-        whole = pathlib.Path(os.path.expanduser(path))  # leaves a user that is not known
-        found = [whole] if whole.is_absolute() else []
-        if not whole.is_absolute():
-            found = [pathlib.Path(place, "files", path) for place in places]
-            found += [pathlib.Path(place, path) for place in places]
-        if not any(one.is_file() for one in found):
+        if not on_controller(path, places):
             problems.append(
                 f"podman_host_ca_certificates names {word(path)}, which is no file on the "
                 "controller: write the path of a PEM file there"
             )
         # As the role names the file on the host.
-        name = re.sub(r"\.(crt|pem)$", "", whole.name)
+        name = re.sub(r"\.(crt|pem)$", "", pathlib.Path(path).name)
         if name in taken:
             problems.append(
                 f"podman_host_ca_certificates names {word(taken[name])} and {word(path)}, which "

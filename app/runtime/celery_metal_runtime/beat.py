@@ -23,6 +23,7 @@ from celery_metal_runtime.broker import REDIS
 from celery_metal_runtime.fence import UNANSWERED, Fence
 from celery_metal_runtime.notify import Notifier, line, say
 from celery_metal_runtime.settings import UsageError
+from celery_metal_runtime.versions import put
 from celery_metal_runtime.watch import Watch, Watched
 
 if TYPE_CHECKING:
@@ -269,4 +270,4 @@ def install(app: "Celery", environ: MutableMapping[str, str], watchdog: float) -
     Service.watch = ScheduleWatch(fence, health, Notifier(environ))
     apps_beat.Beat.Service = Service
     if app.conf.beat_scheduler == CELERYS_SCHEDULER:
-        app.conf.beat_scheduler = f"{__name__}:Scheduler"
+        put(app, beat_scheduler=f"{__name__}:Scheduler")

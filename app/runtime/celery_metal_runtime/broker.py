@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from celery_metal_runtime.settings import UsageError, text
-from celery_metal_runtime.versions import is_set
+from celery_metal_runtime.versions import is_set, put
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -56,10 +56,10 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
         # An app's own read and write addresses go before it. Without a value, not with this one:
         # Celery shows the passwords of these two before 5.7.
         own = [name for name in ("broker_read_url", "broker_write_url") if is_set(app, name)]
-        app.conf.update(dict.fromkeys(own), broker_url=url)
+        put(app, **dict.fromkeys(own), broker_url=url)
     if results:
         _forget(environ, CELERYS_RESULT_VARIABLES)
-        app.conf.result_backend = _with_password(RESULTS, results, password)
+        put(app, result_backend=_with_password(RESULTS, results, password))
     _set_service_defaults(app)
 
 
@@ -93,7 +93,7 @@ def _set_service_defaults(app: "Celery") -> None:
             "socket_keepalive": True,
             "health_check_interval": HEALTH_CHECK_SECONDS,
         }
-        app.conf.broker_transport_options = options | dict(app.conf.broker_transport_options or {})
+        put(app, broker_transport_options=options | dict(app.conf.broker_transport_options or {}))
     results = _scheme(app.conf.result_backend or "")
     if results in REDIS:
         defaults["redis_socket_timeout"] = SOCKET_SECONDS

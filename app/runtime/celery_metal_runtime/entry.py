@@ -25,7 +25,7 @@ from celery_metal_runtime.settings import (
     text,
 )
 from celery_metal_runtime.sizing import POOLS, Sizing, size
-from celery_metal_runtime.versions import check, show
+from celery_metal_runtime.versions import check, is_set, put, show
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -81,11 +81,15 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     order = _order(os.environ)
     app = _load_after_patching(app_name, order.pool)
     sizing = size(os.environ, order.pool, lambda: _count_cpus(order.pool))
-    for reason in [*sizing.lines, *make_safe(app, os.environ, order.pool, order.queues)]:
+    safe = make_safe(app, os.environ, order.pool, order.queues)
+    for reason in [*sizing.lines, *_look_at_queues(app, order.queues)]:
         _say(f"{order.name}: {reason}")
+    # By this word a run of site.yml finds them in the journal, and tells them.
+    for reason in safe:
+        _say(f"{order.name}: setting: {reason}")
     if order.pool == "prefork":
         # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
-        app.conf.worker_pool = "prefork"
+        put(app, worker_pool="prefork")
         offer_children()
     _install_health(app, order)
     with _blaming(app_name):  # it loads the modules of its tasks only now
@@ -136,6 +140,23 @@ def _order(environ: Mapping[str, str]) -> Order:
         watchdog=seconds(environ, WATCHDOG),
         drain=seconds(environ, "CELERY_METAL_DRAIN_SECONDS"),
     )
+
+
+def _look_at_queues(app: "Celery", queues: list[str]) -> list[str]:
+    """What an operator must know of the app's queues; UsageError where it knows none of these."""
+    if not app.conf.task_create_missing_queues:
+        # Not app.amqp.queues, which would be kept.
+        own = app.amqp.Queues(app.conf.task_queues)
+        unknown = [name for name in queues if name not in own and name not in own.aliases]
+        if unknown:
+            raise UsageError(
+                f"the app's task_queues has no {', '.join(unknown)}, only {', '.join(own)}: name "
+                "these in celery_queues"
+            )
+    default = app.conf.task_default_queue
+    if default in queues or not is_set(app, "task_default_queue"):
+        return []
+    return [f"tasks without a route go to {default} (task_default_queue), not to this worker"]
 
 
 def _worker_options(order: Order, sizing: Sizing) -> list[str]:

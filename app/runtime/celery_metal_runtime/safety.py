@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery_metal_runtime.settings import UsageError, choice, natural, positive
-from celery_metal_runtime.versions import is_set
+from celery_metal_runtime.versions import is_set, put
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -98,7 +98,7 @@ def _order_queues(app: "Celery", order: str) -> list[str]:
     """Have the transport take from several queues in turn, or from the first that has tasks."""
     options = dict(app.conf.broker_transport_options or {})
     own = options.setdefault("queue_order_strategy", order)
-    app.conf.broker_transport_options = options
+    put(app, broker_transport_options=options)
     if own == order:
         return []
     return [f"queue_order_strategy stays {own}, as the app sets it; the queue's: {order}"]
@@ -112,7 +112,7 @@ def _keep_visible(app: "Celery", seconds: int | None) -> list[str]:
     own = options.get("visibility_timeout")
     if own and own >= seconds:
         return []
-    app.conf.broker_transport_options = options | {"visibility_timeout": seconds}
+    put(app, broker_transport_options=options | {"visibility_timeout": seconds})
     if not own:
         return []
     return [

@@ -47,7 +47,8 @@ def check(find: Callable[[str], str] = version) -> dict[str, str]:
     kombu, redis = KOMBU_THAT_NEEDS_REDIS
     if _numbers(found["kombu"]) >= kombu and _numbers(found["redis"]) < redis:
         needs = f"kombu {found['kombu']} needs {_text(redis)} or newer"
-        _refuse("redis", found["redis"], needs)
+        remedy = f"redis>={_text(redis)} or kombu<{_text(kombu)}"
+        _refuse("redis", found["redis"], needs, f"add {remedy} to the app's requirements")
     return found
 
 
@@ -75,10 +76,21 @@ def is_set(app: "Celery", name: str) -> bool:
     return own.get(name, own) is not own
 
 
-def _refuse(name: str, number: str, reason: str) -> None:
+def put(app: "Celery", **settings: Any) -> None:
+    """Set what `app` may set itself, also under the prefix of its namespace.
+
+    Before Celery 5.7 what an app sets with the prefix goes before what is set without.
+    """
+    conf: Any = app.conf.finalize()
+    for name, value in settings.items():
+        conf[conf._to_keys(name)[0]] = value
+
+
+def _refuse(
+    name: str, number: str, reason: str, remedy: str = "change the app's requirements"
+) -> None:
     raise UsageError(
-        f"{name} {number} is installed, and {reason}: change the app's requirements; see "
-        "'Versions' in docs/images.md"
+        f"{name} {number} is installed, and {reason}: {remedy}; see 'Versions' in docs/images.md"
     )
 
 

@@ -1,4 +1,4 @@
-"""Celery's own examples, and a package: from Git, a directory and a wheel, by variables alone."""
+"""Celery's own examples, and apps as others have them: of every source, by variables alone."""
 
 import io
 import json
@@ -45,9 +45,9 @@ def commit(repository):
     git(repository, "commit", "--quiet", "--message=as it is")
 
 
-def call(lab, task, *arguments):
+def call(lab, task, *arguments, worker=WORKER):
     """Send a task from inside a worker, as an operator would, and wait for its answer."""
-    celery = ["podman", "exec", WORKER, "python", "-m", "celery_metal_runtime"]
+    celery = ["podman", "exec", worker, "python", "-m", "celery_metal_runtime"]
     task_id = lab.run(HOST, [*celery, "call", task, f"--args={json.dumps(arguments)}"]).strip()
     return lab.run(HOST, [*celery, "result", task_id]).strip()
 
@@ -206,6 +206,50 @@ def test_a_source_archive_and_a_requirement_that_is_compiled(kit, lab, sdist):
     assert found.strip().endswith(".so")
     # Compilers are there only for the build.
     assert not lab.succeeds(HOST, f"podman exec {WORKER} sh -c 'command -v gcc'")
+
+
+LOCKED = """
+[project]
+name = "shop"
+version = "1"
+requires-python = ">=3.11"
+dependencies = ["celery==5.4.0", "kombu==5.4.2"]
+[project.optional-dependencies]
+broker = ["redis==5.0.1"]
+[dependency-groups]
+dev = ["six"]
+"""
+# As a Django project's: Celery before 5.7 takes what has the prefix first.
+SETTINGS = """
+from celery import Celery
+class settings:
+    CELERY_BROKER_URL = CELERY_RESULT_BACKEND = "redis://127.0.0.1:6379/0"
+    CELERY_TASK_DEFAULT_QUEUE = "default"
+    CELERY_TASK_CREATE_MISSING_QUEUES = False
+app = Celery("shop")
+app.config_from_object("shop:settings", namespace="CELERY")
+@app.task(name="shop.add")
+def add(x, y):
+    return x + y
+"""
+
+
+def test_what_uv_has_locked_with_an_old_celery_and_settings_with_a_prefix(kit, lab, tmp_path):
+    (tmp_path / "pyproject.toml").write_text(LOCKED)
+    (tmp_path / "shop.py").write_text(SETTINGS)
+    subprocess.run([sys.executable, "-m", "uv", "lock", "--quiet"], cwd=tmp_path, check=True)
+    variables = {
+        "image_app_source": str(tmp_path),
+        "image_app_extras": ["broker"],
+        "celery_app": "shop:app",
+    }
+    said = kit.play(fails=True, **variables).output
+    assert "the app's task_queues has no celery, only default: name these in celery_queues" in said
+    kit.play(celery_queues=[{"name": "default"}], **variables)
+    assert call(lab, "shop.add", 2, 3, worker="celery-default-1") == "5"
+    versions = lab.run(HOST, "podman exec celery-default-1 python -m celery_metal_runtime versions")
+    assert versions.startswith("celery 5.4.0, kombu 5.4.2, redis 5.0.1, ")
+    assert not lab.succeeds(HOST, "podman exec celery-default-1 python -c 'import six'")
 
 
 def test_what_cannot_be_had_is_told_and_leaves_what_runs(kit, lab, wheel, tmp_path):

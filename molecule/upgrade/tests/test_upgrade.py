@@ -87,11 +87,16 @@ def test_an_upgrade_pauses_no_queue_and_finishes_what_runs(kit, lab, version, se
     # Enough for the whole upgrade, at 20 a second of each worker.
     send("add_queue", 0.05, 6000)
     send("reports", 30, 2)  # one for each host: longer than its upgrade takes
-    source = version("better", "metal_sample/tasks.py", "# a better version")
+    setting = "app.conf.broker_transport_options = {'visibility_timeout': 60}"
+    source = version("better", "metal_sample/celery.py", setting)
     played = kit.play(playbook="playbooks/upgrade.yml", image_app_source=source)
     assert int(kit.redis(FIRST, "llen", "add_queue")) > 100, (
         "the load has ended before the upgrade: nothing was measured"
     )
+    # What the app sets and does not get is told by the run, once for the fleet.
+    said = " ".join(played.output.split())
+    assert said.count("visibility_timeout 60 of the app is raised to ") == 1
+    assert "would be run twice (workers of add_queue, reports)" in said
     now = images()
     assert now[FIRST] == now[SECOND] != before[FIRST]
     for host in HOSTS:
@@ -163,7 +168,8 @@ def test_new_workers_that_cannot_reach_redis_are_given_up(kit, lab):
     with lab.cut_off(SECOND, FIRST, 6379):
         played = kit.play("--limit", SECOND, fails=True, celery_worker_log_level="warning")
     said = " ".join(played.output.split())
-    assert "second: systemctl start: Redis does not answer celery-add_queue@surge1" in said
+    told = "second: systemctl start: Redis does not answer celery-add_queue@surge1"
+    assert told in said, played.output
     assert "firewall" in said
     # The old ones were not touched, and work on.
     assert lab.invocation_ids(SECOND, "celery-*@1.service") == units

@@ -273,17 +273,38 @@ def image_failure(
     :param result: the failed task's, of one try or of a loop.
     :param references: the images that it lacked.
     """
-    tries = [one for one in result.get("results", []) if one.get("failed")] or [result]
-    reason = "; ".join(str(one.get("msg", "no reason was given")).strip() for one in tries)
-    remedy = (
-        "Check image_app, image_redis, image_registry_auth_file and the way to the registry, or "
-        if source == "registry"
-        else "Look at "
-    )
+    said = _said(result)
+    refused = image_build_errors(result)
+    built = re.findall(r"^Failed to build image (\S+): ", "\n".join(said), re.M)
+    if refused:
+        remedy = "Mend that"
+    elif source == "registry":
+        remedy = (
+            "Check image_app, image_redis, image_registry_auth_file and the way to the registry, "
+            "or the free space of /var/lib there"
+        )
+    else:
+        remedy = "Look at the free space of /var/lib there"
+    reason = (refused or "; ".join(said)).rstrip(".")
     return (
-        f"{host} did not get {' and '.join(references)}: {reason.rstrip('.')}. Its workers run on "
-        f"with the image they have. {remedy}the free space of /var/lib there, then run again."
+        f"{host} did not get {' and '.join(built or references)}: {reason}. Its workers run on "
+        f"with the image they have. {remedy}, then run again."
     )
+
+
+def image_build_errors(result: Mapping[str, Any]) -> str:
+    """What pip or the runtime called an error, out of all that a failed build has said.
+
+    :param result: as for image_failure.
+    :returns: its lines; empty where none is marked as one.
+    """
+    lines = re.findall(r"^ *((?:ERROR|celery-metal): .*\S)", "\n".join(_said(result)), re.M)
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _said(result: Mapping[str, Any]) -> list[str]:
+    tries = [one for one in result.get("results", []) if one.get("failed")] or [result]
+    return [str(one.get("msg", "no reason was given")).strip() for one in tries]
 
 
 def _of_registry(images: Mapping[str, str]) -> dict[str, str]:
@@ -322,6 +343,7 @@ class FilterModule:
         return {
             "image_context": image_context,
             "image_failure": image_failure,
+            "image_build_errors": image_build_errors,
             "image_references_or_problem": image_references_or_problem,
             "image_shell_environment": shell_environment,
         }

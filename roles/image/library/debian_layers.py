@@ -41,10 +41,10 @@ packages: {description: Layer to its packages with versions, type: dict, returne
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.debian_apt import Apt, AptError, run
 
 LEFT_OUT = (
     "usr/share/doc",
@@ -60,37 +60,6 @@ LEFT_OUT = (
 )
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 PIP_CONFIG = Path("/etc/pip.conf")
-
-
-class AptError(Exception):
-    """apt or dpkg-deb is missing, or ended with an error; the text is then theirs."""
-
-
-def run(*argv: str) -> str:
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise AptError(f"there is no {argv[0]}: images are built on Debian only.") from None
-    if done.returncode:
-        raise AptError(f"{' '.join(argv[:2])} ...: {done.stderr.strip()}")
-    return done.stdout
-
-
-def apt(work: Path, *words: str) -> str:
-    """Run apt-get as if on a machine with nothing installed, so that it resolves everything."""
-    return run(
-        "apt-get",
-        "--yes",
-        "--no-install-recommends",
-        "-o",
-        f"Dir::State::status={work}/status",
-        "-o",
-        f"Dir::Cache::archives={work}/archives",
-        # The work directory is root's alone; apt's own user could not write there.
-        "-o",
-        "APT::Sandbox::User=root",
-        *words,
-    )
 
 
 def archives(uris: str) -> dict[str, str]:
@@ -115,27 +84,23 @@ def main() -> None:
     if module.check_mode:
         module.exit_json(changed=True, packages={})
     top, layers = Path(module.params["destination"]), module.params["layers"]
-    work = top / ".apt"
-    # --print-uris leaves out what is downloaded already, so it must find nothing.
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "archives" / "partial").mkdir(parents=True)
-    (work / "status").write_text("")
+    apt = Apt(top / ".apt")
     try:
         files: dict[str, dict[str, str]] = {}
         taken = set(module.params["left_out"])
         for number, (layer, packages) in enumerate(layers.items()):
-            wanted = archives(apt(work, "install", "--print-uris", *packages))
+            wanted = archives(apt.get("install", "--print-uris", *packages))
             files[layer] = {name: one for name, one in wanted.items() if name not in taken}
             # Only the first layer lies below all others.
             taken |= set(wanted) if number == 0 else set()
         every = sorted({package for packages in layers.values() for package in packages})
-        apt(work, "install", "--download-only", *every)
+        apt.get("install", "--download-only", *every)
         for layer, debs in files.items():
             shutil.rmtree(top / layer, ignore_errors=True)
             (top / layer).mkdir()
             # base-files first: it has the links from /bin and /lib into /usr.
             for name in sorted(debs, key=lambda name: (name != "base-files", name)):
-                run("dpkg-deb", "-x", str(work / "archives" / debs[name]), str(top / layer))
+                run("dpkg-deb", "-x", str(apt.archives / debs[name]), str(top / layer))
             for pattern in LEFT_OUT:
                 for path in (top / layer).glob(pattern):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -148,7 +113,7 @@ def main() -> None:
     (top / "host").mkdir(exist_ok=True)
     pip_config = PIP_CONFIG.read_text() if PIP_CONFIG.exists() else ""
     (top / "host" / "pip.conf").write_text(pip_config)
-    shutil.rmtree(work)
+    shutil.rmtree(apt.work)
     module.exit_json(
         changed=True,
         packages={layer: sorted(debs.values()) for layer, debs in files.items()},

@@ -400,6 +400,29 @@ def test_a_failure_to_bring_an_image_names_host_image_reason_and_remedy():
     assert "have. Look at the free space" in said
 
 
+def test_of_a_failed_build_only_the_errors_are_told():
+    pip = (
+        "Failed to build image a:1: STEP 1/2: FROM b:1\nCollecting x==1\n"
+        " ERROR: Could not find a version that satisfies x==1 (from versions: 2)\n"
+        'ERROR: No matching distribution found for x==1\nError: building at STEP "RUN pip"'
+    )
+    loop = {"msg": "failed", "results": [{"failed": True, "msg": pip}, {"failed": False}]}
+    told = (
+        "ERROR: Could not find a version that satisfies x==1 (from versions: 2)\n"
+        "ERROR: No matching distribution found for x==1"
+    )
+    assert image.image_build_errors(loop) == told
+    runtime = {
+        "msg": "Failed to build image r/a:1: STEP\n celery-metal: redis is not installed\nError"
+    }
+    said = image.image_failure(runtime, "web1", ["r/base:1"], "build")
+    assert said == (
+        "web1 did not get r/a:1: celery-metal: redis is not installed. Its workers run on with the "
+        "image they have. Mend that, then run again."
+    )
+    assert image.image_build_errors({}) == ""
+
+
 def test_importable_without_ansible():
     code = (
         "import sys; sys.modules['ansible'] = None; sys.path.insert(0, sys.argv[1]); "

@@ -14,6 +14,7 @@ description:
     started, C(a@surge1.service) beside C(a@1.service). When all of these are up, the old ones are
     restarted, which drains them; then the instances beside them are drained and stopped. As many
     units at a time as fit into I(free_mb); one that does not fit is restarted by itself.
+  - What the app sets, and a worker does not take as it is, is a warning.
   - What failed is shown with its last journal lines. With I(owned), all unit files are brought back
     to what they were when this module last succeeded, and all units to that version.
 options:
@@ -84,6 +85,7 @@ turns:
   description: The units that were restarted together, and the instances that ran beside them.
   type: list
   returned: success
+told: {description: What workers say of the app's settings, type: list, returned: success}
 removed_images: {description: Images that were removed, type: list, returned: success}
 diff: {description: What was done to which unit and image, type: dict, returned: success}
 """
@@ -177,14 +179,15 @@ def inactive(units: Iterable[str]) -> list[str]:
 
 
 def waiting_for_redis(units: Iterable[str], seconds: int = REDIS_SECONDS) -> dict[str, str]:
-    """The workers whose start has waited for Redis for so long, and what each says of it."""
-    waiting = {}
+    """The workers whose start waits for Redis, and what each says, once one waits for so long."""
+    waiting, longest = {}, 0
     for name, one in shown(units).items():
         text = one.get("StatusText", "")
         found = re.search(r": waiting for the broker since (\d+) s", text)
-        if found and one["ActiveState"] == "activating" and int(found.group(1)) >= seconds:
+        if found and one["ActiveState"] == "activating":
             waiting[name] = text
-    return waiting
+            longest = max(longest, int(found.group(1)))
+    return waiting if longest >= seconds else {}
 
 
 def journal(unit: str, lines: int) -> str:
@@ -193,6 +196,25 @@ def journal(unit: str, lines: int) -> str:
     words = ", ".join(f"{key}={one.get(key)}" for key in ("Result", "ExecMainStatus", "StatusText"))
     log = run("journalctl", "--no-pager", "-o", "short-iso", "-n", str(lines), "-u", unit).stdout
     return f"== {unit}: {words}\n{log}"
+
+
+def settings_told(log: str) -> list[str]:
+    """What workers have said of the app's settings, once for all queues.
+
+    >>> settings_told("celery-metal: a: setting: x is 1\\ncelery-metal: b: setting: x is 1")
+    ['x is 1 (workers of a, b)']
+    """
+    told: dict[str, set[str]] = {}
+    for queue, text in re.findall(r"^celery-metal: (\S+): setting: (.+)$", log, re.M):
+        told.setdefault(text, set()).add(queue)
+    return [f"{text} (workers of {', '.join(sorted(queues))})" for text, queues in told.items()]
+
+
+def said_since(moment: float, params: dict[str, Any]) -> str:
+    """What the units that were started and restarted have written into the journal since then."""
+    units = [word for unit in params["restart"] + params["start"] for word in ("-u", unit)]
+    words = ("journalctl", "--no-pager", "-o", "cat", "--since", f"@{moment:.0f}")
+    return run(*words, *units).stdout if units else ""
 
 
 def bring(verb: str, units: list[str], lines: int) -> None:
@@ -465,6 +487,7 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
 
     :raises HostError: when something did not come up, with all that there is to say of it.
     """
+    since = time.time()
     try:
         planned = (
             turns(params["restart"], params["surge"], params["free_mb"])
@@ -486,6 +509,7 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
             gone = [image for image in gone if removed(image)]
     return {
         "changed": True,
+        "told": [] if check_mode else settings_told(said_since(since, params)),
         "turns": [turn._asdict() for turn in planned],
         "removed_images": gone,
         "diff": {"prepared": lines_of(params, planned, gone)},
@@ -513,7 +537,9 @@ def main() -> None:
     params = module.params
     if not params["restart"] + params["start"] + params["leftover"]:
         module.exit_json(changed=False, turns=[], removed_images=[])
-    conclude(module, lambda: work(params, check_mode=module.check_mode), changes=True)
+    conclude(
+        module, lambda: work(params, check_mode=module.check_mode), changes=True, warned="told"
+    )
 
 
 if __name__ == "__main__":

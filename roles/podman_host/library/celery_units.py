@@ -170,9 +170,15 @@ def actions(
     leftover = {name for name in known if "@surge" in name}
     known -= leftover
     settled = {name for name in up if states[name] == "active"}
-    restart = {n for n in known & settled if running.get(n) != generations[template_of(n)]}
+    # A start would go on waiting for what the old container waits for.
+    starting = {name for name in up & set(running) if states[name] == "activating"}
+    restart = {
+        name
+        for name in known & (settled | starting)
+        if running.get(name) != generations[template_of(name)]
+    }
     return {
-        "start": sorted(wanted - settled),
+        "start": sorted(wanted - settled - restart),
         "restart": sorted(restart),
         "stop": sorted(stop),
         "leftover": sorted(leftover),

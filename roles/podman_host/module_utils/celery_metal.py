@@ -79,11 +79,12 @@ def keep_others_out(name: str, path: str, seconds: float = LOCK_SECONDS) -> None
 
 
 def conclude(
-    module: AnsibleModule, work: Callable[[], dict[str, Any]], *, changes: bool
+    module: AnsibleModule, work: Callable[[], dict[str, Any]], *, changes: bool, warned: str = ""
 ) -> NoReturn:
     """End a module with what its work returns; errors begin with the name of the host.
 
     :param changes: it changes the host, so no other such module may run there at the same time.
+    :param warned: key of the result with texts that are warnings, too.
     """
     host = socket.gethostname()
     try:
@@ -98,4 +99,6 @@ def conclude(
             "all of this step was done. Mend what is named ('df -h' shows free space), then run "
             "the same playbook again: it completes what is left."
         )
+    for text in result.get(warned, []):
+        module.warn(text)
     module.exit_json(**result)

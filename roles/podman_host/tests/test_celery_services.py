@@ -151,6 +151,17 @@ def test_who_only_waits_for_redis(monkeypatch, state, text, expected):
     assert set(celery_services.waiting_for_redis([A])) == expected
 
 
+def test_who_has_waited_a_little_less_is_named_too(monkeypatch):
+    # They were started together; which came first is chance, and the message shall name all.
+    text = "waiting for the broker since {} s"
+    said = {
+        name: {"ActiveState": "activating", "StatusText": f"{name}: {text.format(seconds)}"}
+        for name, seconds in ((A, 58), ("b@1.service", 60))
+    }
+    monkeypatch.setattr(celery_services, "shown", lambda units: said)
+    assert list(celery_services.waiting_for_redis(said)) == [A, "b@1.service"]
+
+
 def test_what_does_not_come_back_beside_the_new_version_is_restarted_and_waited_for(monkeypatch):
     version = {"links": {"/q/celery-a@1.container": ""}, "files": {"/q/celery-a@.container": ""}}
     done = []
@@ -166,3 +177,21 @@ def test_what_does_not_come_back_beside_the_new_version_is_restarted_and_waited_
     params = {"start": [], "owned": [], "surge": SIZES, "free_mb": 1000}
     assert celery_services.go_back(version, [A], params) == []
     assert done == [("restart", [A])]
+
+
+def test_what_the_app_sets_and_does_not_get_is_told_once():
+    log = "\n".join(
+        [
+            "celery-metal: reports: concurrency 2: 2 CPUs",
+            "celery-metal: reports: setting: visibility_timeout 60 of the app is raised",
+            "[2026-11-25 12:00:00] a task's own words: setting: none",
+            "celery-metal: a-b.c: setting: task_acks_late stays False",
+            "celery-metal: a-b.c: setting: visibility_timeout 60 of the app is raised",
+            "celery-metal: a-b.c: setting: visibility_timeout 60 of the app is raised",
+        ]
+    )
+    assert celery_services.settings_told(log) == [
+        "visibility_timeout 60 of the app is raised (workers of a-b.c, reports)",
+        "task_acks_late stays False (workers of a-b.c)",
+    ]
+    assert celery_services.settings_told("") == []

@@ -198,7 +198,7 @@ def test_an_instance_started_by_hand_goes_with_its_queue():
     assert needed == {"start": [], "restart": [], "stop": ["celery-a@9.service"], "leftover": []}
 
 
-@pytest.mark.parametrize("state", ["activating", "deactivating", "reloading", "failed", "inactive"])
+@pytest.mark.parametrize("state", ["deactivating", "reloading", "failed", "inactive"])
 def test_what_is_not_up_is_started_and_not_restarted(state):
     states = dict.fromkeys(WANTED, "active") | {"celery-a@1.service": state}
     running = {"celery-a@1.service": "old", "celery-a@2.service": "new"}
@@ -207,6 +207,19 @@ def test_what_is_not_up_is_started_and_not_restarted(state):
         "restart": [],
         "stop": [],
         "leftover": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("running", "todo"),
+    [({"celery-a@1.service": "old"}, "restart"), ({"celery-a@1.service": "new"}, "start"),
+     ({}, "start")],
+)  # fmt: skip
+def test_what_is_starting_as_it_was_before_is_restarted(running, todo):
+    states = dict.fromkeys(WANTED, "active") | {"celery-a@1.service": "activating"}
+    needed = act(states, {"celery-a@2.service": "new"} | running)
+    assert {name: units for name, units in needed.items() if units} == {
+        todo: ["celery-a@1.service"]
     }
 
 
@@ -244,14 +257,14 @@ def test_promises(queues, wanted_instances, gone, states, running):
     assert not any(unit in every for unit in states if not unit.startswith("celery-"))
     for unit in wanted:
         up = states.get(unit) == "active"
-        assert (unit in needed["start"]) == (not up)
+        assert (unit in needed["start"]) == (not up and unit not in needed["restart"])
         if up and (unit.endswith(".target") or running.get(unit) == "new"):
             assert unit not in every
     for unit in needed["stop"]:
         assert unit not in wanted
         assert any(fnmatch.fnmatchcase(unit, pattern) for pattern in patterns)
     for unit in needed["restart"]:
-        assert states[unit] == "active"
+        assert states[unit] == "active" or (states[unit] == "activating" and unit in running)
         assert celery_units.template_of(unit) in generations
         assert running.get(unit) != "new"
 
