@@ -146,6 +146,7 @@ def _of_diff(found: Changes, task: str, result: Mapping[str, Any]) -> None:
             assert "before" not in one, task
         else:
             path = one["before_header"].removesuffix(" (content)")
+            assert path not in found["files"], f"{task}: {path} once more"
             found["files"][path] = None if one["after_header"] == "/dev/null" else one["after"]
 
 
@@ -155,6 +156,8 @@ def _of_line(found: Changes, line: str) -> None:
     if kind == "write":
         found["files"][name] = NOTES
     else:
+        # On a clean host two roles would each start celery.target.
+        assert kind == "start" or name not in found[kind], f"{line}: once more"
         found[kind].add(name)
 
 

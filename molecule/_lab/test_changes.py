@@ -56,6 +56,13 @@ def test_differences_and_lines_are_read():
         changes.said(output("celery_units", diff={"prepared": "twist a@1.service\n"}), "web")
 
 
+def test_what_is_said_twice_is_an_error():
+    file = {"before_header": UNIT, "after_header": UNIT, "before": "a", "after": "b"}
+    for diff in ([file, file], {"prepared": "keep secret A\nkeep secret A\n"}):
+        with pytest.raises(AssertionError, match="once more"):
+            changes.said(output("celery_units", diff=diff), "web")
+
+
 def test_random_marks_are_left_out_only_with_new_secrets():
     text = "Label=celery-metal.secret.A=12ab\nImage=a\n"
     found = changes.nothing() | {"files": {UNIT: text, "/gone": None}}

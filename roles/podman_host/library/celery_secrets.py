@@ -16,7 +16,7 @@ options:
     type: dict
     default: {}
   prune:
-    description: Whether to remove those that are not wanted any more.
+    description: Remove those that are not wanted any more, instead of writing any.
     type: bool
     default: false
 author: celery-metal
@@ -99,18 +99,20 @@ def write(name: str, value: str, version: str) -> None:
 
 
 def bring(module: AnsibleModule) -> dict[str, Any]:
-    """Write what differs, and remove what is not wanted if told so."""
+    """Write what differs; or, if told so, remove what is not wanted."""
     wanted = module.params["secrets"]
     found = kept()
     marks, written = versions(wanted, found)
     gone = sorted(set(found) - set(wanted))
-    if not module.check_mode:
-        for name in written:
-            write(name, wanted[name], marks[name])
-        if module.params["prune"] and gone:
-            output("podman", "secret", "rm", *(PREFIX + name for name in gone))
+    # Under --check the call before has not written them, and has said them.
+    write_now = [] if module.params["prune"] else written
     remove = gone if module.params["prune"] else []
-    lines = [f"keep secret {PREFIX}{name}\n" for name in written]
+    if not module.check_mode:
+        for name in write_now:
+            write(name, wanted[name], marks[name])
+        if remove:
+            output("podman", "secret", "rm", *(PREFIX + name for name in remove))
+    lines = [f"keep secret {PREFIX}{name}\n" for name in write_now]
     lines += [f"remove secret {PREFIX}{name}\n" for name in remove]
     return {
         "changed": bool(lines),
