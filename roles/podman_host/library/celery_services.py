@@ -19,12 +19,14 @@ description:
     to what they were when this module last succeeded, and all units to that version.
 options:
   restart:
-    description: Units to restart, last. Workers drain before they stop.
+    description:
+      - Units to restart. Those that still start are first, others last. Workers drain before they
+        stop.
     type: list
     elements: str
     default: []
   start:
-    description: Units to start, first.
+    description: Units to start, before what drains.
     type: list
     elements: str
     default: []
@@ -99,6 +101,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -439,11 +442,14 @@ def roll(params: dict[str, Any]) -> list[Turn]:
     :raises ServicesError: with what failed, and what was done about it.
     """
     lines, touched = params["journal_lines"], list(params["start"])
-    planned = turns(params["restart"], params["surge"], params["free_mb"])
+    coming, planned = order(params)
     # An earlier run may have been cut off after it wrote and before systemd read.
     reload()
     try:
         stop(params["leftover"])
+        for turn in coming:
+            # Before the targets, whose start waits for theirs.
+            take(turn, touched, lines)
         bring("start", params["start"], lines)
         for turn in planned:
             take(turn, touched, lines)
@@ -464,7 +470,18 @@ def roll(params: dict[str, Any]) -> list[Turn]:
         else:
             text += ", and all units are up."
         raise ServicesError(f"{problem}{text}") from None
-    return planned
+    return [*coming, *planned]
+
+
+def order(params: dict[str, Any]) -> tuple[list[Turn], list[Turn]]:
+    """The turns in which units are restarted: those that still start, which drain nothing; others.
+
+    Beside those that still start nothing runs.
+    """
+    coming = inactive(params["restart"])
+    others = [unit for unit in params["restart"] if unit not in coming]
+    found = turns(others, params["surge"], params["free_mb"])
+    return ([Turn(coming, [])] if coming else []), found
 
 
 def lines_of(params: dict[str, Any], planned: list[Turn], removed_images: list[str]) -> str:
@@ -489,11 +506,7 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     """
     since = time.time()
     try:
-        planned = (
-            turns(params["restart"], params["surge"], params["free_mb"])
-            if check_mode
-            else roll(params)
-        )
+        planned = list(chain(*order(params))) if check_mode else roll(params)
     except ServicesError as problem:
         remedy = "Mend what is named above, then run the same playbook again."
         words = (str(problem), params["note"], remedy)

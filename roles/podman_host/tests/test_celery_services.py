@@ -179,6 +179,25 @@ def test_what_does_not_come_back_beside_the_new_version_is_restarted_and_waited_
     assert done == [("restart", [A])]
 
 
+def test_what_still_starts_is_restarted_first_with_nothing_beside_it(monkeypatch):
+    done = []
+    monkeypatch.setattr(celery_services, "inactive", lambda units: [B] if B in units else [])
+    monkeypatch.setattr(celery_services, "bring", lambda verb, units, _: done.append((verb, units)))
+    for name in ("reload", "stop"):
+        monkeypatch.setattr(celery_services, name, lambda *_: None)
+    params = {"restart": [A, B], "start": ["q.target"], "leftover": [], "journal_lines": 0}
+    params |= {"surge": {celery_services.template_of(A): 9}, "free_mb": 10, "owned": []}
+    planned = celery_services.roll(params)
+    surge = celery_services.beside(A)
+    assert planned == [celery_services.Turn([B], []), celery_services.Turn([A], [surge])]
+    assert [one for one in done if one[1]] == [
+        ("restart", [B]),
+        ("start", ["q.target"]),
+        ("start", [surge]),
+        ("restart", [A]),
+    ]
+
+
 def test_what_the_app_sets_and_does_not_get_is_told_once():
     log = "\n".join(
         [
