@@ -84,6 +84,12 @@ def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
     assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery-mail*'") == ""
     assert lab.run(HOST, "find /etc /run/systemd -name '*celery-mail*'") == ""
     assert "celery-mail" not in lab.run(HOST, "podman ps -a --format '{{.Names}}'")
+    # Nor does it come back with the version before, when the next one does not come up.
+    broken = {**ADD, "environment": {"PYTHONHOME": "/nowhere"}}
+    played = kit.play(fails=True, celery_queues=[broken, MULTIPLY])
+    assert "The previous version is back" in " ".join(played.output.split()), played.output
+    assert kit.services(HOST) == SERVICES - {"celery-mail@1.service"}
+    assert lab.run(HOST, "find /etc /run/systemd -name '*celery-mail*'") == ""
 
 
 def test_what_outlasts_the_drain_is_in_its_queue_again_when_the_stop_is_over(site, kit, lab):

@@ -35,6 +35,11 @@ options:
     type: list
     elements: str
     default: []
+  gone:
+    description: Unit files that were removed; without them a version is another one, too.
+    type: list
+    elements: str
+    default: []
   surge:
     description: Template, such as C(a@.service), to the memory in MB that one instance may use.
     type: dict
@@ -536,6 +541,7 @@ def main() -> None:
             "restart": lists,
             "start": lists,
             "leftover": lists,
+            "gone": lists,
             "surge": {"type": "dict", "default": {}},
             "free_mb": {"type": "int", "default": 0},
             "owned": lists,
@@ -548,7 +554,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    if not params["restart"] + params["start"] + params["leftover"]:
+    units = params["restart"] + params["start"] + params["leftover"]
+    if not units and not (params["gone"] and params["owned"]):
         module.exit_json(changed=False, turns=[], removed_images=[])
     conclude(
         module, lambda: work(params, check_mode=module.check_mode), changes=True, warned="told"
