@@ -211,15 +211,15 @@ def test_what_is_not_up_is_started_and_not_restarted(state):
 
 
 @pytest.mark.parametrize(
-    ("running", "todo"),
+    ("running", "verb"),
     [({"celery-a@1.service": "old"}, "restart"), ({"celery-a@1.service": "new"}, "start"),
      ({}, "start")],
 )  # fmt: skip
-def test_what_is_starting_as_it_was_before_is_restarted(running, todo):
+def test_what_is_starting_as_it_was_before_is_restarted(running, verb):
     states = dict.fromkeys(WANTED, "active") | {"celery-a@1.service": "activating"}
     needed = act(states, {"celery-a@2.service": "new"} | running)
     assert {name: units for name, units in needed.items() if units} == {
-        todo: ["celery-a@1.service"]
+        verb: ["celery-a@1.service"]
     }
 
 
