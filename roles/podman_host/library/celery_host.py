@@ -97,8 +97,9 @@ def missing_packages(wanted: list[str]) -> list[str]:
 
 def packages_known(missing: list[str]) -> bool:
     """Whether the package manager has a version to install of each of these packages."""
-    found = re.findall(r"Candidate: (?!\(none\))", told(*POLICY, *missing))
-    return not missing or len(found) == len(missing)
+    if not missing:
+        return True  # on most hosts, and asking apt takes half a second
+    return len(re.findall(r"Candidate: (?!\(none\))", told(*POLICY, *missing))) == len(missing)
 
 
 def images() -> dict[str, str]:
