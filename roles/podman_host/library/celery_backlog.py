@@ -40,66 +40,14 @@ held:
 """
 
 import json
-import socket
-from typing import Any, BinaryIO
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.celery_metal import run
+from ansible.module_utils.celery_metal import HostError
+from ansible.module_utils.celery_redis import SOCKET, Client, RedisError, client_of
 
-SOCKET = "/run/celery-metal/redis/redis.sock"
-SECONDS = 5
 # kombu gives each priority but 0 a list of its own, with this before its number.
 PRIORITIES = ["", *(f"\x06\x16{number}" for number in range(1, 10))]
-
-
-class RedisError(Exception):
-    """Redis answered with an error; the text is its."""
-
-
-def encoded(words: tuple[str, ...]) -> bytes:
-    """A command in Redis's protocol.
-
-    >>> encoded(("LLEN", "é"))
-    b'*2\\r\\n$4\\r\\nLLEN\\r\\n$2\\r\\n\\xc3\\xa9\\r\\n'
-    """
-    parts = [word.encode() for word in words]
-    body = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
-    return b"*%d\r\n%b" % (len(parts), body)
-
-
-def answer(stream: BinaryIO) -> Any:
-    """The next answer: text, a number, a list of answers, or None.
-
-    :raises RedisError: when it is an error, or ends before its time.
-    """
-    line = stream.readline()
-    if not line.endswith(b"\r\n"):
-        raise RedisError("the connection was closed")
-    kind, rest = line[:1], line[1:-2].decode(errors="replace")
-    if kind == b"-":
-        raise RedisError(rest)
-    if kind == b":":
-        return int(rest)
-    if kind == b"*":
-        return [answer(stream) for _ in range(int(rest))]
-    if kind == b"$":
-        return None if rest == "-1" else stream.read(int(rest) + 2)[:-2].decode(errors="replace")
-    return rest
-
-
-class Client:
-    """A connection to Redis."""
-
-    def __init__(self, path: str, seconds: float) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(seconds)
-        self.socket.connect(path)
-        self.stream = self.socket.makefile("rb")
-
-    def ask(self, *commands: tuple[str, ...]) -> list[Any]:
-        """The answers to commands that are sent together."""
-        self.socket.sendall(b"".join(map(encoded, commands)))
-        return [answer(self.stream) for _ in commands]
 
 
 def queues_of(life: str) -> list[str]:
@@ -139,18 +87,6 @@ def backlog(client: Client, queues: list[str]) -> dict[str, Any]:
     }
 
 
-def password() -> str:
-    """The broker's password, from Podman's secrets; it stays in this process."""
-    show = ("podman", "secret", "inspect", "--showsecret", "--format", "{{.SecretData}}")
-    try:
-        done = run(*show, "celery-redis-password")
-    except OSError as problem:
-        raise RedisError(f"podman: {problem.strerror}") from None
-    if done.returncode:
-        raise RedisError("Podman has no secret celery-redis-password there; site.yml makes it")
-    return done.stdout.strip()
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -162,12 +98,12 @@ def main() -> None:
     found: dict[str, Any] = {"waiting": {}, "dead": {}, "held": []}
     error = ""
     try:
-        client = Client(SOCKET, SECONDS)
-        client.ask(("AUTH", password()), ("SELECT", str(module.params["database"])))
+        client = client_of("monitor")
+        client.ask(("SELECT", str(module.params["database"])))
         found = backlog(client, module.params["queues"])
     except OSError as problem:
         error = f"{SOCKET}: {problem.strerror or problem}"
-    except RedisError as problem:
+    except (RedisError, HostError) as problem:
         error = str(problem)
     module.exit_json(changed=False, error=error, **found)
 

@@ -36,40 +36,15 @@ gone: {description: Names of those that are kept and not wanted, type: list, ret
 diff: {description: Names of what is written and removed, type: dict, returned: always}
 """
 
-import json
 import secrets as randomness
-import shutil
-import subprocess
-from typing import Any, NamedTuple
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.celery_metal import HostError, conclude, output
+from ansible.module_utils.celery_metal import conclude, output
+from ansible.module_utils.podman_store import Kept, keep, kept
 
 PREFIX = "celery-app-"
-
-
-class Kept(NamedTuple):
-    """A secret in Podman's store."""
-
-    value: str
-    version: str
-
-
-def kept() -> dict[str, Kept]:
-    """The app's secrets that Podman has, by the names that they have in containers."""
-    if not shutil.which("podman"):  # a clean host, under --check
-        return {}
-    listed = output("podman", "secret", "ls", "--format", "{{.Name}}").split()
-    names = [name for name in listed if name.startswith(PREFIX)]
-    if not names:
-        return {}
-    found = json.loads(output("podman", "secret", "inspect", "--showsecret", *names))
-    return {
-        one["Spec"]["Name"].removeprefix(PREFIX): Kept(
-            one["SecretData"], (one["Spec"].get("Labels") or {}).get("version", "")
-        )
-        for one in found
-    }
+CONSEQUENCE = "The workers run on with the old one."
 
 
 def versions(wanted: dict[str, str], found: dict[str, Kept]) -> tuple[dict[str, str], list[str]]:
@@ -81,27 +56,10 @@ def versions(wanted: dict[str, str], found: dict[str, Kept]) -> tuple[dict[str, 
     return {**marks, **{name: randomness.token_hex(6) for name in written}}, written
 
 
-def write(name: str, value: str, version: str) -> None:
-    """Have Podman keep a secret; it is in no command line.
-
-    :raises HostError: when Podman does not.
-    """
-    command = ("podman", "secret", "create", "--replace", "--label", f"version={version}")
-    done = subprocess.run(
-        (*command, PREFIX + name, "-"), input=value, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise HostError(
-            f"Podman did not keep the secret {name}: {done.stderr.strip()}. The workers run on "
-            "with the old one. Look at 'podman secret ls' and the free space of "
-            "/var/lib/containers there, then run again."
-        )
-
-
 def bring(module: AnsibleModule) -> dict[str, Any]:
     """Write what differs; or, if told so, remove what is not wanted."""
     wanted = module.params["secrets"]
-    found = kept()
+    found = {name.removeprefix(PREFIX): one for name, one in kept(PREFIX).items()}
     marks, written = versions(wanted, found)
     gone = sorted(set(found) - set(wanted))
     # Under --check the call before has not written them, and has said them.
@@ -109,7 +67,7 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     remove = gone if module.params["prune"] else []
     if not module.check_mode:
         for name in write_now:
-            write(name, wanted[name], marks[name])
+            keep(PREFIX + name, wanted[name], CONSEQUENCE, version=marks[name])
         if remove:
             output("podman", "secret", "rm", *(PREFIX + name for name in remove))
     lines = [f"keep secret {PREFIX}{name}\n" for name in write_now]

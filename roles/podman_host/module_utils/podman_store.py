@@ -1,0 +1,59 @@
+"""Secrets in Podman's store, each with labels that say nothing of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from typing import NamedTuple
+
+from ansible.module_utils.celery_metal import HostError, output
+
+
+class Kept(NamedTuple):
+    """A secret in Podman's store."""
+
+    value: str
+    labels: dict[str, str]
+
+    @property
+    def version(self) -> str:
+        """A random mark that changes when the secret does."""
+        return self.labels.get("version", "")
+
+
+def kept(prefix: str) -> dict[str, Kept]:
+    """The secrets whose names begin so.
+
+    :raises HostError: when Podman does not tell.
+    """
+    if not shutil.which("podman"):  # a clean host, under --check
+        return {}
+    listed = output("podman", "secret", "ls", "--format", "{{.Name}}").split()
+    names = [name for name in listed if name.startswith(prefix)]
+    if not names:
+        return {}
+    found = json.loads(output("podman", "secret", "inspect", "--showsecret", *names))
+    return {
+        one["Spec"]["Name"]: Kept(one["SecretData"], one["Spec"].get("Labels") or {})
+        for one in found
+    }
+
+
+def keep(name: str, value: str, consequence: str, **labels: str) -> None:
+    """Have Podman keep a secret; it is in no command line.
+
+    :param consequence: what it means for what runs when Podman does not.
+    :raises HostError: when Podman does not.
+    """
+    command = ["podman", "secret", "create", "--replace"]
+    for label, text in labels.items():
+        command += ["--label", f"{label}={text}"]
+    done = subprocess.run(
+        [*command, name, "-"], input=value, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise HostError(
+            f"Podman did not keep the secret {name}: {done.stderr.strip()}. {consequence} Look at "
+            "'podman secret ls' and the free space of /var/lib/containers there, then run again."
+        )
