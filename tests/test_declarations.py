@@ -302,7 +302,7 @@ def test_redis_needs_an_address_where_it_listens(declarations: ModuleType) -> No
 def test_what_a_host_needs_of_a_redis_that_is_not_part_of_the_run(
     declarations: ModuleType,
 ) -> None:
-    secrets = {"celery-redis-password": {}}
+    secrets = {"celery-redis-worker": {}}
     assert declarations.broker_problem(secrets, "web1", "r1", "10.0.0.5") == ""
     assert declarations.broker_problem({}, "web1", "r1", "") == (
         "web1 needs Redis, and r1 has no password for it yet. Nothing was changed. "

@@ -16,7 +16,10 @@ from runtime_lab import Producer, Redis, Worker  # noqa: E402
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     server = Redis(tmp_path_factory.mktemp("session") / "redis")
     yield server
+    refused = server.refused()
     server.stop()
+    # All that the runtime, Celery and kombu do in these tests, also what would fail in silence.
+    assert refused == []
 
 
 @pytest.fixture

@@ -17,14 +17,12 @@ STATE = re.compile(r"/var/lib/celery-metal/(workers|redis)\.json")
 NOTES = "what it keeps for itself"
 TRUST = "/etc/ssl/certs/"
 # Marks that come with a secret are random: each run makes others.
-MARK = re.compile(r"^(Label=celery-metal\.(?:generation|password|secret\.\S+)=)\S+$", re.M)
+MARK = re.compile(r"^(Label=celery-metal\.(?:generation|password|users|secret\.\S+)=)\S+$", re.M)
 # Made and removed again by the same run.
 WORK = "/var/lib/celery-metal/image"
 # What these tasks keep is not shown, for no_log.
 HUSHED = {
-    "Keep the password, for workers": "celery-redis-password",
-    "Keep the hashed password, for Redis": "celery-redis-acl",
-    "Keep the broker's password": "celery-redis-password",
+    "Keep the broker's password": "celery-redis-worker",
 }
 
 # Prints, as JSON, what a host is like.
@@ -209,6 +207,7 @@ READERS: dict[str, Callable[[Changes, str, Mapping[str, Any]], None]] = {
     "package": _of_apt,
     "podman_image": _of_image,
     "podman_secret": _of_secret,
+    "redis_users": _of_diff,
     "unarchive": _of_work,
 }
 

@@ -157,17 +157,18 @@ class Kit:
         command = ["podman", "exec", container, "python", "-m", "metal_sample.smoke", "--json"]
         return json.loads(self.lab.run(host, [*command, "--count", str(count), *words]))
 
-    def password(self, host: str) -> str:
-        """The broker's password, from the secret store of a host."""
+    def password(self, host: str, user: str = "worker") -> str:
+        """The password of a user of Redis, from the secret store of a host."""
         show = "podman secret inspect --showsecret --format '{{.SecretData}}'"
-        return self.lab.run(host, f"{show} celery-redis-password").strip()
+        return self.lab.run(host, f"{show} celery-redis-{user}").strip()
 
-    def redis(self, host: str, *words: str) -> str:
-        """What redis-cli prints for a command, run on the Redis host."""
+    def redis(self, host: str, *words: str, user: str = "admin") -> str:
+        """What redis-cli prints for a user's command, run on the Redis host."""
         command = ["podman", "exec", "-i", "celery-redis", "sh", "-c"]
         script = 'read -r REDISCLI_AUTH; export REDISCLI_AUTH; exec redis-cli --raw "$@"'
-        line = [*command, script, "redis-cli", "-s", "/run/redis/redis.sock", *words]
-        return self.lab.run(host, line, stdin=self.password(host) + "\n").strip()
+        options = ["-s", "/run/redis/redis.sock", "--user", user, "--no-auth-warning"]
+        line = [*command, script, "redis-cli", *options, *words]
+        return self.lab.run(host, line, stdin=self.password(host, user) + "\n").strip()
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,11 @@ LATE = ("celery_app", "celery_worker_", "podman_host_", "redis_")
 # As Redis reads a line of redis.conf: quotes end what they begin, and before a blank.
 DIRECTIVE = re.compile(r"[A-Za-z][A-Za-z0-9-]*", re.ASCII)
 ARGUMENTS = re.compile(r"""(?:[^"']|"(?:\\.|[^"\\])*"(?=\s|$)|'(?:\\'|[^'])*'(?=\s|$))*""")
+# Those of the role redis, in its file users.acl.
+USERS = ("worker", "producer", "monitor", "admin")
+# Commands, keys and channels; with parentheses around them a selector.
+RIGHT = r"(?:[+-]@?[\w|-]+|%[RW]{1,2}~[^\s()]+|[~&][^\s()]+)"
+RIGHTS = re.compile(rf" *(?:(?:{RIGHT}|\( *{RIGHT}(?: +{RIGHT})* *\))(?: +|$))*", re.ASCII)
 # Hosts of a group that a message names.
 KNOWN_HOSTS = 12
 # Read on each host for itself; all others are those of the first host of the fleet.
@@ -300,6 +305,7 @@ def declaration_problems(
         problems += app_problems(values)
     problems += beat_problems({**values, "groups": variables.get("groups", {})})
     problems += redis_problems(values.get("redis_extra_config", {}))
+    problems += user_problems(values.get("redis_user_rules", {}))
     certificates = values.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
@@ -486,6 +492,22 @@ def redis_problems(directives: Any) -> list[str]:
     return problems
 
 
+def user_problems(rules: Any) -> list[str]:
+    """What is wrong with redis_user_rules, which Redis would say only when it starts."""
+    problems = []
+    for name, rights in rules.items() if isinstance(rules, Mapping) else ():
+        where = f"redis_user_rules[{shown(name).strip(chr(34))}]"
+        if name not in USERS:
+            problems.append(f"{where} is no user of Redis: take one of {', '.join(USERS)}")
+        elif not isinstance(rights, str) or not RIGHTS.fullmatch(rights):
+            problems.append(
+                f"{where} is {shown(rights)}: write rights in the words of Redis, one after the "
+                "other, such as ~lock:* +set or (~cache:* +get +set), on one line; a user's "
+                "passwords are the kit's"
+            )
+    return problems
+
+
 def _known(names: Iterable[str]) -> str:
     known = ", ".join(sorted(map(str, names))) or "no secret"
     return f"it has {known}; add it there, or remove it here"
@@ -565,7 +587,7 @@ def broker_problem(secrets: Mapping[str, Any], host: str, redis: str, address: s
     :param redis: the host of Redis.
     :param address: what Redis listens on.
     """
-    if "celery-redis-password" not in secrets:
+    if "celery-redis-worker" not in secrets:
         return (
             f"{host} needs Redis, and {redis} has no password for it yet. Nothing was changed. "
             "Run site.yml without --limit."

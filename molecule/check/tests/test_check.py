@@ -34,7 +34,7 @@ REDIS = {"celery-redis.service"}
 NEW = {
     "start": {"celery.target", *REDIS, *OF_ADD, *OF_MULTIPLY},
     "keep secret": {
-        *("celery-redis-password", "celery-redis-acl"),
+        *(f"celery-redis-{name}" for name in ("acl", "admin", "monitor", "producer", "worker")),
         *("celery-app-TOKEN", "celery-app-KEY"),
     },
 }

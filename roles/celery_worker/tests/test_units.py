@@ -210,7 +210,9 @@ def test_no_password_and_no_latest():
     labels = [value for key, value in container({"name": "a"})["Container"] if key == "Label"]
     assert labels == ["celery-metal.password=abc"]
     secrets = [value for key, value in container({"name": "a"})["Container"] if key == "Secret"]
-    assert secrets == ["celery-redis-password,type=mount,uid=999,gid=999,mode=0400"]
+    assert secrets == [
+        "celery-redis-worker,type=mount,target=celery-redis-password,uid=999,gid=999,mode=0400"
+    ]
 
 
 def test_the_container_has_no_rights_to_spare():

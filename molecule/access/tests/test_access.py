@@ -1,0 +1,328 @@
+"""Each user of Redis can do what Celery does for it, and nothing else; passwords change."""
+
+import threading
+import time
+from urllib.parse import quote
+from uuid import uuid4
+
+import effects
+import pytest
+from celery import Celery, chain, chord, group, signature
+from celery.exceptions import TaskRevokedError
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+BROKER, WORKER = "broker", "worker"
+ROTATE = "playbooks/rotate-secrets.yml"
+USERS = ("admin", "monitor", "producer", "worker")
+PATIENCE = 30
+
+
+@pytest.fixture
+def app_of(kit, lab):
+    """An app outside the kit that has nothing but a user's URL, as docs/queues.md gives it."""
+    apps = []
+
+    def make(user, password=""):
+        secret = quote(password or kit.password(BROKER, user), safe="")
+        url = f"redis://{user}:{secret}@{lab.address(BROKER)}:6379/0"
+        app = Celery(user, broker=url, backend=url, set_as_current=False)
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        app.close()
+
+
+@pytest.fixture
+def client_of(kit, lab):
+    """A connection as a user; with its password, or the one that is given."""
+    clients = []
+
+    def make(user, password=""):
+        client = Redis(
+            host=lab.address(BROKER),
+            username=user,
+            password=password or kit.password(BROKER, user),
+            decode_responses=True,
+        )
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def refused(client_of):
+    """What Redis has refused since the last look: user, and what it wanted."""
+    admin = client_of("admin")
+
+    def look():
+        logged = admin.acl_log(1000)
+        admin.acl_log_reset()
+        return [(one["username"], one["object"]) for one in logged]
+
+    look()
+    return look
+
+
+def add(app, *numbers, **options):
+    return signature("metal_sample.tasks.add", args=numbers, app=app, queue="add_queue", **options)
+
+
+def test_a_producer_can_do_all_that_celery_does_for_it(app_of, refused):
+    app = app_of("producer")
+    assert add(app, 1, 2).apply_async().get(timeout=PATIENCE) == 3
+    assert add(app, 2, 2).apply_async(countdown=1).get(timeout=PATIENCE) == 4
+    assert add(app, 3, 2).apply_async(priority=6).get(timeout=PATIENCE) == 5
+    assert chain(add(app, 1, 2), add(app, 3)).apply_async().get(timeout=PATIENCE) == 6
+    body = signature("metal_sample.tasks.fingerprint", args=("HOME",), app=app, immutable=True)
+    work = chord([add(app, n, n) for n in range(5)], body.set(queue="add_queue"), app=app)
+    assert len(work.apply_async().get(timeout=PATIENCE)) == 64
+    together = group(add(app, n, n) for n in range(5)).apply_async()
+    together.save()
+    again = app.GroupResult.restore(together.id)
+    assert again.get(timeout=PATIENCE) == [0, 2, 4, 6, 8]
+    again.delete()
+    late = add(app, 1, 1).apply_async(countdown=2)
+    late.revoke()
+    with pytest.raises(TaskRevokedError):
+        late.get(timeout=PATIENCE)
+    late.forget()
+    assert refused() == []
+
+
+def test_a_monitor_sees_events_and_asks_workers(app_of, refused):
+    app = app_of("monitor")
+    nodes = {f"{queue}-1@{WORKER}" for queue in ("add_queue", "long")}
+    inspect = app.control.inspect(timeout=2)
+    for question in (inspect.ping, inspect.active, inspect.stats, inspect.registered):
+        assert question().keys() == nodes
+    assert len(app.control.enable_events(reply=True, timeout=2)) == len(nodes)
+    kinds = set()
+    with app.connection() as connection:
+        receiver = app.events.Receiver(connection, {"*": lambda event: kinds.add(event["type"])})
+        # It ends when the receiver listens, which begins below.
+        done = app_of("producer").send_task("metal_sample.tasks.wait", (2,), queue="add_queue")
+        deadline = time.monotonic() + PATIENCE
+        for _ in receiver.itercapture(limit=None, timeout=PATIENCE, wakeup=False):
+            if "task-succeeded" in kinds or time.monotonic() > deadline:  # workers beat on
+                break
+    assert {"task-succeeded", "worker-heartbeat"} <= kinds
+    assert done.get(timeout=PATIENCE) == 2
+    app.control.disable_events()
+    assert refused() == []
+
+
+def test_workers_and_status_can_do_all_that_they_do(kit, lab, refused):
+    reports = kit.smoke(WORKER, "celery-add_queue-1", "add_queue", "long")
+    assert all(report["missing"] == report["wrong"] == 0 for report in reports.values())
+    for words in ("inspect ping", "status", "purge -f -Q nobody"):
+        command = f"podman exec celery-add_queue-1 python -m celery_metal_runtime {words}"
+        lab.run(WORKER, command)
+    assert kit.status()["redis_error"] == ""
+    assert refused() == []
+
+
+FOR_NOBODY = (
+    *(("flushall",), ("flushdb",), ("keys", "*"), ("scan", "0"), ("config", "get", "*")),
+    *(("config", "set", "maxmemory", "1"), ("acl", "list"), ("acl", "log"), ("monitor",)),
+    *(("shutdown", "nosave"), ("replicaof", "10.0.0.1", "1")),
+    *(("save",), ("bgrewriteaof",), ("client", "list"), ("client", "kill", "user", "worker")),
+    *(("module", "list"), ("function", "list"), ("pubsub", "channels"), ("randomkey",)),
+    *(
+        ("rename", "add_queue", "x"),
+        ("migrate", "10.0.0.1", "1", "k", "0", "1"),
+        ("swapdb", "0", "1"),
+    ),
+    *(
+        ("get", "elsewhere"),
+        ("set", "elsewhere", "1"),
+        ("hgetall", "elsewhere"),
+        ("dump", "add_queue"),
+    ),
+)
+FOR_NO_PRODUCER = (
+    *(("eval", "return 1", "0"), ("evalsha", "0" * 40, "0"), ("script", "load", "return 1")),
+    *(("psubscribe", "celery-task-meta-*"), ("psubscribe", "*"), ("subscribe", "/0.celeryev")),
+    *(("lrange", "add_queue", "0", "-1"), ("rpop", "add_queue"), ("del", "add_queue")),
+    *(
+        ("lrem", "add_queue", "0", "x"),
+        ("set", "celery-task-meta-x", "forged"),
+        ("hgetall", "unacked"),
+    ),
+    *(("hgetall", "celery-metal.nodes"), ("lrange", "celery-metal.held:x:y", "0", "-1")),
+)
+FOR_NO_MONITOR = (
+    *(("lpush", "add_queue", "forged"), ("rpop", "add_queue"), ("del", "add_queue")),
+    *(("lrange", "add_queue", "0", "-1"), ("get", "celery-task-meta-x"), ("eval", "return 1", "0")),
+    *(
+        ("psubscribe", "celery-task-meta-*"),
+        ("subscribe", "celery-task-meta-x"),
+        ("psubscribe", "*"),
+    ),
+    *(("publish", "celery-task-meta-x", "forged"), ("hset", "celery-metal.nodes", "a", "b")),
+)
+
+
+@pytest.mark.parametrize(
+    ("user", "commands"),
+    [
+        ("worker", FOR_NOBODY),
+        ("producer", FOR_NOBODY + FOR_NO_PRODUCER),
+        ("monitor", FOR_NOBODY + FOR_NO_MONITOR),
+    ],
+)
+def test_what_a_user_may_not_is_refused_and_logged(client_of, refused, user, commands):
+    client = client_of(user)
+    for words in commands:
+        with pytest.raises(NoPermissionError):
+            client.execute_command(*words)
+        logged = refused()
+        assert [one for one, _ in logged] == [user], (words, logged)
+
+
+def test_who_does_not_log_in_or_has_a_wrong_password_is_refused(client_of, lab, refused):
+    nobody = Redis(host=lab.address(BROKER), decode_responses=True)
+    with pytest.raises(AuthenticationError):
+        nobody.ping()
+    for user in (*USERS, "default", "stranger"):
+        with pytest.raises(AuthenticationError):
+            client_of(user, "wrong").ping()
+        assert {one for one, _ in refused()} == {user}
+
+
+def test_no_password_is_in_a_unit_a_process_or_a_journal(kit, lab):
+    for host in (BROKER, WORKER):
+        seen = lab.run(
+            host,
+            "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n';"
+            "systemctl cat 'celery*'; journalctl --boot; podman inspect $(podman ps -q);"
+            "cat /etc/celery-metal/*",
+        )
+        assert "celery-redis" in seen
+        for user in USERS:
+            assert kit.password(BROKER, user) not in seen
+    # A host has only what its workers need.
+    assert lab.run(WORKER, "podman secret ls --noheading --format '{{.Name}}'").split() == [
+        "celery-redis-worker"
+    ]
+
+
+class Load(threading.Thread):
+    """Sends a task again and again until it is told to end; and all of them arrive or are said."""
+
+    def __init__(self, app):
+        super().__init__()
+        self.app, self.run_id, self.sent, self.begun = app, str(uuid4()), 0, time.monotonic()
+        self.enough = threading.Event()
+        self.failure = None
+
+    def run(self):
+        try:
+            while not self.enough.wait(0.05):
+                queue, seconds = (("add_queue", 0.1), ("long", 3.0))[self.sent % 40 == 0]
+                self.app.send_task(
+                    "metal_sample.tasks.record",
+                    (self.run_id, self.sent, seconds),
+                    queue=queue,
+                    ignore_result=True,
+                )
+                self.sent += 1
+        except OperationalError as failure:
+            self.failure = failure
+
+    def end(self, kit, lab):
+        """What was counted, when all is done."""
+        self.enough.set()
+        self.join()
+        assert self.failure is None
+        key = f"metal_sample.record:{self.run_id}"
+
+        def counted():
+            lines = kit.redis(BROKER, "smembers", key).splitlines()
+            return effects.count(lines, self.sent, range(0), self.begun)
+
+        lab.wait_for(
+            lambda: counted().lost == 0,
+            60,
+            "all tasks are done",
+            host=WORKER,
+            unit="celery-*",
+        )
+        return counted()
+
+
+def test_passwords_change_under_load_and_no_task_is_lost(kit, lab, app_of, client_of):
+    old = {user: kit.password(BROKER, user) for user in USERS}
+    redis = lab.invocation_ids(BROKER, "celery-*.service")
+    workers = lab.invocation_ids(WORKER, "celery-*.service")
+    load = Load(app_of("producer"))
+    load.start()
+    try:
+        played = kit.play(playbook=ROTATE)
+    finally:
+        counted = load.end(kit, lab)
+    print(counted)
+    assert counted.sent > 100
+    assert (counted.lost, counted.duplicates) == (0, 0)
+    assert lab.invocation_ids(BROKER, "celery-*.service") == redis
+    now = lab.invocation_ids(WORKER, "celery-*.service")
+    assert now.keys() == workers.keys()
+    assert not set(now.values()) & set(workers.values())
+
+    new = {user: kit.password(BROKER, user) for user in USERS}
+    assert not set(new.values()) & set(old.values())
+    assert kit.password(WORKER) == new["worker"]
+    for user in ("admin", "monitor", "worker"):
+        with pytest.raises(AuthenticationError):
+            client_of(user, old[user]).ping()
+        assert client_of(user).ping()
+    assert "-e rotate_finish=true" in played.output
+    assert not any(word in played.output for word in (*old.values(), *new.values()))
+
+    # Producers have both, until it is said that they need the earlier one no more.
+    connected = client_of("producer", old["producer"])
+    assert connected.ping()
+    assert client_of("producer").ping()
+    finished = kit.play(playbook=ROTATE, rotate_finish=True)
+    assert finished.changed == {BROKER: 1, WORKER: 0}
+    with pytest.raises(AuthenticationError):
+        connected.ping()
+    assert add(app_of("producer"), 1, 2).apply_async().get(timeout=PATIENCE) == 3
+    assert lab.invocation_ids(WORKER, "celery-*.service") == now
+    assert kit.play().changed == {BROKER: 0, WORKER: 0}
+    # What Redis loads when it starts is what it was told.
+    lab.run(BROKER, "systemctl restart celery-redis")
+    assert add(app_of("producer"), 1, 2).apply_async().get(timeout=PATIENCE) == 3
+    with pytest.raises(AuthenticationError):
+        client_of("producer", old["producer"]).ping()
+
+
+def test_a_rotation_that_would_leave_hosts_out_is_refused(kit):
+    before = [kit.password(BROKER, user) for user in USERS]
+    played = kit.play("--limit", BROKER, playbook=ROTATE, fails=True)
+    assert f"and {WORKER} would keep the earlier ones: run it without --limit" in played.output
+    assert [kit.password(BROKER, user) for user in USERS] == before
+
+
+def test_a_right_of_an_app_s_own_is_there_without_a_restart(kit, lab, client_of):
+    before = {host: lab.invocation_ids(host, "celery-*.service") for host in (BROKER, WORKER)}
+    worker = client_of("worker")
+    with pytest.raises(NoPermissionError):
+        worker.set("lock:a", "1")
+    kit.play(redis_user_rules={"worker": "(~lock:* +set) (~metal_sample.* +sadd)"})
+    assert worker.set("lock:a", "1")
+    played = kit.play(redis_user_rules={"worker": "+nonesuch"}, fails=True)
+    assert "rights of its user worker" in played.output
+    assert "Mend redis_user_rules[worker]. Nothing was changed in this step." in played.output
+    assert worker.set("lock:a", "1")
+    kit.play()
+    with pytest.raises(NoPermissionError):
+        worker.set("lock:a", "1")
+    after = {host: lab.invocation_ids(host, "celery-*.service") for host in (BROKER, WORKER)}
+    assert after == before
