@@ -57,18 +57,24 @@ from ansible.module_utils.celery_metal import HostError, conclude
 def offered(site: backups.Site, host: str) -> str:
     """The backups that are there, and how one is brought back."""
     lines = backups.listed(site)
-    if not lines:
+    here = backups.good(site)
+    try:
+        lines += [f"{name}  only shipped" for name in backups.shipped(site) if name not in here]
+    except backups.BackupError as problem:
+        lines.append(f"(those that were shipped cannot be listed: {problem})")
+    names = [line.split()[0] for line in lines if line.startswith("redis-")]
+    if not names:
         return (
             f"{host} has no backup in {site.backups}. Put one there with the file NAME.json beside "
-            "it, or bring a shipped one with -e restore_from=HOST; or make one: 'systemctl start "
-            "celery-redis-backup'. Nothing was changed."
+            "it, or make one: 'systemctl start celery-redis-backup'. Nothing was changed."
+            + "".join(f"\n{line}" for line in lines)
         )
     return "\n".join(
         [
             f"The backups of {host}, the newest last. Nothing was changed.",
             *lines,
             "To bring one back: ansible-playbook playbooks/restore.yml -e "
-            f"restore_file={lines[-1].split()[0]} -e restore_confirmed={host}",
+            f"restore_file={max(names)} -e restore_confirmed={host}",
         ]
     )
 
@@ -99,6 +105,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     try:
         backups.taken(name)
         confirm(site, params)
+        if not module.check_mode:
+            backups.bring_back(site, name)
         if module.check_mode:
             note = backups.check(site, name)
             text = f"{name} can be used: {backups.described(note)}"

@@ -2,11 +2,13 @@
 
 The role redis puts this file on the host of Redis, where celery-redis-backup.service runs it:
 
-    redis_backup.py backup          makes a backup and removes old ones
+    redis_backup.py backup          makes a backup, removes old ones, and ships what is not shipped
     redis_backup.py list            the backups there, as JSON
     redis_backup.py check NAME      loads one, and compares it with what is written beside it
 
-playbooks/restore.yml sends it along with the module celery_restore. It needs nothing but Python.
+On the host that backups are shipped to, sshd runs `redis_backup.py receive` for the one key that
+may do so. playbooks/restore.yml sends this file along with the module celery_restore. It needs
+nothing but Python, and a client of SSH for shipping.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ LOCK_SECONDS = 900.0
 # A host whose disk is full has other troubles than a missing backup.
 SPARE_BYTES = 64 << 20
 LOG_LINES = 15
+NOTE_BYTES = 64 << 20
 
 
 class BackupError(Exception):
@@ -195,6 +198,8 @@ class Site:
     settings: Path = Path("/etc/celery-metal/redis-backup.json")
     configuration: Path = Path("/etc/celery-metal/redis.conf")
     socket: Path = Path("/run/celery-metal/redis/redis.sock")
+    # The key for shipping, and whom it is for.
+    keys: Path = Path("/etc/celery-metal/ship")
     unit: str = "celery-redis.service"
     # Of container and program: what Redis has its data in.
     inside: str = "/data"
@@ -228,7 +233,15 @@ class Site:
         ``redis.sock`` is in `run`.
         """
         return [
-            *("podman", "run", "--rm", "--replace", f"--name={PODMAN_NAME}", "--pull=never"),
+            *(
+                "podman",
+                "--events-backend=none",
+                "run",
+                "--rm",
+                "--replace",
+                f"--name={PODMAN_NAME}",
+                "--pull=never",
+            ),
             *("--network=none", "--read-only", "--userns=auto", "--user=999:999"),
             *("--cap-drop=all", "--security-opt=no-new-privileges", "--log-driver=none"),
             # Within the limits of the unit, or of whoever calls; the first to go when memory ends.
@@ -264,6 +277,24 @@ class Site:
             if name and not name.startswith("#"):
                 found[name.lower()] = " ".join(shlex.split(value))
         return found
+
+    def remote(self, command: str) -> list[str]:
+        """The command that has the other host do something for this one."""
+        target, keys = self.setting("ship"), self.keys
+        options = {
+            "BatchMode": "yes",
+            "ConnectTimeout": "20",
+            "GlobalKnownHostsFile": "/dev/null",
+            "IdentitiesOnly": "yes",
+            "ServerAliveInterval": "15",
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": str(keys / "known_hosts"),
+        }
+        return [
+            *("ssh", "-F", "none", "-T", "-i", str(keys / "key"), "-p", str(target["port"])),
+            *(word for one, value in options.items() for word in ("-o", f"{one}={value}")),
+            *(f"{target['user']}@{target['address']}", command),
+        ]
 
     def live(self) -> Client:
         """The running Redis."""
@@ -456,8 +487,8 @@ def expired(names: list[str], now: datetime, keep_days: int, keep_at_least: int)
 
     >>> now = datetime(2026, 11, 25, tzinfo=UTC)
     >>> names = [f"redis-202611{day}T000000Z.rdb" for day in ("01", "02", "24")]
-    >>> expired(names, now, 7, 1), expired(names, now, 7, 2), expired(names, now, 7, 9)
-    (['redis-20261101T000000Z.rdb', 'redis-20261102T000000Z.rdb'], ['redis-20261101T000000Z.rdb'], [])
+    >>> expired(names, now, 7, 2), expired(names, now, 7, 9)
+    (['redis-20261101T000000Z.rdb'], [])
     """
     ordered = sorted(names)
     older = ordered[: max(len(ordered) - keep_at_least, 0)]
@@ -510,7 +541,7 @@ def backup(site: Site, now: datetime | None = None) -> str:
     """
     now = now or datetime.now(UTC)
     name = now.strftime(f"redis-{STAMP}.rdb")
-    keep = {one: site.setting(one) for one in ("keep_days", "keep_at_least")}
+    kept = {one: site.setting(one) for one in ("keep_days", "keep_at_least")}
     with locked(site):
         tidy(site)
         staged = site.backups / f".new-{name}"
@@ -523,16 +554,23 @@ def backup(site: Site, now: datetime | None = None) -> str:
                 "from before stay."
             ) from None
         else:
-            os.replace(staged / "dump.rdb", site.backups / name)
-            write(note_of(site.backups / name), json.dumps(note, indent=1) + "\n")
+            keep(site, name, staged / "dump.rdb", note)
         finally:
             shutil.rmtree(staged)
-        for old in expired(list(good(site)), now, **keep):
-            note_of(site.backups / old).unlink()
-            (site.backups / old).unlink()
-            print(f"{old} is older than {keep['keep_days']} days: removed")
-    print(f"{name}: {described(note)}")
+        print(f"{name}: {described(note)}")
+        for old in prune(site, now, **kept):
+            print(f"{old} is older than {kept['keep_days']} days: removed")
+        ship(site)
     return name
+
+
+def prune(site: Site, now: datetime, keep_days: int, keep_at_least: int) -> list[str]:
+    """Remove the backups that are too old; their names."""
+    old = expired(list(good(site)), now, keep_days, keep_at_least)
+    for name in old:
+        note_of(site.backups / name).unlink()
+        (site.backups / name).unlink()
+    return old
 
 
 def _made(site: Site, target: Path, now: datetime) -> dict[str, Any]:
@@ -568,6 +606,145 @@ def _made(site: Site, target: Path, now: datetime) -> dict[str, Any]:
         "sha256": digest,
         "databases": databases,
     }
+
+
+# ------------------------------------------------------------------------------------------
+# Another host
+
+
+def ship(site: Site) -> None:
+    """Send the backups that the other host does not have, if there is one; oldest first.
+
+    :raises BackupError: when it does not take them; they stay here, and the next run tries again.
+    """
+    target = site.setting("ship")
+    if not target:
+        return
+    try:
+        there = _asked(site, "list").decode().split()
+        for name, note in good(site).items():
+            if name not in there:
+                _asked(site, f"put {name}", note, site.backups / name)
+                print(f"{name} is shipped to {target['host']}")
+    except BackupError as problem:
+        raise BackupError(
+            f"The backup is made, proven and kept here, but not shipped: {problem} The next backup "
+            "is shipped with those that were not."
+        ) from None
+
+
+def shipped(site: Site) -> list[str]:
+    """Names of the backups that the other host has; none where there is none.
+
+    :raises BackupError: when it does not answer.
+    """
+    return _asked(site, "list").decode().split() if site.setting("ship") else []
+
+
+def bring_back(site: Site, name: str) -> None:
+    """Have a backup here that only the other host has; the caller has no lock.
+
+    :raises BackupError: when it has none, or does not answer.
+    """
+    if name in good(site) or name not in shipped(site):
+        return
+    with locked(site), tempfile.TemporaryDirectory(prefix=".new-", dir=site.backups) as top:
+        with subprocess.Popen(
+            site.remote(f"get {name}"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout
+            note = take(process.stdout, Path(top, name))
+        keep(site, name, Path(top, name), note)
+
+
+def _asked(
+    site: Site, command: str, note: dict[str, Any] | None = None, file: Path | None = None
+) -> bytes:
+    """The other host's answer to a command, with a backup sent along."""
+    target = site.setting("ship")
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as answer:
+        with subprocess.Popen(
+            site.remote(command), stdin=subprocess.PIPE, stdout=answer, stderr=errors
+        ) as process:
+            assert process.stdin
+            # It says why when it ends early.
+            with contextlib.suppress(BrokenPipeError), process.stdin as out:
+                if note and file:
+                    give(out, file, note)
+        if process.returncode:
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip()
+            raise BackupError(
+                f"{target['host']} ({target['address']}) said: {said or process.returncode}."
+            )
+        answer.seek(0)
+        return answer.read()
+
+
+def give(out: BinaryIO, file: Path, note: dict[str, Any]) -> None:
+    """Write a backup into a stream: what is in it on one line, then itself."""
+    out.write(json.dumps(note).encode() + b"\n")
+    with file.open("rb") as source:
+        shutil.copyfileobj(source, out, 1 << 20)
+
+
+def take(stream: BinaryIO, target: Path) -> dict[str, Any]:
+    """Read a backup from a stream into a file; what is in it.
+
+    :raises BackupError: when it is not all there, or not what it says that it is.
+    """
+    try:
+        note = json.loads(stream.readline(NOTE_BYTES))
+        size, digest = int(note["bytes"]), hashlib.sha256()
+    except (ValueError, LookupError, TypeError):
+        raise BackupError("what came is no backup.") from None
+    require_space(target.parent, size, "This backup")
+    left = size
+    with target.open("wb") as out:
+        os.fchmod(out.fileno(), 0o600)
+        while part := stream.read(min(left, 1 << 20)):
+            left -= len(part)
+            digest.update(part)
+            out.write(part)
+        out.flush()
+        os.fsync(out.fileno())
+    if left or digest.hexdigest() != note["sha256"]:
+        raise BackupError("it did not come whole: look at the network and at both disks.")
+    return note
+
+
+def keep(site: Site, name: str, file: Path, note: dict[str, Any]) -> None:
+    """Put a backup in its place, what is in it last: only that makes it one."""
+    os.replace(file, site.backups / name)
+    write(note_of(site.backups / name), json.dumps(note, indent=1) + "\n")
+
+
+def receive(site: Site, command: str, keep_days: int, keep_at_least: int) -> None:
+    """Do what the other side may ask for: ``list``, ``put NAME`` and ``get NAME``.
+
+    No backup is replaced, and none is removed before its time, whoever has the key.
+    """
+    verb, _, name = command.partition(" ")
+    if verb not in ("list", "put", "get") or (verb == "list") == bool(name):
+        raise BackupError(f"{command[:60]!r} is not done for this key: only list, put and get.")
+    if name:
+        taken(name)
+    out = sys.stdout.buffer
+    with locked(site):
+        there = good(site)
+        if verb == "list":
+            out.write("".join(f"{one}\n" for one in there).encode())
+        elif verb == "get" and name in there:
+            give(out, site.backups / name, there[name])
+        elif verb == "get" or name in there:
+            raise BackupError(f"{name} is {'there already' if verb == 'put' else 'not there'}.")
+        else:
+            tidy(site)
+            with tempfile.TemporaryDirectory(prefix=".new-", dir=site.backups) as top:
+                note = take(sys.stdin.buffer, Path(top, name))
+                keep(site, name, Path(top, name), note)
+            prune(site, datetime.now(UTC), keep_days, keep_at_least)
+    out.flush()
 
 
 def described(note: dict[str, Any]) -> str:
@@ -808,6 +985,11 @@ def main(words: list[str]) -> int:
                 print(json.dumps(good(site), indent=1))
             case ["check", name]:
                 print(f"{name} can be used: {described(check(site, name))}")
+            case ["receive", place, days, number]:
+                command = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+                receive(
+                    dataclasses.replace(site, backups=Path(place)), command, int(days), int(number)
+                )
             case _:
                 print(__doc__, file=sys.stderr)
                 return 2

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,6 +36,10 @@ class LocalSite(backups.Site):
         words = ["--dir", str(directory), "--unixsocket", str(run / "redis.sock")]
         return [self.program, *arguments, *words]
 
+    def remote(self, command):
+        words = [sys.executable, "-I", backups.__file__, "receive", self.setting("ship")["place"]]
+        return ["env", f"SSH_ORIGINAL_COMMAND={command}", *words, "30", "2"]
+
     def discard(self):
         pass
 
@@ -63,7 +68,7 @@ class LocalSite(backups.Site):
         try:
             with self.live() as client:
                 return client.ask("PING") == b"PONG"
-        except backups.BackupError:
+        except (backups.BackupError, backups.RedisError):  # it loads
             return False
 
 
@@ -90,10 +95,9 @@ def site(tmp_path):
     found.systemctl("stop")
 
 
-def settings(site, keep_days=14, keep_at_least=1):
-    site.settings.write_text(
-        json.dumps({"image": "none", "keep_days": keep_days, "keep_at_least": keep_at_least})
-    )
+def settings(site, keep_days=14, keep_at_least=1, ship=None):
+    found = {"image": "none", "keep_days": keep_days, "keep_at_least": keep_at_least}
+    site.settings.write_text(json.dumps({**found, "ship": ship or {}}))
 
 
 def ask(site, *words):
@@ -207,7 +211,7 @@ def test_a_backup_that_does_not_load_is_not_kept_and_removes_no_other(site, tmp_
     program = tmp_path / "killed"
     program.write_text("#!/bin/sh\necho out of memory\nexit 137\n")
     program.chmod(0o755)
-    with pytest.raises(backups.BackupError, match="(?s)not kept.*killed.*out of memory"):
+    with pytest.raises(backups.BackupError, match=r"(?s)not kept.*killed.*out of memory"):
         backups.backup(dataclasses.replace(site, program=str(program)), NOON)
     assert sorted(backups.good(site)) == old
     assert len(list(site.backups.glob("*.rdb"))) == 2
@@ -449,3 +453,84 @@ def test_the_command_line(site, monkeypatch, capsys):
         assert backups.main(["restore"]) == 2
     finally:
         os.umask(umask)
+
+
+@pytest.fixture
+def target(site, tmp_path):
+    """Where another host keeps what is shipped to it, for 30 days and two at least."""
+    place = tmp_path / "shipped"
+    settings(site, ship={"host": "other", "address": "10.0.0.9", "place": str(place)})
+    return dataclasses.replace(site, backups=place)
+
+
+def receive(site, command, sent=b""):
+    return subprocess.run(site.remote(command), input=sent, capture_output=True, check=False)
+
+
+def test_backups_are_shipped_and_come_back(site, target):
+    fill(site)
+    settings_of_ship = site.settings.read_text()
+    settings(site)
+    first = backups.backup(site, datetime.now(UTC) - timedelta(days=2))
+    site.settings.write_text(settings_of_ship)
+    # Also what was not shipped before.
+    second = backups.backup(site, datetime.now(UTC))
+    assert list(backups.good(target)) == backups.shipped(site) == [first, second]
+    assert backups.good(target) == backups.good(site)
+    for path in site.backups.glob("redis-*"):
+        path.unlink()
+    backups.bring_back(site, second)
+    assert list(backups.good(site)) == [second]
+    assert backups.check(site, second)["databases"] == FILLED
+    assert not [path for path in target.backups.iterdir() if path.name.startswith(".new")]
+
+
+def test_a_failing_target_is_loud_and_what_is_here_stays(site, target):
+    target.backups.write_text("no directory")
+    with pytest.raises(backups.BackupError, match=r"(?s)kept here, but not shipped: other .*said"):
+        backups.backup(site, NOON)
+    assert list(backups.good(site)) == [NAME]
+    target.backups.unlink()
+    later = backups.backup(site, NOON + timedelta(hours=1))
+    assert backups.shipped(site) == [NAME, later]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("", "sh", "list x", "put", "get", "put ../x", "put redis-1.rdb", "rm " + NAME),
+        *(f"put {NAME};id", f"get {NAME}.json", f"put  {NAME}", "scp -t /etc"),
+    ],
+)
+def test_the_key_may_do_nothing_else(site, target, command):
+    done = receive(site, command, b"{}")
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert [path for path in target.backups.glob("*") if path.name != ".lock"] == []
+
+
+def test_what_comes_is_not_taken_unless_it_is_whole(site, target):
+    backups.backup(site, NOON)
+    other = "redis-20261125T130000Z.rdb"
+    note, raw = backups.good(site)[NAME], (site.backups / NAME).read_bytes()
+    line = json.dumps(note).encode() + b"\n"
+    for sent in (b"", b"[]\n", line, line + raw[:-1], line + b"x" + raw[1:]):
+        done = receive(site, f"put {other}", sent)
+        assert done.returncode == 1, sent
+    assert list(backups.good(target)) == [NAME]
+    assert b"there already" in receive(site, f"put {NAME}", line + raw).stderr
+    assert receive(site, f"put {other}", line + raw).returncode == 0
+    assert list(backups.good(target)) == [NAME, other]
+
+
+def test_the_target_removes_by_its_own_clock(site, target):
+    now = datetime.now(UTC)
+    note = {"bytes": 1, "sha256": backups.hashlib.sha256(b"x").hexdigest()}
+    sent = json.dumps(note).encode() + b"\nx"
+    names = [
+        (now - timedelta(days=days)).strftime("redis-%Y%m%dT%H%M%SZ.rdb") for days in (50, 40, 20)
+    ]
+    names.append((now + timedelta(days=900)).strftime("redis-%Y%m%dT%H%M%SZ.rdb"))
+    for name in names:
+        assert receive(site, f"put {name}", sent).returncode == 0
+    assert list(backups.good(target)) == names[2:]
