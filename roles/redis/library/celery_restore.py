@@ -108,6 +108,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         if not module.check_mode:
             backups.bring_back(site, name)
         if module.check_mode:
+            if name not in backups.good(site) and name in backups.shipped(site):
+                return {"changed": False, "text": f"{name} would be brought here, and proven"}
             note = backups.check(site, name)
             text = f"{name} can be used: {backups.described(note)}"
             # What the run would do to the host's units and files.
