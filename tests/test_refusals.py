@@ -272,6 +272,7 @@ BAD_VARIABLES = {
     'redis_port: "6379"': 'redis_port is "6379": it must be a whole number, 1 to 65535, without',
     "redis_durability: eversec": 'is "eversec": it must be one of always, everysec, none',
     "redis_extra_config: [save]": "redis_extra_config is ['save']: it must be a mapping",
+    "redis_backup_calendar: 100%": 'is "100%", which cannot be used: write it as systemd does',
     "redis_backup_keep_at_least: 0": "redis_backup_keep_at_least is 0: it must be a whole",
     "redis_backup_ship_to: web9": "names web9, which is no host of the inventory: add it there, or",
     "redis_listen: 'yes'": 'redis_listen is "yes": it must be true or false, without quotes',

@@ -75,6 +75,10 @@ FORMS = {
         r"([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)?",
         "write an IPv4 address, or a name that has one",
     ),
+    "redis_backup_calendar": (
+        r"(?a:[\w*:,./~+ -]*\w[\w*:,./~+ -]*)",
+        'write it as systemd does, such as daily or "*-*-* 02:30"',
+    ),
 }
 # Read by the roles themselves, when facts are known.
 LATE = ("celery_app", "celery_worker_", "podman_host_", "redis_")
