@@ -294,3 +294,14 @@ def test_backups_follow_what_is_declared(kit, lab):
     assert lab.run(BROKER, f"systemctl list-units --all --plain --no-legend '{TIMER}'") == ""
     assert not lab.succeeds(BROKER, f"systemctl cat {BACKUP}")
     assert lab.invocation_ids(BROKER, "celery-redis.service") == redis
+
+
+def test_removal_leaves_what_was_saved_and_lets_the_key_in_no_more(kit, lab):
+    saved = lab.run(BROKER, f"ls {BACKUPS}"), lab.run(WORKER, f"ls {SHIPPED}")
+    played = kit.play(playbook="playbooks/remove.yml", remove_confirmed=True)
+    assert BACKUPS in played.output
+    assert (lab.run(BROKER, f"ls {BACKUPS}"), lab.run(WORKER, f"ls {SHIPPED}")) == saved
+    for host in lab.hosts:
+        left = "find /etc /run /usr/local /var/lib/systemd -xdev -name '*celery*'"
+        assert lab.run(host, left) == ""
+    assert not lab.succeeds(WORKER, "test -e /var/lib/celery-backup/.ssh/authorized_keys")
