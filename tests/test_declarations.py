@@ -344,6 +344,27 @@ def test_hosts_that_do_not_answer(
     assert declarations.contact_problems(hosts, "r1") == text
 
 
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("", ""),
+        ("web2", ""),
+        ("r1", "names r1, where Redis itself is: name another host"),
+        (
+            "web9",
+            "names web9, which is no host of the inventory: add it there, or name one of r1, ",
+        ),
+    ],
+)
+def test_backups_are_shipped_to_another_host(
+    declarations: ModuleType, target: str, text: str
+) -> None:
+    groups = {"all": ["r1", "web1", "web2"], "redis": ["r1"]}
+    said = "".join(declarations.ship_problems(target, groups))
+    assert text in said
+    assert bool(text) == bool(said)
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 ANYTHING = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(SCALARS, SCALARS, max_size=2)
 

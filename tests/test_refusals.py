@@ -275,6 +275,9 @@ BAD_VARIABLES = {
     "redis_user_rules: {worker: '+get >mine'}": (
         'redis_user_rules[worker] is "+get >mine": write rights in the words of Redis'
     ),
+    "redis_backup_calendar: 100%": 'is "100%", which cannot be used: write it as systemd does',
+    "redis_backup_keep_at_least: 0": "redis_backup_keep_at_least is 0: it must be a whole",
+    "redis_backup_ship_to: web9": "names web9, which is no host of the inventory: add it there, or",
     "redis_listen: 'yes'": 'redis_listen is "yes": it must be true or false, without quotes',
     "celery_worker_watchdog_seconds: 9": "is 9: it must be a whole number, 10 to 3600",
     "celery_worker_broker_database: YES": "is True: it must be a whole number, 0 to 15",

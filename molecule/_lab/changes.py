@@ -290,7 +290,7 @@ def _active(snapshot: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: one["InvocationID"]
         for name, one in snapshot["units"].items()
-        if one["ActiveState"] == "active" and name.endswith((".service", ".target"))
+        if one["ActiveState"] == "active" and name.endswith((".service", ".target", ".timer"))
     }
 
 

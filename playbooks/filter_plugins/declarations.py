@@ -75,6 +75,10 @@ FORMS = {
         r"([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)?",
         "write an IPv4 address, or a name that has one",
     ),
+    "redis_backup_calendar": (
+        r"(?a:[\w*:,./~+ -]*\w[\w*:,./~+ -]*)",
+        'write it as systemd does, such as daily or "*-*-* 02:30"',
+    ),
 }
 # Read by the roles themselves, when facts are known.
 LATE = ("celery_app", "celery_worker_", "podman_host_", "redis_")
@@ -306,6 +310,7 @@ def declaration_problems(
     problems += beat_problems({**values, "groups": variables.get("groups", {})})
     problems += redis_problems(values.get("redis_extra_config", {}))
     problems += user_problems(values.get("redis_user_rules", {}))
+    problems += ship_problems(values.get("redis_backup_ship_to", ""), variables.get("groups", {}))
     certificates = values.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
@@ -506,6 +511,20 @@ def user_problems(rules: Any) -> list[str]:
                 "passwords are the kit's"
             )
     return problems
+
+
+def ship_problems(target: Any, groups: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the host that backups are shipped to."""
+    if not isinstance(target, str) or not target:
+        return []  # none, or said already
+    where = f"redis_backup_ship_to names {word(target)}"
+    if target in groups.get("redis", []):
+        return [f"{where}, where Redis itself is: name another host, or leave it out"]
+    known = list(groups.get("all", []))
+    if target in known:
+        return []
+    few = ", ".join([*known[:KNOWN_HOSTS], *(["..."] if len(known) > KNOWN_HOSTS else [])])
+    return [f"{where}, which is no host of the inventory: add it there, or name one of {few}"]
 
 
 def _known(names: Iterable[str]) -> str:

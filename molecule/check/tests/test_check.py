@@ -32,7 +32,7 @@ OF_MAIL = {"celery-mail.target", "celery-mail@1.service"}
 WORKERS = {"celery-add_queue@1.service", "celery-multiply_queue@1.service"}
 REDIS = {"celery-redis.service"}
 NEW = {
-    "start": {"celery.target", *REDIS, *OF_ADD, *OF_MULTIPLY},
+    "start": {"celery.target", "celery-redis-backup.timer", *REDIS, *OF_ADD, *OF_MULTIPLY},
     "keep secret": {
         *(f"celery-redis-{name}" for name in ("acl", "admin", "monitor", "producer", "worker")),
         *("celery-app-TOKEN", "celery-app-KEY"),

@@ -16,6 +16,12 @@ options:
     description: Whether they shall be out. When not, only the marker is removed.
     type: bool
     required: true
+  playbook:
+    description:
+      - What takes them out, or brings them back. With another name than the default, it brings back
+        only what it has taken out itself.
+    type: str
+    default: playbooks/drain.yml
 author: celery-metal
 """
 
@@ -41,7 +47,8 @@ QUADLETS = Path("/etc/containers/systemd/celery-metal")
 BEAT = "celery-beat.container"
 MARKER = Path("/etc/celery-metal/drained")
 CONDITION = f"ConditionPathExists=!{MARKER}"
-TEXT = "Written by celery-metal, playbooks/drain.yml: no worker starts on this host.\n"
+DRAIN = "playbooks/drain.yml"
+TEXT = "Written by celery-metal, {playbook}: no worker starts on this host.\n"
 DOWN = ("inactive", "failed")
 
 
@@ -87,15 +94,23 @@ def stop(files: list[Path], units: list[str]) -> list[str]:
         raise HostError(
             f"still running: {', '.join(left)}. {stopped.stderr.strip()} The host is being "
             f"drained: no worker starts there any more, for {MARKER} is written. See "
-            f"'journalctl -u {left[0]}' there, then run playbooks/drain.yml again; or bring all "
+            f"'journalctl -u {left[0]}' there, then run the same playbook again; or bring all "
             "back with playbooks/undrain.yml."
         )
     return [unit for unit in units if after.get(unit) == "failed"]
 
 
+def others(playbook: str) -> bool:
+    """Whether another playbook, or an operator, keeps the workers out, which this must leave."""
+    return playbook != DRAIN and MARKER.exists() and playbook not in MARKER.read_text()
+
+
 def work(module: AnsibleModule) -> dict[str, Any]:
     """Drain the host, or let its workers start again; what was stopped, and what may start."""
     drained, was = module.params["drained"], MARKER.exists()
+    playbook = module.params["playbook"]
+    if not drained and others(playbook):
+        return {"changed": False, "stopped": [], "start": []}
     files = templates(QUADLETS)
     if drained and (old := without_condition(files)):
         raise HostError(
@@ -106,7 +121,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         if drained:
             # Before the stop: what is about to start already finds it.
             MARKER.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            MARKER.write_text(TEXT)
+            MARKER.write_text(TEXT.format(playbook=playbook))
         else:
             MARKER.unlink()
     before = states(files)
@@ -129,7 +144,11 @@ def work(module: AnsibleModule) -> dict[str, Any]:
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"drained": {"type": "bool", "required": True}}, supports_check_mode=True
+        argument_spec={
+            "drained": {"type": "bool", "required": True},
+            "playbook": {"type": "str", "default": DRAIN},
+        },
+        supports_check_mode=True,
     )
     conclude(module, lambda: work(module), changes=True)
 

@@ -92,6 +92,8 @@ from ansible.module_utils.celery_metal import HostError, conclude, output, run, 
 QUADLET = "/usr/libexec/podman/quadlet"
 QUADLET_ROOT = "/etc/containers/systemd/"
 LABEL = "celery-metal.generation"
+# The files that make units.
+UNITS = (".container", ".service", ".slice", ".target", ".timer")
 RUNNING = ("active", "activating", "reloading", "deactivating")
 
 
@@ -142,7 +144,7 @@ def closed_units(files: dict[str, str]) -> set[str]:
 
 def gone_patterns(gone: list[str]) -> list[str]:
     """Names of units whose file is gone; a template takes all its instances along."""
-    units = {unit_of(path) for path in gone if path.endswith((".container", ".target", ".slice"))}
+    units = {unit_of(path) for path in gone if path.endswith(UNITS)}
     return sorted(unit.replace("@.", "@*.") for unit in units)
 
 
@@ -303,6 +305,8 @@ def check(files: dict[str, str], links: dict[str, str]) -> None:
 
     :raises HostError: when one of them refuses a file, or is not there.
     """
+    if not any(path.startswith((QUADLET_ROOT, "/etc/systemd/system/")) for path in files):
+        return
     missing = [path for path in (QUADLET, "systemd-analyze") if not shutil.which(path)]
     if missing:
         raise HostError(

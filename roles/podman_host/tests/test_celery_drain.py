@@ -97,3 +97,26 @@ def test_systemd_is_asked_for_the_instances_of_our_templates_only(quadlets, monk
 )
 def test_what_counts_as_running(state, runs):
     assert celery_drain.up({"celery-mail@1.service": state}) == ["celery-mail@1.service"] * runs
+
+
+@pytest.mark.parametrize(
+    ("text", "playbook", "stays"),
+    [
+        (
+            celery_drain.TEXT.format(playbook="playbooks/restore.yml"),
+            "playbooks/restore.yml",
+            False,
+        ),
+        (celery_drain.TEXT.format(playbook=celery_drain.DRAIN), "playbooks/restore.yml", True),
+        ("", "playbooks/restore.yml", True),
+        ("", celery_drain.DRAIN, False),
+        (celery_drain.TEXT.format(playbook="playbooks/restore.yml"), celery_drain.DRAIN, False),
+        (None, "playbooks/restore.yml", False),
+    ],
+)
+def test_a_restore_brings_back_only_what_it_took_out(tmp_path, monkeypatch, text, playbook, stays):
+    marker = tmp_path / "drained"
+    monkeypatch.setattr(celery_drain, "MARKER", marker)
+    if text is not None:
+        marker.write_text(text)
+    assert celery_drain.others(playbook) == stays

@@ -130,6 +130,20 @@ def test_a_template_that_is_gone_takes_all_its_instances_along():
     assert not any(fnmatch.fnmatchcase("celery-redis.service", one) for one in patterns)
 
 
+def test_files_that_make_no_unit_need_no_podman(monkeypatch):
+    monkeypatch.setattr(celery_units.shutil, "which", lambda _: None)
+    celery_units.check({"/usr/local/lib/celery-metal/redis_backup.py": ""}, {})
+    with pytest.raises(celery_units.HostError, match="is missing"):
+        celery_units.check({f"{UNITS}/a.timer": ""}, {})
+
+
+def test_a_timer_and_its_service_that_are_gone_are_stopped():
+    gone = [f"{UNITS}/celery-backup.{kind}" for kind in ("service", "timer")]
+    patterns = celery_units.gone_patterns(["/etc/celery-metal/backup.json", *gone])
+    states = {"celery-backup.timer": "active", "celery-backup.service": "activating"}
+    assert celery_units.actions(set(), {}, patterns, states, {})["stop"] == sorted(states)
+
+
 def test_one_instance_that_is_gone_is_that_one_only():
     assert celery_units.gone_patterns([f"{QUADLETS}/celery-mail@2.container"]) == [
         "celery-mail@2.service"

@@ -1,10 +1,11 @@
-"""Make the module importable as Ansible finds it: a file, not a package."""
+"""Make the module and what it shares with the host's program importable, as Ansible finds them."""
 
 import sys
 from pathlib import Path
 
 import ansible.module_utils
 
-ROLES = Path(__file__).parents[2]
-sys.path.insert(0, str(ROLES / "redis" / "library"))
-ansible.module_utils.__path__.append(str(ROLES / "podman_host" / "module_utils"))
+ROLE = Path(__file__).parents[1]
+sys.path.insert(0, str(ROLE / "library"))
+for role in (ROLE, ROLE.parent / "podman_host"):
+    ansible.module_utils.__path__.append(str(role / "module_utils"))

@@ -54,11 +54,19 @@ class Host:
             [program, *map(str, options)], stdout=subprocess.DEVNULL, text=True
         )
         deadline = time.monotonic() + 20
-        with socket.socket(socket.AF_UNIX) as probe:
-            while probe.connect_ex(str(self.socket)):
-                assert self.process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+        while not self.answers():
+            assert self.process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def answers(self):
+        """Whether its data are loaded."""
+        try:
+            return bool(Client(str(self.socket), 5).ask(("PING",)))
+        except RedisError as problem:
+            return str(problem).startswith("NOAUTH")
+        except OSError:
+            return False
 
     def stop(self):
         if self.process:
