@@ -10,7 +10,7 @@ from typing import Any
 # By kind: files to what is in them (None: gone), all others by name.
 Changes = dict[str, Any]
 KINDS = (
-    *("start", "restart", "stop", "keep secret", "remove secret", "bring image", "remove image"),
+    *("start", "restart", "reload", "stop", "keep secret", "remove secret", "bring image", "remove image"),
     *("install package", "renew"),
 )
 STATE = re.compile(r"/var/lib/celery-metal/(workers|redis)\.json")
