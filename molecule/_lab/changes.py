@@ -10,8 +10,8 @@ from typing import Any
 # By kind: files to what is in them (None: gone), all others by name.
 Changes = dict[str, Any]
 KINDS = (
-    *("start", "restart", "reload", "stop", "keep secret", "remove secret", "bring image", "remove image"),
-    *("install package", "renew"),
+    *("start", "restart", "stop", "keep secret", "remove secret", "bring image", "remove image"),
+    *("install package", "reload", "renew"),
 )
 STATE = re.compile(r"/var/lib/celery-metal/(workers|redis)\.json")
 NOTES = "what it keeps for itself"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Undefined
 
-NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?", re.ASCII)
+NAME = re.compile(r"\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", re.ASCII)
 ADDRESSES = "redis_client_addresses"
 
 
@@ -82,10 +81,10 @@ def admitted(
     return {**found, **states[redis].get("clients", {})}
 
 
-def client_problems(hosts: Mapping[str, Mapping[str, Any]], clients: Iterable[str]) -> str:
-    """What is wrong with the addresses of hosts that Redis shall admit; empty when nothing is."""
+def client_problems(hosts: Mapping[str, Mapping[str, Any]], producers: Iterable[str]) -> str:
+    """What is wrong with the addresses of producers, whom no play looks at; or nothing."""
     problems = []
-    for host in dict.fromkeys(clients):
+    for host in producers:
         names = hosts[host].get(ADDRESSES, [])
         remedy = "write a list of addresses or names, such as [10.0.0.7]"
         if isinstance(names, Undefined):
@@ -97,18 +96,9 @@ def client_problems(hosts: Mapping[str, Mapping[str, Any]], clients: Iterable[st
             f"host {host}: {ADDRESSES} holds {name!a}, which is neither: {remedy}"
             for name in names
             if not isinstance(name, Undefined)  # made of a fact
-            and not (isinstance(name, str) and (NAME.fullmatch(name) or is_address(name)))
+            and not (isinstance(name, str) and NAME.fullmatch(name))
         ]
     return "\n".join([*problems, "Nothing was changed."]) if problems else ""
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is an IPv4 or IPv6 address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 class FilterModule:

@@ -76,6 +76,10 @@ FORMS = {
         r"([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)?",
         "write an IPv4 address, or a name that has one",
     ),
+    "redis_client_addresses": (
+        r"(?a:\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)",
+        "write an address or a name, such as 10.0.0.7",
+    ),
 }
 # Read by the roles themselves, when facts are known.
 LATE = ("celery_app", "celery_worker_", "podman_host_", "redis_")
@@ -609,8 +613,8 @@ def broker_problem(
     if any(here in ipaddress.ip_network(one) for one in state["admitted"]):
         return ""
     return (
-        f"{host} comes to Redis from {source}, which {redis} does not admit yet. Nothing was changed. "
-        f"Let the run go to both: --limit '{host},{redis}'."
+        f"{host} comes to Redis from {source}, which {redis} does not admit yet. Nothing was "
+        f"changed. Let the run go to both: --limit '{host},{redis}'."
     )
 
 

@@ -30,7 +30,7 @@ print(json.dumps(sorted(found)))
 # Exit status 0 if a connection to an address and a port opens.
 REACH = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)"
 
-# Tries to connect to a port of addresses without end; writes how often, and each address that answered.
+# Tries to connect to a port of addresses without end; writes how often, and which answered.
 KNOCK = r"""
 import socket, sys
 
@@ -62,7 +62,7 @@ with socket.create_connection((sys.argv[2], int(sys.argv[3])), 5) as connection:
         time.sleep(0.05)
 """
 
-# Sends a command to Redis after the words that open the connection; a line of standard input each, as JSON.
+# Sends commands to Redis on one connection: a line of standard input each, a JSON list of words.
 SAY = r"""
 import json, socket, sys
 

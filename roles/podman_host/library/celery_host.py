@@ -76,7 +76,10 @@ admitted:
   description: The networks that Redis, here, admits; null where it has no rules of the kit
   type: list
   returned: always
-firewall: {description: Mark of the rules that the kernel has, or empty, type: str, returned: always}
+firewall:
+  description: Mark of the rules that the kernel has, or empty
+  type: str
+  returned: always
 told: {description: Hosts whose addresses are not known, type: list, returned: always}
 """
 
