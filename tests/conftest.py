@@ -29,6 +29,11 @@ def declarations() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def clients() -> ModuleType:
+    return load("playbooks/filter_plugins/clients.py")
+
+
+@pytest.fixture(scope="session")
 def fleet() -> ModuleType:
     return load("playbooks/filter_plugins/fleet.py")
 

@@ -302,15 +302,42 @@ def test_redis_needs_an_address_where_it_listens(declarations: ModuleType) -> No
 def test_what_a_host_needs_of_a_redis_that_is_not_part_of_the_run(
     declarations: ModuleType,
 ) -> None:
-    secrets = {"celery-redis-worker": {}}
-    assert declarations.broker_problem(secrets, "web1", "r1", "10.0.0.5") == ""
-    assert declarations.broker_problem({}, "web1", "r1", "") == (
+    state = {"secrets": {"celery-redis-worker": {}}, "admitted": None}
+    assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", "") == ""
+    assert declarations.broker_problem({"secrets": {}}, "web1", "r1", "", "") == (
         "web1 needs Redis, and r1 has no password for it yet. Nothing was changed. "
         "Run site.yml without --limit."
     )
-    assert declarations.broker_problem(secrets, "web1", "r1", "").startswith(
+    assert declarations.broker_problem(state, "web1", "r1", "", "").startswith(
         'host r1: redis_address is ""'
     )
+    state["admitted"] = ["10.0.0.8", "10.1.0.0/16", "fd00::/64"]
+    for source in ("10.0.0.8", "10.1.2.3", "fd00::1"):
+        assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", source) == ""
+    assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", "10.0.0.9") == (
+        "web1 comes to Redis from 10.0.0.9, which r1 does not admit yet. Nothing was changed. Let "
+        "the run go to both: --limit 'web1,r1'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("10.0.0.7", ""),
+        ("10.1.0.0/16", ""),
+        ("fd00::7", ""),
+        ("0.0.0.0/0", ""),
+        ("shop.example", "which is no address and no network: write such as 10.0.0.7"),
+        ("10.0.0.7/33", "which is no address and no network"),
+        ("fe80::1%eth0", "which is no address and no network"),
+        ("", "which is no address and no network"),
+        ("10.1.2.3/16", "which is an address in the network 10.1.0.0/16: write one of the two"),
+    ],
+)
+def test_sources_that_redis_shall_admit(declarations: ModuleType, source: str, text: str) -> None:
+    said = declarations.source_problems([source])
+    where = f'redis_allowed_sources[0] is "{source}", '
+    assert (said == []) if not text else said[0].startswith(where + text)
 
 
 LOST = {"unreachable": True, "msg": "Task failed: no route to host\n"}

@@ -279,6 +279,9 @@ BAD_VARIABLES = {
     "redis_backup_keep_at_least: 0": "redis_backup_keep_at_least is 0: it must be a whole",
     "redis_backup_ship_to: web9": "names web9, which is no host of the inventory: add it there, or",
     "redis_listen: 'yes'": 'redis_listen is "yes": it must be true or false, without quotes',
+    "redis_allowed_sources: [10.0.0.7, web]": 'redis_allowed_sources[1] is "web", which is no addr',
+    "redis_client_addresses: [a b]": 'redis_client_addresses[0] is "a b", which cannot be used',
+    "redis_firewall: 'no'": 'redis_firewall is "no": it must be true or false, without quotes',
     "celery_worker_watchdog_seconds: 9": "is 9: it must be a whole number, 10 to 3600",
     "celery_worker_broker_database: YES": "is True: it must be a whole number, 0 to 15",
     "celery_worker_log_level: loud": "it must be one of debug, info, warning, error, critical",
@@ -294,6 +297,19 @@ BAD_VARIABLES = {
 def test_bad_variables(site: Site) -> None:
     site.variables(QUEUES + "\n".join(BAD_VARIABLES))
     site.refuses("host web1: - ", "host web2: - ", *BAD_VARIABLES.values(), "Nothing was changed.")
+
+
+def test_a_producer_with_a_bad_address(site: Site) -> None:
+    site.hosts(celery=["web1"], redis=["web1"], celery_producers=["shop1", "shop2"])
+    (site.directory / "host_vars").mkdir()
+    (site.directory / "host_vars" / "shop1.yml").write_text("redis_client_addresses: 10.0.0.7\n")
+    (site.directory / "host_vars" / "shop2.yml").write_text("redis_client_addresses: [a/b]\n")
+    remedy = "write a list of addresses or names, such as [10.0.0.7]"
+    site.refuses(
+        f"host shop1: redis_client_addresses is '10.0.0.7': {remedy}",
+        f"host shop2: redis_client_addresses holds 'a/b', which is neither: {remedy}",
+        "Nothing was changed.",
+    )
 
 
 def test_bad_certificates(site: Site) -> None:

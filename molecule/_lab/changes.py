@@ -11,7 +11,7 @@ from typing import Any
 Changes = dict[str, Any]
 KINDS = (
     *("start", "restart", "stop", "keep secret", "remove secret", "bring image", "remove image"),
-    *("install package", "renew"),
+    *("install package", "reload", "renew"),
 )
 STATE = re.compile(r"/var/lib/celery-metal/(workers|redis)\.json")
 NOTES = "what it keeps for itself"

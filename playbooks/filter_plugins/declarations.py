@@ -8,6 +8,7 @@ line say before any host is contacted.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import os
 import pathlib
@@ -78,6 +79,10 @@ FORMS = {
     "redis_backup_calendar": (
         r"(?a:[\w*:,./~+ -]*\w[\w*:,./~+ -]*)",
         'write it as systemd does, such as daily or "*-*-* 02:30"',
+    ),
+    "redis_client_addresses": (
+        r"(?a:\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)",
+        "write an address or a name, such as 10.0.0.7",
     ),
 }
 # Read by the roles themselves, when facts are known.
@@ -311,6 +316,7 @@ def declaration_problems(
     problems += redis_problems(values.get("redis_extra_config", {}))
     problems += user_problems(values.get("redis_user_rules", {}))
     problems += ship_problems(values.get("redis_backup_ship_to", ""), variables.get("groups", {}))
+    problems += source_problems(values.get("redis_allowed_sources", []))
     certificates = values.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
@@ -513,6 +519,30 @@ def user_problems(rules: Any) -> list[str]:
     return problems
 
 
+def source_problems(sources: Any) -> list[str]:
+    """What is wrong with redis_allowed_sources, of which nft would take names, and guess masks."""
+    problems = []
+    texts = sources if isinstance(sources, list) else []
+    for place, source in enumerate(texts):
+        where = f"redis_allowed_sources[{place}] is {shown(source)}"
+        if not isinstance(source, str) or CONTROL.search(source):
+            continue  # said already
+        try:
+            network = ipaddress.ip_network(source, strict=False)
+        except ValueError:
+            network = None
+        if network is None or "%" in source:
+            problems.append(
+                f"{where}, which is no address and no network: write such as 10.0.0.7, "
+                "10.1.0.0/16 or fd00::/64"
+            )
+        elif "/" in source and ipaddress.ip_interface(source).ip != network.network_address:
+            problems.append(
+                f"{where}, which is an address in the network {network}: write one of the two"
+            )
+    return problems
+
+
 def ship_problems(target: Any, groups: Mapping[str, Any]) -> list[str]:
     """What is wrong with the host that backups are shipped to."""
     if not isinstance(target, str) or not target:
@@ -598,21 +628,34 @@ def address_problems(address: str) -> list[str]:
     ]
 
 
-def broker_problem(secrets: Mapping[str, Any], host: str, redis: str, address: str) -> str:
+def broker_problem(
+    state: Mapping[str, Any], host: str, redis: str, address: str, source: str
+) -> str:
     """Why a host cannot use a Redis that is not part of the run; empty when it can.
 
-    :param secrets: Podman's secrets on the host of Redis.
+    :param state: what the module ``celery_host`` gave of the host of Redis.
     :param host: the host that needs it.
     :param redis: the host of Redis.
     :param address: what Redis listens on.
+    :param source: from where the host comes to it; only asked for where Redis does not admit all.
     """
-    if "celery-redis-worker" not in secrets:
+    if "celery-redis-worker" not in state["secrets"]:
         return (
             f"{host} needs Redis, and {redis} has no password for it yet. Nothing was changed. "
             "Run site.yml without --limit."
         )
-    return "".join(
+    problems = "".join(
         f"host {redis}: {one}. Nothing was changed." for one in address_problems(address)
+    )
+    if problems or not source:
+        return problems
+    here = ipaddress.ip_address(source)
+    # Of another family, it is in none.
+    if any(here in ipaddress.ip_network(one) for one in state["admitted"]):
+        return ""
+    return (
+        f"{host} comes to Redis from {source}, which {redis} does not admit yet. Nothing was "
+        f"changed. Let the run go to both: --limit '{host},{redis}'."
     )
 
 

@@ -289,14 +289,14 @@ def test_status_shows_what_nobody_works_on(kit, lab):
 
 def test_a_new_password_reaches_every_host_and_restarts_what_uses_it(kit, lab, monkeypatch):
     old = kit.password("broker")
-    lab.run("broker", "podman secret rm celery-redis-password celery-redis-acl")
+    lab.run("broker", "podman secret rm celery-redis-acl celery-redis-admin celery-redis-worker")
     with monkeypatch.context() as patch:
         patch.setenv("ANSIBLE_STDOUT_CALLBACK", "ansible.posix.json")
         checked, played = kit.play("--check", "--diff").output, kit.play("--diff").output
     for host in lab.hosts:
         foretold = changes.unmarked(changes.said(checked, host))
         assert foretold == changes.unmarked(changes.said(played, host))
-        assert "celery-redis-password" in foretold["keep secret"]
+        assert "celery-redis-worker" in foretold["keep secret"]
         assert {unit.partition("@")[0] for unit in foretold["restart"]} == (
             {"celery-redis.service"}
             if host == "broker"

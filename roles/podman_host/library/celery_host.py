@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: celery_host
 short_description: Report what a host has of celery-metal, changing nothing
 description:
-  - Reads the engine's version, missing packages, images, secrets, ID ranges and NUMA nodes.
+  - Reads the engine's version, missing packages, images, secrets, ID ranges and NUMA nodes, and
+    what the way to Redis looks like from here.
   - Later tasks are decided by this one look; a host that has everything is not asked again.
 options:
   packages:
@@ -15,6 +16,20 @@ options:
     type: list
     elements: str
     default: []
+  toward:
+    description: Address or name of Redis, to which this host must find a way; empty for none.
+    type: str
+    default: ""
+  clients:
+    description: Host to the addresses and names that Redis, here, shall admit it by.
+    type: dict
+    default: {}
+  absent:
+    description:
+      - The same for hosts that are no part of the run. What Redis has admitted them by goes first,
+        and one that has no address is a warning.
+    type: dict
+    default: {}
 author: celery-metal
 """
 
@@ -52,23 +67,42 @@ overcommit_memory:
   type: dict
   returned: always
 numa_nodes: {description: Number of NUMA nodes, type: int, returned: always}
+source:
+  description: The address from which this host reaches Redis, or empty
+  type: str
+  returned: always
+clients: {description: Host to its addresses, type: dict, returned: always}
+admitted:
+  description: The networks that Redis, here, admits; null where it has no rules of the kit
+  type: list
+  returned: always
+firewall:
+  description: Mark of the rules that the kernel has, or empty
+  type: str
+  returned: always
+told: {description: Hosts whose addresses are not known, type: list, returned: always}
 """
 
 import json
 import os
 import re
 import shutil
+import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.celery_metal import conclude, output, run
+from ansible.module_utils.celery_metal import HostError, conclude, output, run
 
 CA_DIRECTORY = Path("/usr/local/share/ca-certificates/celery-metal")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # Without its cache: apt would write it anew, also under --check.
 POLICY = ("apt-cache", "-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=", "policy")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+# Whom the rules of Redis's port admit, as the role redis keeps it.
+CLIENTS = Path("/etc/celery-metal/clients.json")
+RULES = ("nft", "--json", "--terse", "list", "table", "inet", "celery_metal")
 
 
 def told(*argv: str) -> str:
@@ -138,6 +172,97 @@ def ca_stale() -> bool:
     return any(path.stat().st_mtime > made for path in CA_DIRECTORY.glob("*.crt"))
 
 
+def source_toward(address: str) -> str:
+    """The address from which a connection would go out; no packet is sent.
+
+    :raises HostError: when there is no way to it.
+    """
+    try:
+        # Any port: a datagram socket only looks up the route.
+        family, kind, protocol, _, where = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(where)
+            return probe.getsockname()[0]
+    except OSError as problem:
+        raise HostError(
+            f"there is no way from here to Redis at {address}: {problem.strerror or problem}. "
+            "Nothing was changed. Mend the route or the name there, or correct redis_address of "
+            "the host of Redis, then run again."
+        ) from None
+
+
+def addresses_of(name: str) -> list[str]:
+    """All addresses that a name has here, sorted; an address is its own."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    # Without the interface that follows a link-local one.
+    return sorted({one[4][0].partition("%")[0] for one in found})
+
+
+def kept_clients() -> dict[str, Any]:
+    """Whom Redis admits, as the last run has kept it; nothing where it has no rules of the kit."""
+    try:
+        return json.loads(CLIENTS.read_text())
+    except (FileNotFoundError, ValueError):  # or damaged: as good as nothing
+        return {}
+
+
+def resolve(
+    clients: Mapping[str, Sequence[str]],
+    absent: Mapping[str, Sequence[str]],
+    kept: Mapping[str, Sequence[str]],
+) -> tuple[dict[str, list[str]], list[str]]:
+    """The addresses of all hosts that Redis shall admit, and the absent ones that have none.
+
+    :param kept: host to the addresses by which it was admitted.
+    :raises HostError: when one of the clients has none.
+    """
+    found = {
+        host: sorted({one for name in names for one in addresses_of(name)})
+        for host, names in clients.items()
+    }
+    unknown = sorted(host for host in found if not found[host])
+    if unknown:
+        raise HostError(
+            f"Redis shall admit {', '.join(unknown)}, and this host knows no address of "
+            f"{', '.join(' or '.join(clients[host]) for host in unknown)}. Nothing was changed. "
+            "Write redis_client_addresses for each, such as [10.0.0.7], or make the name known to "
+            "this host; then run again."
+        )
+    for host, names in absent.items():
+        found[host] = list(kept.get(host, [])) or addresses_of(names[0])
+    lost = [host for host in found if not found[host]]
+    return {host: one for host, one in found.items() if one}, lost
+
+
+def rules_mark() -> str:
+    """The mark of the rules that the kernel has for Redis's port, or an empty string."""
+    for one in json.loads(told(*RULES) or "{}").get("nftables", []):
+        if "table" in one:
+            return one["table"].get("comment", "")
+    return ""
+
+
+def network(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What there is to know of the way to Redis."""
+    kept = kept_clients()
+    clients, lost = resolve(params["clients"], params["absent"], kept.get("hosts", {}))
+    networks = [one for some in kept.get("hosts", {}).values() for one in some]
+    return {
+        "source": source_toward(params["toward"]) if params["toward"] else "",
+        "clients": clients,
+        "admitted": networks + kept.get("others", []) if kept else None,
+        "firewall": rules_mark() if kept else "",
+        "told": [
+            f"{host} is not admitted to Redis: it is no part of this run, and its address is not "
+            "known here. Write redis_client_addresses for it, or run site.yml without --limit."
+            for host in lost
+        ],
+    }
+
+
 def look(packages: list[str]) -> dict[str, Any]:
     """All that is reported; errors are those of a Podman that is there and does not work."""
     installed = version(told("podman", "--version"))
@@ -164,10 +289,20 @@ def look(packages: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"packages": {"type": "list", "elements": "str", "default": []}},
+        argument_spec={
+            "packages": {"type": "list", "elements": "str", "default": []},
+            "toward": {"type": "str", "default": ""},
+            "clients": {"type": "dict", "default": {}},
+            "absent": {"type": "dict", "default": {}},
+        },
         supports_check_mode=True,
     )
-    conclude(module, lambda: look(module.params["packages"]), changes=False)
+    conclude(
+        module,
+        lambda: {**look(module.params["packages"]), **network(module.params)},
+        changes=False,
+        warned="told",
+    )
 
 
 if __name__ == "__main__":

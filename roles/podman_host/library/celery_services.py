@@ -30,6 +30,11 @@ options:
     type: list
     elements: str
     default: []
+  reload:
+    description: Units to reload after all others, or to start where they do not run.
+    type: list
+    elements: str
+    default: []
   leftover:
     description: Instances beside others that an interrupted run left; drained and stopped.
     type: list
@@ -458,6 +463,7 @@ def roll(params: dict[str, Any]) -> list[Turn]:
         bring("start", params["start"], lines)
         for turn in planned:
             take(turn, touched, lines)
+        bring("reload-or-restart", params["reload"], lines)
     except ServicesError as problem:
         version = read_state(params["state_file"])["version"] if params["owned"] else None
         if version is None:
@@ -489,8 +495,13 @@ def order(params: dict[str, Any]) -> tuple[list[Turn], list[Turn]]:
     return ([Turn(coming, [])] if coming else []), found
 
 
-def lines_of(params: dict[str, Any], planned: list[Turn], removed_images: list[str]) -> str:
-    """What is done to each unit and image, a line each."""
+def lines_of(
+    params: dict[str, Any], planned: list[Turn], removed_images: list[str], down: list[str]
+) -> str:
+    """What is done to each unit and image, a line each.
+
+    :param down: those of the units to reload that did not run.
+    """
     lines = [f"stop {unit}" for unit in params["leftover"]]
     lines += [f"start {unit}" for unit in params["start"]]
     for turn in planned:
@@ -498,6 +509,7 @@ def lines_of(params: dict[str, Any], planned: list[Turn], removed_images: list[s
             f"restart {unit}" + (f", {turn.beside[place]} beside it" if turn.beside else "")
             for place, unit in enumerate(turn.units)
         ]
+    lines += [f"{'start' if unit in down else 'reload'} {unit}" for unit in params["reload"]]
     if params["owned"]:
         lines.append(f"write {params['state_file']}")
     lines += [f"remove image {image}" for image in removed_images]
@@ -510,6 +522,7 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     :raises HostError: when something did not come up, with all that there is to say of it.
     """
     since = time.time()
+    down = inactive(params["reload"])
     try:
         planned = list(chain(*order(params))) if check_mode else roll(params)
     except ServicesError as problem:
@@ -530,7 +543,7 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         "told": [] if check_mode else settings_told(said_since(since, params)),
         "turns": [turn._asdict() for turn in planned],
         "removed_images": gone,
-        "diff": {"prepared": lines_of(params, planned, gone)},
+        "diff": {"prepared": lines_of(params, planned, gone, down)},
     }
 
 
@@ -540,6 +553,7 @@ def main() -> None:
         argument_spec={
             "restart": lists,
             "start": lists,
+            "reload": lists,
             "leftover": lists,
             "gone": lists,
             "surge": {"type": "dict", "default": {}},
@@ -554,7 +568,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    units = params["restart"] + params["start"] + params["leftover"]
+    units = params["restart"] + params["start"] + params["reload"] + params["leftover"]
     if not units and not (params["gone"] and params["owned"]):
         module.exit_json(changed=False, turns=[], removed_images=[])
     conclude(

@@ -9,8 +9,9 @@ short_description: Compare, check, write and prune a set of Quadlet and systemd 
 description:
   - Compares the whole desired set with the host; when all is equal, nothing is written.
   - Otherwise the set is staged in a temporary directory, run through Podman's Quadlet generator in
-    dry-run and through C(systemd-analyze verify), and only then written. An unsupported key makes
-    the generator drop a unit while C(daemon-reload) still succeeds, so it is noticed here.
+    dry-run and through C(systemd-analyze verify), C(*.nft) through C(nft --check), and only then
+    written. An unsupported key makes the generator drop a unit while C(daemon-reload) still
+    succeeds, so it is noticed here.
   - Each container is labelled with its generation, a hash of its unit file. What must restart is
     read from the labels of the running containers; the next run completes one that was cut off.
   - What is there under I(owned) and not in the set is gone. With I(prune), units that run from it
@@ -31,8 +32,9 @@ options:
     default: []
   running:
     description:
-      - Units that shall run besides the containers and targets of the set, such as a target that
-        another role wrote. A target that is not active passes no stop or restart on to its members.
+      - Units that shall run besides the containers and targets of the set, such as a service of it,
+        or a target that another role wrote. A target that is not active passes no stop or restart
+        on to its members.
     type: list
     elements: str
     default: []
@@ -91,6 +93,10 @@ from ansible.module_utils.celery_metal import HostError, conclude, output, run, 
 
 QUADLET = "/usr/libexec/podman/quadlet"
 QUADLET_ROOT = "/etc/containers/systemd/"
+UNIT_ROOT = "/etc/systemd/system/"
+NFT = "nft"
+# What looks at the files before they are written, by where it comes from.
+CHECKERS = {"podman 5.0 or newer": QUADLET, "systemd": "systemd-analyze", "nftables": NFT}
 LABEL = "celery-metal.generation"
 # The files that make units.
 UNITS = (".container", ".service", ".slice", ".target", ".timer")
@@ -98,7 +104,7 @@ RUNNING = ("active", "activating", "reloading", "deactivating")
 
 
 class InvalidUnitsError(Exception):
-    """The staged files are refused by Quadlet or systemd; the text is theirs."""
+    """The staged files are refused by Quadlet, systemd or nft; the text is theirs."""
 
 
 def with_generation(content: str) -> str:
@@ -195,18 +201,26 @@ def present(path: str) -> str | None:
 
 
 def validate(files: dict[str, str], links: dict[str, str]) -> None:
-    """Run the set through Quadlet's dry-run and ``systemd-analyze verify``.
+    """Run the set through Quadlet's dry-run, ``systemd-analyze verify`` and ``nft --check``.
 
-    :raises InvalidUnitsError: with what Quadlet or systemd said.
+    :raises InvalidUnitsError: with what Quadlet, systemd or nft said.
     """
     with tempfile.TemporaryDirectory(prefix="celery-metal-") as top:
         quadlets, units = Path(top, "quadlets"), Path(top, "units")
         quadlets.mkdir()
         units.mkdir()
         for path, content in files.items():
-            quadlet = path.startswith(QUADLET_ROOT)
-            if quadlet or path.startswith("/etc/systemd/system/"):
-                Path(quadlets if quadlet else units, Path(path).name).write_text(content)
+            if path.startswith(QUADLET_ROOT):
+                Path(quadlets, Path(path).name).write_text(content)
+            elif path.startswith(UNIT_ROOT):
+                staged = units / path.removeprefix(UNIT_ROOT)  # a drop-in, in its directory
+                staged.parent.mkdir(exist_ok=True)
+                staged.write_text(content)
+            elif path.endswith(".nft"):
+                checked = run(NFT, "--check", "--file", str(stage(top, path, content)))
+                if checked.returncode:
+                    said = checked.stderr.replace(f"{top}/", "")
+                    raise InvalidUnitsError("nft refuses: " + said)
         for path, target in links.items():
             if path.startswith(QUADLET_ROOT):
                 Path(quadlets, Path(path).name).symlink_to(target)
@@ -220,7 +234,8 @@ def validate(files: dict[str, str], links: dict[str, str]) -> None:
             ):
                 Path(units, name).write_text(text)
         # One instance of a template stands for all: they differ in nothing that verify looks at.
-        names = [p.name for p in units.iterdir() if "@" not in p.name or "@." in p.name]
+        found = [one.name for one in units.iterdir() if one.is_file()]
+        names = [name for name in found if "@" not in name or "@." in name]
         if not names:
             return
         checked = run(
@@ -235,6 +250,13 @@ def validate(files: dict[str, str], links: dict[str, str]) -> None:
         if checked.returncode or said:
             text = "\n".join(said) or checked.stderr
             raise InvalidUnitsError("systemd-analyze verify: " + text.replace(f"{units}/", ""))
+
+
+def stage(top: str, path: str, content: str) -> Path:
+    """A file of the set in a temporary directory."""
+    staged = Path(top, Path(path).name)
+    staged.write_text(content)
+    return staged
 
 
 def write(path: str, content: str | None, target: str | None) -> None:
@@ -300,18 +322,28 @@ def reload(units: set[str], removed: list[str]) -> None:
         )
 
 
+def missing_programs(files: Iterable[str]) -> list[str]:
+    """Those that would check the files, and are not there."""
+    rules = any(path.endswith(".nft") for path in files)
+    wanted = [one for one in CHECKERS.values() if one != NFT or rules]
+    return [one for one in wanted if not shutil.which(one)]
+
+
 def check(files: dict[str, str], links: dict[str, str]) -> None:
     """Have Quadlet and systemd look at the files before they are written.
 
     :raises HostError: when one of them refuses a file, or is not there.
     """
-    if not any(path.startswith((QUADLET_ROOT, "/etc/systemd/system/")) for path in files):
+    if not any(
+        path.startswith((QUADLET_ROOT, UNIT_ROOT)) or path.endswith(".nft") for path in files
+    ):
         return
-    missing = [path for path in (QUADLET, "systemd-analyze") if not shutil.which(path)]
+    missing = missing_programs(files)
     if missing:
+        needed = [package for package, program in CHECKERS.items() if program in missing]
         raise HostError(
-            f"Nothing was written: {', '.join(missing)} is missing. Install podman 5.0 or newer "
-            "and systemd from the distribution, then run again."
+            f"Nothing was written: {', '.join(missing)} is missing. Install {' and '.join(needed)} "
+            "from the distribution, then run again."
         )
     try:
         validate(files, links)
@@ -398,8 +430,8 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     written = sorted(p for p, was in before.items() if was is not None and was != wanted[p])
     remove = gone if module.params["prune"] else []
 
-    # On a clean host there is nothing yet to check with, under --check.
-    if (new or written) and (not module.check_mode or shutil.which(QUADLET)):
+    # On a host that lacks packages there is nothing yet to check with, under --check.
+    if (new or written) and not (module.check_mode and missing_programs(files)):
         check(files, links)
 
     diff = [

@@ -1,6 +1,7 @@
 """Reading what a host's tools print."""
 
 import json
+import socket
 
 import celery_host
 import pytest
@@ -97,3 +98,74 @@ def test_apt_is_not_asked_where_nothing_is_missing(monkeypatch):
 def test_which_packages_the_package_manager_knows(monkeypatch, missing, policy, known):
     monkeypatch.setattr(celery_host, "told", lambda *_: policy)
     assert celery_host.packages_known(missing) is known
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """The only names and addresses that are known."""
+    known = {"shop.example": ["10.0.0.7", "fd00::7"], "10.0.0.8": ["10.0.0.8"]}
+
+    def look_up(name, port, **_):
+        if name not in known:
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(0, 0, 0, "", (one, port)) for one in reversed(known[name])]
+
+    monkeypatch.setattr(celery_host.socket, "getaddrinfo", look_up)
+
+
+def test_clients_are_known_by_all_their_addresses(names):
+    clients = {"shop": ["shop.example"], "web1": ["10.0.0.8", "nowhere.example"]}
+    found = {"shop": ["10.0.0.7", "fd00::7"], "web1": ["10.0.0.8"]}
+    assert celery_host.resolve(clients, {}, {"shop": ["192.0.2.9"]}) == (found, [])
+
+
+def test_a_client_without_an_address_is_refused(names):
+    with pytest.raises(HostError) as caught:
+        celery_host.resolve({"shop": ["a.example", "b.example"], "web1": ["10.0.0.8"]}, {}, {})
+    assert str(caught.value).startswith(
+        "Redis shall admit shop, and this host knows no address of a.example or b.example. Nothing "
+        "was changed. Write redis_client_addresses for each"
+    )
+
+
+def test_who_is_not_there_stays_admitted_as_before(names):
+    absent = {"web1": ["10.0.0.8"], "web2": ["shop.example"], "web3": ["nowhere.example"]}
+    kept = {"web1": ["192.0.2.1"], "gone": ["192.0.2.2"]}
+    found, lost = celery_host.resolve({}, absent, kept)
+    assert found == {"web1": ["192.0.2.1"], "web2": ["10.0.0.7", "fd00::7"]}
+    assert lost == ["web3"]
+
+
+def test_the_way_to_redis_is_asked_of_the_kernel():
+    assert celery_host.source_toward("127.0.0.1") == "127.0.0.1"
+
+
+def test_no_way_to_redis_is_told(names):
+    with pytest.raises(HostError, match=r"no way from here to Redis at broker\.example: Name or"):
+        celery_host.source_toward("broker.example")
+
+
+def test_without_rules_of_the_kit_all_are_admitted(monkeypatch, tmp_path):
+    monkeypatch.setattr(celery_host, "CLIENTS", tmp_path / "clients.json")
+    monkeypatch.setattr(celery_host, "told", lambda *argv: pytest.fail(f"{argv} costs each run"))
+    params = {"toward": "", "clients": {}, "absent": {}}
+    found = celery_host.network(params)
+    nothing = {"source": "", "clients": {}, "admitted": None, "firewall": "", "told": []}
+    assert found == nothing
+
+
+def test_whom_redis_admits_and_by_which_rules(monkeypatch, tmp_path):
+    path = tmp_path / "clients.json"
+    path.write_text(json.dumps({"hosts": {"web1": ["10.0.0.8"]}, "others": ["10.1.0.0/16"]}))
+    monkeypatch.setattr(celery_host, "CLIENTS", path)
+    table = {"table": {"name": "celery_metal", "comment": "abc"}}
+    listed = json.dumps({"nftables": [{"metainfo": {}}, table]})
+    monkeypatch.setattr(celery_host, "told", lambda *_: listed)
+    params = {"toward": "", "clients": {}, "absent": {"web9": ["no name"]}}
+    found = celery_host.network(params)
+    assert found["admitted"] == ["10.0.0.8", "10.1.0.0/16"]
+    assert found["firewall"] == "abc"
+    assert found["told"][0].startswith("web9 is not admitted to Redis: it is no part of this run")
+    # The table is not there: somebody has removed it.
+    monkeypatch.setattr(celery_host, "told", lambda *_: "")
+    assert celery_host.network({**params, "absent": {}})["firewall"] == ""

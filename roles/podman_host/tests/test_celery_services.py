@@ -85,16 +85,21 @@ def test_what_no_kept_version_needs_is_removed(images, held, expected):
 
 def test_each_unit_and_image_is_said():
     params = {"leftover": [beside(A)], "start": [C], "owned": ["/q/*"], "state_file": "/s.json"}
-    said = celery_services.lines_of(params, turns([A, B], SIZES, 400), ["here/app:1"])
+    params["reload"] = ["rules.service", "other.service"]
+    down = ["other.service"]
+    said = celery_services.lines_of(params, turns([A, B], SIZES, 400), ["here/app:1"], down)
     assert said.splitlines() == [
         f"stop {beside(A)}",
         f"start {C}",
         f"restart {A}, {beside(A)} beside it",
         f"restart {B}, {beside(B)} beside it",
+        "reload rules.service",
+        "start other.service",
         "write /s.json",
         "remove image here/app:1",
     ]
-    alone = celery_services.lines_of({**params, "leftover": [], "owned": []}, turns([A], {}, 0), [])
+    params |= {"leftover": [], "reload": [], "owned": []}
+    alone = celery_services.lines_of(params, turns([A], {}, 0), [], [])
     assert alone.splitlines() == [f"start {C}", f"restart {A}"]
 
 
@@ -187,6 +192,7 @@ def test_what_still_starts_is_restarted_first_with_nothing_beside_it(monkeypatch
         monkeypatch.setattr(celery_services, name, lambda *_: None)
     params = {"restart": [A, B], "start": ["q.target"], "leftover": [], "journal_lines": 0}
     params |= {"surge": {celery_services.template_of(A): 9}, "free_mb": 10, "owned": []}
+    params["reload"] = ["rules.service"]
     planned = celery_services.roll(params)
     surge = celery_services.beside(A)
     assert planned == [celery_services.Turn([B], []), celery_services.Turn([A], [surge])]
@@ -195,6 +201,8 @@ def test_what_still_starts_is_restarted_first_with_nothing_beside_it(monkeypatch
         ("start", ["q.target"]),
         ("start", [surge]),
         ("restart", [A]),
+        # Last: what was restarted may have loaded them itself, between its stop and its start.
+        ("reload-or-restart", ["rules.service"]),
     ]
 
 

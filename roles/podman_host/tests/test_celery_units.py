@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+import subprocess
 
 import celery_units
 import pytest
@@ -22,6 +23,34 @@ def test_a_path_that_is_missing_is_told_with_who_needs_it(tmp_path):
         celery_units.require({str(tmp_path): "volumes of queue a", "/no/x": "volumes of queue b"})
     assert "Nothing was written, and what runs goes on." in str(caught.value)
     assert "Not on this host: /no/x (volumes of queue b). Make the directory" in str(caught.value)
+
+
+def test_what_checks_the_files_must_be_there(monkeypatch):
+    there = {celery_units.QUADLET, "systemd-analyze"}
+    monkeypatch.setattr(celery_units.shutil, "which", lambda name: name if name in there else None)
+    assert celery_units.missing_programs(["/etc/a.conf"]) == []
+    assert celery_units.missing_programs(["/etc/a.nft"]) == ["nft"]
+    with pytest.raises(celery_units.HostError) as caught:
+        celery_units.check({"/etc/a.nft": ""}, {})
+    assert str(caught.value) == (
+        "Nothing was written: nft is missing. Install nftables from the distribution, then run "
+        "again."
+    )
+
+
+def test_rules_that_nft_refuses_are_told(monkeypatch):
+    asked = []
+
+    def run(*argv, **_):
+        asked.append(argv)
+        text = f"{argv[-1]}:1:1-3: Error: syntax error\n"
+        return subprocess.CompletedProcess(argv, 1, "", text)
+
+    monkeypatch.setattr(celery_units, "run", run)
+    with pytest.raises(celery_units.InvalidUnitsError) as caught:
+        celery_units.validate({"/etc/celery-metal/a.nft": "xxx"}, {})
+    assert str(caught.value) == "nft refuses: a.nft:1:1-3: Error: syntax error\n"
+    assert asked[0][:3] == ("nft", "--check", "--file")
 
 
 def test_a_refusal_tells_what_the_files_that_it_names_are():
@@ -142,6 +171,11 @@ def test_a_timer_and_its_service_that_are_gone_are_stopped():
     patterns = celery_units.gone_patterns(["/etc/celery-metal/backup.json", *gone])
     states = {"celery-backup.timer": "active", "celery-backup.service": "activating"}
     assert celery_units.actions(set(), {}, patterns, states, {})["stop"] == sorted(states)
+
+
+def test_a_service_that_is_gone_is_stopped_and_a_drop_in_is_none():
+    gone = [f"{UNITS}/celery-firewall.service", f"{UNITS}/nftables.service.d/celery-firewall.conf"]
+    assert celery_units.gone_patterns(gone) == ["celery-firewall.service"]
 
 
 def test_one_instance_that_is_gone_is_that_one_only():

@@ -1,4 +1,4 @@
-"""Make the module and what it shares with the host's program importable, as Ansible finds them."""
+"""Make the modules, what they share with the host's program, and the filters importable."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,6 @@ from pathlib import Path
 import ansible.module_utils
 
 ROLE = Path(__file__).parents[1]
-sys.path.insert(0, str(ROLE / "library"))
+sys.path[:0] = [str(ROLE / "library"), str(ROLE / "filter_plugins")]
 for role in (ROLE, ROLE.parent / "podman_host"):
     ansible.module_utils.__path__.append(str(role / "module_utils"))
