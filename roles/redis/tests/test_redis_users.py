@@ -85,7 +85,17 @@ class Host:
     def logged_in(self, user, password):
         client = Client(str(self.socket), 5)
         client.ask(("AUTH", user, password))
+        while self.loads(client):
+            time.sleep(0.02)
         return client
+
+    def loads(self, client):
+        """Whether it has not got all its data yet; an error for who has not logged in goes first."""
+        try:
+            client.ask(("PING",))
+        except RedisError as problem:
+            return str(problem).startswith("LOADING")
+        return False
 
     def takes(self, user, password):
         try:
