@@ -96,7 +96,10 @@ def send(kit, lab, host, numbers):
             "priority": 0,
         },
     }
-    said = [["AUTH", kit.password(BROKER)], ["LPUSH", "add_queue", json.dumps(message)]]
+    said = [
+        ["AUTH", "producer", kit.password(BROKER, "producer")],
+        ["LPUSH", "add_queue", json.dumps(message)],
+    ]
     stdin = "".join(f"{json.dumps(words)}\n" for words in said)
     lab.run(host, ["python3", "-c", SAY, lab.address(BROKER), str(PORT)], stdin=stdin)
     return task

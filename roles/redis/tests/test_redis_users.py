@@ -90,7 +90,7 @@ class Host:
         return client
 
     def loads(self, client):
-        """Whether it has not got all its data yet; an error for who has not logged in goes first."""
+        """Whether it has not got all its data yet; only who has logged in is told."""
         try:
             client.ask(("PING",))
         except RedisError as problem:
