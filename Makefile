@@ -2,7 +2,7 @@
 PYTHON = .venv/bin/python
 RUNS = 3
 
-.PHONY: help demo test lint unit molecule bench faults clean
+.PHONY: help demo test lint unit molecule bench faults durability clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand --tabs=12
@@ -34,6 +34,10 @@ bench: ## measure
 faults: ## count what faults under load do to tasks, RUNS times in a row
 	@tools/bootstrap.sh --lab
 	@FAULTS_MARKDOWN=docs/faults.md FAULTS_RUNS=$(RUNS) $(PYTHON) tools/test.py --minutes 240 molecule faults
+
+durability: ## count what power cuts take, and measure what it costs to lose less
+	@tools/bootstrap.sh --lab
+	@DURABILITY_MARKDOWN=docs/durability.md $(PYTHON) tools/test.py molecule durability
 
 clean: ## remove this checkout's test hosts, .venv and caches
 	@tools/clean.sh

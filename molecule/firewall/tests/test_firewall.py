@@ -72,7 +72,8 @@ def running(lab):
 def start(lab, host, name, script, *words):
     """Run a script on a host beside all else; where it writes what it has seen."""
     path = f"/run/{name}"
-    lab.run(host, f"systemctl reset-failed {name} || true; rm -f {path}")
+    lab.succeeds(host, f"systemctl reset-failed {name}")  # of an earlier one, if there was
+    lab.run(host, f"rm -f {path}")
     lab.run(host, ["systemd-run", f"--unit={name}", "python3", "-c", script, path, *words])
     lab.wait_for(lambda: lab.run(host, f"cat {path}"), 10, name, host=host, unit=name)
     return path
