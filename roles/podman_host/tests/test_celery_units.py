@@ -48,7 +48,7 @@ def test_rules_that_nft_refuses_are_told(monkeypatch):
 
     monkeypatch.setattr(celery_units, "run", run)
     with pytest.raises(celery_units.InvalidUnitsError) as caught:
-        celery_units.validate({"/etc/celery-metal/a.nft": "xxx"}, {})
+        celery_units.validate({"/etc/celery-metal/a.nft": "no rules"}, {})
     assert str(caught.value) == "nft refuses: a.nft:1:1-3: Error: syntax error\n"
     assert asked[0][:3] == ("nft", "--check", "--file")
 
