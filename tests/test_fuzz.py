@@ -319,6 +319,8 @@ def forms(value: Any) -> Iterator[str]:
         seen = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in seen)
         for text in (json.dumps(value, default=str), repr(value), ascii(value), str(value), seen):
             yield text.strip("\"'")[:30]
+        if value == {}:
+            yield "is missing"  # of what had to be in it
         yield "is empty" if value == "" else json.dumps(value, default=str)[:30]
 
 
@@ -438,7 +440,7 @@ def worker_wanted(queue: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str
         "CELERY_METAL_PREFETCH": str(queue.get("prefetch", 1)),
         "CELERY_METAL_DRAIN_SECONDS": str(drain),
         "CELERY_METAL_LOGLEVEL": said["celery_worker_log_level"],
-        "CELERY_METAL_BROKER": f"redis://{said['redis_address']}:{said['redis_port']}/"
+        "CELERY_METAL_BROKER": f"redis://worker@{said['redis_address']}:{said['redis_port']}/"
         f"{said['celery_worker_broker_database']}",
         "CELERY_METAL_PROCESS_FACTOR": str(said["capacity_process_factor"]),
     }

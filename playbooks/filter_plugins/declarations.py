@@ -554,7 +554,7 @@ def ship_problems(target: Any, groups: Mapping[str, Any]) -> list[str]:
     if target in known:
         return []
     few = ", ".join([*known[:KNOWN_HOSTS], *(["..."] if len(known) > KNOWN_HOSTS else [])])
-    return [f"{where}, which is no host of the inventory: add it there, or name one of {few}"]
+    return [f"{where}, which is no host of the inventory: add it there, or take one of {few}"]
 
 
 def _known(names: Iterable[str]) -> str:

@@ -244,7 +244,7 @@ def broken_upgrade(kit: Any, lab: Any, folder: Path) -> None:
 CUTS = (
     ("Gather the facts", 0.2),
     ("Write celery.target", 0.3),
-    ("Write the configuration and the unit of Redis", 0.3),
+    ("Write the configuration and the units of Redis", 0.3),
     ("Check and write the units", 0.2),
     ("Check and write the units", 0.5),
     ("Replace the workers", 0.3),

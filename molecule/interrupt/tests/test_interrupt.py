@@ -18,7 +18,7 @@ FIRST_DEPLOYMENT = (
     ("Keep the users of Redis", 0.3),
     ("Keep the users of Redis", 0.6),
     ("Keep the users of Redis", 0.9),
-    ("Write the configuration and the unit of Redis", 0.3),
+    ("Write the configuration and the units of Redis", 0.3),
     ("Restart Redis", 0.3),
     ("Check and write the units", 0.4),
     ("Replace the workers", 0.5),
@@ -27,7 +27,7 @@ FIRST_DEPLOYMENT = (
 CHANGE = (
     ("Look at what the host has", 0.2),
     ("Write celery.target", 0.3),
-    ("Write the configuration and the unit of Redis", 0.3),
+    ("Write the configuration and the units of Redis", 0.3),
     ("Restart Redis", 0.1),
     ("Restart Redis", 0.6),
     ("Check and write the units", 0.3),
