@@ -379,7 +379,7 @@ def test_hosts_that_do_not_answer(
         ("r1", "names r1, where Redis itself is: name another host"),
         (
             "web9",
-            "names web9, which is no host of the inventory: add it there, or name one of r1, ",
+            "names web9, which is no host of the inventory: add it there, or take one of r1, ",
         ),
     ],
 )
