@@ -2,7 +2,7 @@
 PYTHON = .venv/bin/python
 RUNS = 3
 
-.PHONY: help demo test lint unit molecule bench faults durability clean
+.PHONY: help demo test lint unit molecule bench faults durability failover clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand --tabs=12
@@ -38,6 +38,10 @@ faults: ## count what faults under load do to tasks, RUNS times in a row
 durability: ## count what power cuts take, and measure what it costs to lose less
 	@tools/bootstrap.sh --lab
 	@DURABILITY_MARKDOWN=docs/durability.md $(PYTHON) tools/test.py molecule durability
+
+failover: ## count what becomes of tasks when the primary of several Redis dies, or is cut off
+	@tools/bootstrap.sh --lab
+	@FAILOVER_MARKDOWN=docs/failover.md $(PYTHON) tools/test.py molecule failover
 
 clean: ## remove this checkout's test hosts, .venv and caches
 	@tools/clean.sh

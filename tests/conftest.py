@@ -34,6 +34,11 @@ def clients() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def external() -> ModuleType:
+    return load("playbooks/filter_plugins/external.py")
+
+
+@pytest.fixture(scope="session")
 def fleet() -> ModuleType:
     return load("playbooks/filter_plugins/fleet.py")
 

@@ -6,6 +6,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleError
+from jinja2 import Undefined
 
 WORKERS, PRODUCERS = ["r1", "web1", "web2", "web3"], ["shop1", "shop2"]
 ALL = ["r1", "web1", "web2", "web3"]
@@ -70,7 +72,7 @@ def test_each_is_admitted_by_what_it_said_or_what_is_declared(clients: ModuleTyp
         # What it says itself is not what Redis sees.
         "web3": {"podman_host_state": {"source": "10.0.0.9", "clients": {}}},
     }
-    admitted = clients.admitted(hosts, "r1", WORKERS)
+    admitted = clients.admitted(hosts, ["r1"], WORKERS)
     assert admitted == {"web1": ["10.0.0.8"], "web3": ["10.0.9.9"]}
 
 
@@ -87,3 +89,133 @@ def test_each_is_admitted_by_what_it_said_or_what_is_declared(clients: ModuleTyp
 def test_addresses_of_producers(clients: ModuleType, value: Any, text: str) -> None:
     said = clients.client_problems({"shop1": {"redis_client_addresses": value}}, ["shop1"])
     assert (said == "") if not text else text in said
+
+
+ELECT = ["r1", "r2", "r3"]
+
+
+def test_those_that_elect_a_primary_admit_each_other(clients: ModuleType) -> None:
+    hosts: dict[str, dict[str, Any]] = {
+        "r1": {
+            "redis_address": "10.0.0.1",
+            "podman_host_state": {"clients": {"shop": ["10.9.9.9"]}},
+        },
+        "r2": {"ansible_facts": {"default_ipv4": {"address": "10.0.0.2"}}},
+        "r3": {"redis_address": "10.0.0.3"},
+        "web1": {"podman_host_state": {"source": "10.0.0.8"}},
+    }
+    assert clients.members(hosts, ELECT) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    assert clients.members(hosts, ["r1"]) == []
+    assert clients.admitted(hosts, ELECT, ["web1"]) == {
+        "r1": ["10.0.0.1"],
+        "r2": ["10.0.0.2"],
+        "r3": ["10.0.0.3"],
+        "web1": ["10.0.0.8"],
+        "shop": ["10.9.9.9"],
+    }
+    hosts["r2"]["ansible_host"] = "two.example"
+    assert clients.elected_url(hosts, ELECT, 3) == (
+        "sentinels://worker@10.0.0.1:26379,two.example:26379,10.0.0.3:26379/3?master_name=celery"
+    )
+
+
+def test_a_primary_that_would_be_lost_is_no_run(clients: ModuleType) -> None:
+    hosts: dict[str, dict[str, Any]] = {
+        name: {"redis_address": f"10.0.0.{name[1]}", "podman_host_state": {"primary": "10.0.0.3"}}
+        for name in ELECT
+    }
+    assert clients.lost_primary(hosts, ELECT) == ""
+    said = clients.lost_primary(hosts, ["r1", "r2"])
+    assert said.startswith("host r1: 10.0.0.3 is the primary of Redis, and no host of the group")
+    assert "run playbooks/remove.yml with --limit for it" in said
+    assert clients.lost_primary({"r1": {}}, ["r1"]) == ""
+
+
+def test_who_elected_and_is_to_no_more_leaves(clients: ModuleType) -> None:
+    before = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    hosts = {
+        name: {"redis_address": f"10.0.0.{name[1]}", "podman_host_state": {"members": before}}
+        for name in ("r1", "r2", "r3")
+    }
+    hosts["r4"] = {"redis_address": "10.0.0.4", "podman_host_state": {"members": []}}
+    assert clients.leaving(hosts, ["r1", "r2", "r3"]) == []
+    assert clients.leaving(hosts, ["r1", "r2", "r4"]) == ["10.0.0.3"]
+    assert clients.leaving(hosts, ["r2"]) == ["10.0.0.1", "10.0.0.3"]
+    # One of them has changed already, in a run that was cut.
+    hosts["r1"]["podman_host_state"] = {"members": before[:2]}
+    assert clients.leaving(hosts, ["r1", "r2"]) == ["10.0.0.3"]
+    assert clients.leaving({"r1": {"redis_address": "10.0.0.1"}}, ["r1"]) == []
+
+
+class Unreadable(dict[str, Any]):
+    """Variables of which none can be read."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        raise AnsibleError(name)
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([None, None, None], []),
+        ([2, 2, 2], []),
+        # The check of all variables tells.
+        (["3", 2.5, None], []),
+        ([Undefined(), 1, [3]], []),
+        (
+            [3, 3, 3],
+            [
+                "hosts r1, r2, r3: redis_replicas_required is 3, and of 3 hosts in the group redis "
+                "2 are replicas, so that the primary would never take a task: write 1, with which "
+                "one of them may be away, or 2, with which none may; or add hosts."
+            ],
+        ),
+        (
+            [None, 4, 3],
+            ["host r2: redis_replicas_required is 4", "host r3: redis_replicas_required is 3"],
+        ),
+    ],
+)
+def test_no_more_replicas_are_asked_for_than_there_are(
+    clients: ModuleType, values: list[Any], texts: list[str]
+) -> None:
+    hosts = {
+        host: {} if value is None else {"redis_replicas_required": value}
+        for host, value in zip(ELECT, values, strict=True)
+    }
+    said = clients.replica_problems(hosts, ELECT)
+    assert all(text in said for text in texts)
+    assert said.endswith("\nNothing was changed.") if texts else said == ""
+    # One alone has no replicas, and is asked for none.
+    assert clients.replica_problems(hosts, ["r1"]) == clients.replica_problems({}, []) == ""
+
+
+def test_a_number_of_replicas_that_cannot_be_read_is_left_alone(clients: ModuleType) -> None:
+    hosts = {host: Unreadable() for host in ELECT}
+    assert clients.replica_problems(hosts, ELECT) == ""
+
+
+def test_a_host_takes_what_it_lacks_of_the_one_that_makes_it(clients: ModuleType) -> None:
+    server = {"version": "3", "authority": "a", "mark": "m"}
+    keeper = {
+        "podman_host_state": {
+            "secrets": {
+                "celery-redis-worker": {"version": "1"},
+                "celery-redis-certificate-server": server,
+                "celery-app-other": {"version": "1"},
+            }
+        },
+        "__redis_users": {"labels": {"celery-redis-worker": {"version": "2"}}},
+        "__redis_certificates": {"skipped": True},
+    }
+    made = clients.made(keeper)
+    assert made == {
+        "celery-redis-worker": {"version": "2"},
+        "celery-redis-certificate-server": server,
+    }
+    assert clients.lacking(made, {}) == sorted(made)
+    # Its own timer has renewed the certificate.
+    own = {**made, "celery-redis-certificate-server": {**server, "version": "4"}}
+    assert clients.lacking(made, own) == []
+    own["celery-redis-certificate-server"] |= {"authority": "b"}
+    assert clients.lacking(made, own) == ["celery-redis-certificate-server"]

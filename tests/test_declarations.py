@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
 from types import ModuleType
 from typing import Any
 
@@ -303,18 +304,23 @@ def test_what_a_host_needs_of_a_redis_that_is_not_part_of_the_run(
     declarations: ModuleType,
 ) -> None:
     state = {"secrets": {"celery-redis-worker": {}}, "admitted": None}
-    assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", "") == ""
-    assert declarations.broker_problem({"secrets": {}}, "web1", "r1", "", "") == (
+    assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", "", False) == ""
+    assert declarations.broker_problem({"secrets": {}}, "web1", "r1", "", "", True) == (
         "web1 needs Redis, and r1 has no password for it yet. Nothing was changed. "
         "Run site.yml without --limit."
     )
-    assert declarations.broker_problem(state, "web1", "r1", "", "").startswith(
+    assert declarations.broker_problem(state, "web1", "r1", "", "", False).startswith(
         'host r1: redis_address is ""'
+    )
+    # One of a version that did not encrypt.
+    assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", "", True) == (
+        "web1 needs Redis, and r1 has no certificate for it yet. Nothing was changed. "
+        "Run site.yml without --limit."
     )
     state["admitted"] = ["10.0.0.8", "10.1.0.0/16", "fd00::/64"]
     for source in ("10.0.0.8", "10.1.2.3", "fd00::1"):
-        assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", source) == ""
-    assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", "10.0.0.9") == (
+        assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", source, False) == ""
+    assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", "10.0.0.9", False) == (
         "web1 comes to Redis from 10.0.0.9, which r1 does not admit yet. Nothing was changed. Let "
         "the run go to both: --limit 'web1,r1'."
     )
@@ -402,3 +408,118 @@ def test_any_value_is_accepted_or_refused_in_words(
 ) -> None:
     said = check(declarations, {name: value})
     assert said == "" or said.startswith("host web1:\n- ")
+
+
+@pytest.fixture
+def issued(tmp_path: pathlib.Path) -> dict[str, str]:
+    """Files with an authority and certificates for a server and a worker, made with openssl."""
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    files = {name: str(tmp_path / f"{name}.pem") for name in ("ca", "server", "worker")}
+
+    def make(name: str, *words: str) -> None:
+        made = ["openssl", "req", "-x509", *key, "-subj", f"/CN={name}", "-days", "9", *words]
+        made += ["-keyout", f"{files[name]}.key", "-out", files[name]]
+        subprocess.run(made, check=True, capture_output=True, cwd=tmp_path)
+        if name != "ca":
+            text = (
+                pathlib.Path(files[name]).read_text()
+                + pathlib.Path(f"{files[name]}.key").read_text()
+            )
+            pathlib.Path(files[name]).write_text(text)
+
+    make("ca", "-addext", "basicConstraints=critical,CA:TRUE")
+    by = ["-CA", files["ca"], "-CAkey", f"{files['ca']}.key"]
+    make("server", *by, "-addext", "subjectAltName=IP:10.0.0.5,DNS:*.example")
+    make("worker", *by)
+    return files
+
+
+def test_certificates_of_the_user_are_looked_at(
+    declarations: ModuleType, issued: dict[str, str], tmp_path: pathlib.Path
+) -> None:
+    problems = declarations.tls_problems
+    assert problems({}, ["10.0.0.5"]) == []
+    assert problems(issued, ["10.0.0.5", "redis.example"]) == []
+    (said,) = problems(issued, ["10.0.0.6"])
+    assert "is for *.example, 10.0.0.5, and not for 10.0.0.6" in said
+    (said,) = problems({"ca": issued["ca"]}, [])
+    assert said.startswith("redis_tls_files has ca: write ca, server, worker")
+    (said,) = problems({**issued, "worker": "tls/worker.pem"}, [])
+    assert '"tls/worker.pem", which is no file on the controller: write its whole path' in said
+    (said,) = problems({**issued, "worker": issued["ca"]}, [])
+    assert "it holds no key" in said
+    mixed = tmp_path / "mixed.pem"
+    key = pathlib.Path(f"{issued['worker']}.key").read_text()
+    mixed.write_text(
+        pathlib.Path(f"{issued['server']}").read_text().partition("-----BEGIN PRI")[0] + key
+    )
+    (said,) = problems({**issued, "server": str(mixed)}, [])
+    assert "its key is not that of its certificate" in said
+    said = problems({**issued, "ca": issued["server"]}, [])
+    assert [one.split(":")[0] for one in said] == [
+        "redis_tls_files[server] is not issued by redis_tls_files[ca]",
+        "redis_tls_files[worker] is not issued by redis_tls_files[ca]",
+    ]
+    mixed.write_text("$ANSIBLE_VAULT;1.1;AES256")
+    assert problems({**issued, "server": str(mixed)}, ["10.0.0.6"]) == []
+
+
+EXTERNAL = {"redis_mode": "external", "redis_external_url": "redis://worker@10.0.0.5:6379/0"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({}, ""),
+        ({"redis_external_url": "rediss://redis.example"}, ""),
+        ({"redis_external_url": "redis://[fd00::5]:6379/3"}, ""),
+        ({"redis_external_url": "sentinel://w@a,b:26380,[fd00::5]:1/3?master_name=m"}, ""),
+        ({"redis_external_url": "sentinels://a/0?master_name=m&sentinel_auth=no"}, ""),
+        ({"redis_external_url": "sentinel://a,b/0"}, "which is no address of a Redis"),
+        ({"redis_external_url": "sentinel://a,b:70000/0?master_name=m"}, "which is no address"),
+        ({"redis_external_url": "sentinel://w:hush@a/0?master_name=m"}, "with a password in it"),
+        ({"redis_external_url": "redis://a,b/0"}, "which is no address of a Redis"),
+        (
+            {"redis_external_url": ""},
+            "redis_external_url is not set: write such as redis://worker@",
+        ),
+        ({"redis_external_url": "redis://w:hush@r/0"}, "with a password in it: remove it there"),
+        ({"redis_external_url": "redis://:hush@r/0"}, "with a password in it: remove it there"),
+        ({"redis_external_url": "http://r"}, 'is "http://r", which is no address of a Redis'),
+        ({"redis_external_url": "redis://r:70000"}, "which is no address of a Redis"),
+        ({"redis_external_url": "rediss://r?ssl_cert_reqs=none"}, "which is no address of a Redis"),
+        ({"redis_external_url": "redis://w:hush@r\n"}, "it holds a control character"),
+        ({"redis_external_url": ["redis://w:hush@r"]}, "it must be text"),
+        ({"redis_mode": "deploy"}, "and redis_mode is deploy: write redis_mode: external, or"),
+        (
+            {"redis_external_password": "hush\n"},
+            "redis_external_password holds a control character",
+        ),
+        (
+            {"redis_external_password": ["hush"]},
+            "redis_external_password is no text: put its value",
+        ),
+        ({"redis_external_accept": ["persistance"]}, "write some of appendfsync, authentication"),
+        ({"redis_external_ca": "ca.pem"}, "redis_external_url is without TLS: write rediss://"),
+        ({"redis_external_certificate": "a.pem"}, '"{{ inventory_dir }}/tls/certificate.pem"'),
+        ({"celery_worker_network": "none"}, "take bridge or host"),
+    ],
+)
+def test_a_redis_of_the_user_s_own(
+    declarations: ModuleType, changed: dict[str, Any], text: str
+) -> None:
+    said = check(declarations, {**EXTERNAL, **changed})
+    assert text in said
+    assert bool(text) == bool(said)
+    assert "hush" not in said
+
+
+def test_files_for_a_redis_of_the_user_s_own(
+    declarations: ModuleType, issued: dict[str, str]
+) -> None:
+    known = {"redis_mode": "external", "redis_external_url": "rediss://worker@10.0.0.5:6379/0"}
+    known |= {"redis_external_ca": issued["ca"], "redis_external_certificate": issued["worker"]}
+    assert check(declarations, known) == ""
+    said = check(declarations, {**known, "redis_external_certificate": issued["ca"]})
+    assert f'redis_external_certificate is "{issued["ca"]}"'[:60] in said
+    assert "it holds no key that can be read" in said

@@ -125,6 +125,114 @@ def test_a_redis_that_is_silent(fleet: ModuleType, backlog: dict[str, Any], text
     assert said[1].split()[4:8] == ["4", "2", "1032", "-"]
 
 
+GB = 1024**3
+
+
+@pytest.mark.parametrize(
+    ("memory", "alarm", "percent"),
+    [
+        ({"used": 87 * GB, "limit": 100 * GB}, 80, 87),
+        ({"used": 80 * GB + 1, "limit": 100 * GB}, 80, 80),
+        ({"used": 80 * GB, "limit": 100 * GB}, 80, None),
+        ({"used": 87 * GB, "limit": 100 * GB}, 90, None),
+        ({"used": GB, "limit": 0}, 1, None),
+        ({}, 1, None),
+    ],
+)
+def test_a_redis_that_fills_up(
+    fleet: ModuleType, memory: dict[str, int], alarm: int, percent: int | None
+) -> None:
+    hosts = {"web1": {"node": "web1", "workers": [worker("mail", **BUSY)]}}
+    backlog = {"error": "", "waiting": {"mail": 0}, "dead": {}, "held": [], "memory": memory}
+    notes = fleet.fleet_text(hosts, backlog, "db", "table", True, alarm).splitlines()[3:]
+    told = json.loads(fleet.fleet_text(hosts, backlog, "db", "json", True, alarm))["redis_memory"]
+    if percent is None:
+        assert notes == []
+        assert not told or not told["alarm"]
+    else:
+        (note,) = notes
+        assert note.startswith(
+            f"Redis on db uses {percent} % of its memory; producers get an error"
+        )
+        assert told == {**memory, "percent": percent, "alarm": True}
+
+
+ONE, TWO = ({"address": f"10.0.0.{n}:6379", "state": "online", "lag_seconds": 1} for n in (6, 7))
+FOLLOWS = {**ONE, "behind_bytes": 0}
+COMES = {**TWO, "behind_bytes": 6923, "state": "wait_bgsave", "lag_seconds": 0}
+SILENT = {**TWO, "behind_bytes": 923, "lag_seconds": 7}
+LONELY = "nobody follows the primary 10.0.0.5:6379"
+AFTER = ": if it goes, so do tasks; see docs/failover.md"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "count", "required", "lines", "missing"),
+    [
+        (
+            [FOLLOWS, COMES],
+            1,
+            1,
+            [
+                "the primary is 10.0.0.5:6379; followed by 10.0.0.6:6379 (0 bytes behind), "
+                "10.0.0.7:6379 (not online: wait_bgsave)"
+            ],
+            0,
+        ),
+        (
+            [FOLLOWS, SILENT],
+            1,
+            2,
+            [
+                "the primary is 10.0.0.5:6379; followed by 10.0.0.6:6379 (0 bytes behind), "
+                "10.0.0.7:6379 (923 bytes behind, silent for 7 s)",
+                "the primary takes no tasks, and gives none: redis_replicas_required is 2, and "
+                "replicas that keep up: 1. See 'systemctl status celery-redis' on the other hosts "
+                "of the group redis.",
+            ],
+            1,
+        ),
+        ([], None, 0, [LONELY + AFTER], 0),
+        # It asks for none.
+        ([], None, 1, [LONELY + AFTER], 0),
+        (
+            [COMES],
+            None,
+            0,
+            [f"{LONELY}, not even 10.0.0.7:6379 (not online: wait_bgsave){AFTER}"],
+            0,
+        ),
+        (
+            [SILENT],
+            None,
+            0,
+            [f"{LONELY}, not even 10.0.0.7:6379 (923 bytes behind, silent for 7 s){AFTER}"],
+            0,
+        ),
+    ],
+)
+def test_who_is_the_primary_and_who_follows(
+    fleet: ModuleType,
+    replicas: list[dict[str, Any]],
+    count: int | None,
+    required: int,
+    lines: list[str],
+    missing: int,
+) -> None:
+    said = {"primary": "10.0.0.5:6379", "replicas": replicas, "count": count}
+    hosts = {"web1": {"node": "web1", "workers": [worker("mail", **BUSY)]}}
+    backlog = {"error": "", "waiting": {"mail": 0}, "replication": said}
+    shown = fleet.fleet_text(hosts, backlog, "db", replicas_required=required).splitlines()[3:]
+    assert shown == [f"Redis: {line}" for line in lines]
+    told = json.loads(fleet.fleet_text(hosts, backlog, "db", "json", replicas_required=required))
+    assert told["redis_replication"] == {**said, "required": required, "missing": missing}
+
+
+def test_the_primary_that_fills_up_is_named(fleet: ModuleType) -> None:
+    said = {"primary": "10.0.0.6:6379", "replicas": [FOLLOWS], "count": 1}
+    backlog = {"error": "", "memory": {"used": 9, "limit": 10}, "replication": said}
+    assert "\nRedis at 10.0.0.6:6379 uses 90 % of" in fleet.fleet_text({}, backlog, "db")
+
+
 def test_json_has_all_of_it(fleet: ModuleType) -> None:
     found = json.loads(fleet.fleet_text(HOSTS, BACKLOG, "db", "json"))
     assert [host["state"] for host in found["hosts"].values()] == [
@@ -139,6 +247,7 @@ def test_json_has_all_of_it(fleet: ModuleType) -> None:
     assert [row["queue"] for row in found["workers"]] == ["mail", "mail", "a/b", "reports"]
     assert [one["listed"] for one in found["held"]] == [True, True, False]
     assert found["dead"] == {"reports": 1}
+    assert found["redis_replication"] is None
     assert found["waiting"]["old"] == 3
 
 

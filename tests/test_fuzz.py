@@ -24,7 +24,7 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SEED = 20261124
 # Odd values for each variable and key, of all that there are.
-SAMPLE = 9
+SAMPLE = 6
 SPECS = {
     path.parents[1].name: yaml.safe_load(path.read_text())["argument_specs"]["main"]["options"]
     for path in sorted(ROOT.glob("roles/*/meta/argument_specs.yml"))
@@ -124,11 +124,12 @@ def block(text: str) -> str:
 
 def of_variables(rng: random.Random) -> Iterator[Case]:
     for name, option in sorted(OPTIONS.items()):
-        secret = name == "celery_worker_secrets"
-        for text, value in odd(rng, name):
+        secret = name in ("celery_worker_secrets", "redis_external_password")
+        # All of what a playbook gives is refused alike.
+        for text, value in odd(rng, name, 2 if name in GIVEN else SAMPLE):
             yield Case(f"{name}: {text}", name, value, secret)
         if option.get("type") == "list":
-            for text, value in odd(rng, name, 6):
+            for text, value in odd(rng, name, 4):
                 yield Case(f"{name}: [{block(text)}]", name, [value])
         if name == "celery_queue_overrides":
             for text, value in odd(rng, name, SAMPLE):
@@ -440,8 +441,8 @@ def worker_wanted(queue: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str
         "CELERY_METAL_PREFETCH": str(queue.get("prefetch", 1)),
         "CELERY_METAL_DRAIN_SECONDS": str(drain),
         "CELERY_METAL_LOGLEVEL": said["celery_worker_log_level"],
-        "CELERY_METAL_BROKER": f"redis://worker@{said['redis_address']}:{said['redis_port']}/"
-        f"{said['celery_worker_broker_database']}",
+        "CELERY_METAL_BROKER": f"redis{'s' if said['redis_tls'] else ''}://worker@"
+        f"{said['redis_address']}:{said['redis_port']}/{said['celery_worker_broker_database']}",
         "CELERY_METAL_PROCESS_FACTOR": str(said["capacity_process_factor"]),
     }
     if prefork:
@@ -510,13 +511,15 @@ def faults_of_deployment(
     durability = {"none": "no"}.get(said["redis_durability"], said["redis_durability"])
     for line in (
         f"bind {said['redis_address']}",
-        f"port {said['redis_port']}",
+        f"{'tls-' if said['redis_tls'] else ''}port {said['redis_port']}",
         f"appendfsync {durability}",
         *extra,
     ):
         if line not in conf:
             faults.append(f"redis.conf has no {line!r}")
-    if len(conf) != len(directives(plain)) + len(extra):
+    # What only TLS has.
+    fewer = 0 if said["redis_tls"] else 5
+    if len(conf) != len(directives(plain)) + len(extra) - fewer:
         faults.append(f"redis.conf has {len(conf)} lines")
     totals = deployed["plan"]["totals"]
     if (

@@ -252,11 +252,38 @@ def test_bad_groups(site: Site, groups: dict[str, list[str]], texts: list[str]) 
     site.refuses(*texts, "A host may be in both. Nothing was changed.")
 
 
+@pytest.mark.parametrize("words", [[], ["--limit", "web1"]])
+def test_more_replicas_than_there_are(site: Site, words: list[str]) -> None:
+    site.hosts(celery=["web1"], redis=["r1", "r2", "r3"])
+    site.variables(QUEUES + "redis_replicas_required: 3\n")
+    site.refuses(
+        "hosts r1, r2, r3: redis_replicas_required is 3, and of 3 hosts in the group redis 2 are",
+        "write 1, with which one of them may be away, or 2, with which none may; or add hosts.",
+        "Nothing was changed.",
+        words=words,
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("2", "UNREACHABLE"),
+        ("'3'", 'redis_replicas_required is "3": it must be a whole number, 0 to 9'),
+        ("'{{ 1 / 0 }}'", "redis_replicas_required cannot be read: "),
+        ("'{{ nowhere }}'", "redis_replicas_required names something that is not defined"),
+    ],
+)
+def test_other_numbers_of_replicas(site: Site, value: str, text: str) -> None:
+    site.hosts(celery=["web1"], redis=["r1", "r2", "r3"])
+    site.variables(f"{QUEUES}redis_replicas_required: {value}\n")
+    assert text in site.run().said
+
+
 def test_bad_groups_under_a_limit(site: Site) -> None:
     site.hosts(celery=["web1"], redis=["r1", "r2"])
     run = site.run("--limit", "web1")
     assert run.status != 0
-    assert "exactly one in the group redis (it has 2: r1, r2). A host may be in both" in run.said
+    assert "exactly one in the group redis (it has 2: r1, r2), or three and more" in run.said
     assert "UNREACHABLE" not in run.said
 
 

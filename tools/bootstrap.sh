@@ -13,6 +13,7 @@ lab_packages=(
   mmdebstrap # builds the base system
   nftables # lets the hosts reach the outside
   openssh-client
+  openssl # for the unit tests, which make certificates of their own
   redis-server # for the unit tests of app/, which start one of their own
   systemd-container # systemd-nspawn
   util-linux # taskset

@@ -10,6 +10,7 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("runtime", "sample", "tests")]
 
 from runtime_lab import Producer, Redis, Worker  # noqa: E402
+from tls_lab import Authority  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,9 @@ def start(redis: Redis, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
 @pytest.fixture
 def producer(redis: Redis) -> Producer:
     return Producer(redis)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Issues certificates of this session."""
+    return Authority(tmp_path_factory.mktemp("tls") / "authority")

@@ -11,6 +11,7 @@ from celery.exceptions import Reject
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import control_command
 from celery_metal_runtime import ledger
+from redis import Redis
 
 app = Celery(
     "lab",
@@ -82,6 +83,34 @@ def count(path, seconds):
     time.sleep(seconds)
     with Path(path).open("a") as file:
         file.write("done\n")
+
+
+@app.task(bind=True)
+def retry_once(self, path):
+    """Runs twice, by a retry of its own."""
+    with open(path, "a") as file:
+        file.write("run\n")
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+
+
+@app.task(bind=True)
+def retry_as_there_is_room(self, path, client):
+    """The same, when Redis is full and has room from the moment when it has first refused."""
+
+    def make_room(*_):
+        Redis(**client).config_set("maxmemory", 0)
+
+    with open(path, "a") as file:
+        file.write("run\n")
+    if not self.request.retries:
+        raise self.retry(countdown=0, retry_policy={"errback": make_room, "interval_start": 0})
+
+
+@app.task
+def repeat(text, times):
+    """A result of a length that is asked for."""
+    return text * times
 
 
 @app.task

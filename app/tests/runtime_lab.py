@@ -33,6 +33,13 @@ def wait_until(condition: Callable[[], object], what: object, seconds: float = P
     return value
 
 
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def acl() -> str:
     """The kit's users in Redis's own form, all with one password."""
     digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
@@ -43,25 +50,38 @@ def acl() -> str:
     return text.replace(" +client|setinfo", "")
 
 
-class Redis:
-    """A redis-server on a Unix socket and a free loopback port."""
+def listens(port: int, tls: tuple[Path, Path] | None) -> str:
+    """How a Redis or a Sentinel listens there, in the words of its configuration."""
+    if not tls:
+        return f"port {port}\n"
+    ca, own = tls
+    files = f"tls-ca-cert-file {ca}\ntls-cert-file {own}\ntls-key-file {own}\n"
+    return f"port 0\ntls-port {port}\ntls-replication yes\n{files}"
 
-    def __init__(self, folder: Path) -> None:
+
+class Redis:
+    """A redis-server on a Unix socket and a free loopback port.
+
+    `tls`: the paths of what others are checked by, and of its own certificate with the key; without
+    them it does not encrypt. `more`: lines of its configuration.
+    """
+
+    def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None, more: str = "") -> None:
         program = shutil.which("redis-server")
         assert program, "these tests need redis-server: install the package of that name"
         folder.mkdir()
         self.path = folder / "redis.sock"
+        self.log_file = folder / "log"
         self.password_file = folder / "password"
         self.password_file.write_text(PASSWORD + "\n")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         config = folder / "redis.conf"
         users = folder / "users.acl"
         users.write_text(acl())
         config.write_text(
-            f'port {self.port}\nbind 127.0.0.1\nunixsocket {self.path}\nsave ""\n'
+            f'{listens(self.port, tls)}bind 127.0.0.1\nunixsocket {self.path}\nsave ""\n'
             f"aclfile {users}\nacllog-max-len 1000\ndir {folder}\n"
+            f"logfile {self.log_file}\n{more}"
         )
         self.command = [program, str(config)]
         self.start()
@@ -106,6 +126,19 @@ class Redis:
             "CELERY_METAL_BROKER": url or self.socket_url,
             "CELERY_METAL_PASSWORD_FILE": str(self.password_file),
         }
+
+
+def shows_no_password(app: Celery) -> None:
+    """An assertion error where Celery shows the password in what it says of an app."""
+    shown = [
+        app.connection_for_read().as_uri(),
+        app.backend.as_uri(),
+        app.bugreport(),
+        str(app.conf.table()),
+    ]
+    for text in shown:
+        assert PASSWORD not in text
+        assert "p%40ss" not in text
 
 
 class _Heard:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from celery import chord, signature
 from celery_metal_runtime import ledger
-from runtime_lab import PATIENCE, Producer, wait_until
+from runtime_lab import PASSWORD, PATIENCE, Producer, wait_until
 
 POOLS = ("prefork", "threads", "gevent", "solo")
 COUNT, CROWD, TOUCH = "lab_app.count", "lab_app.crowd", "lab_app.touch"
@@ -221,6 +221,89 @@ def test_a_full_redis_still_gives_its_tasks(start, own_redis, tmp_path):
     own_redis.client.config_set("maxmemory", 0)
     producer.post(worker, COUNT, str(mark), 0)
     wait_until(lambda: lines(mark) == 21, "it goes on")
+
+
+@pytest.mark.oldest
+def test_a_worker_of_a_full_redis_stays_alive_and_keeps_results(start, own_redis, tmp_path):
+    producer, mark = Producer(own_redis), tmp_path / "mark"
+    worker = start(server=own_redis, **QUICK).ready()
+    worker.process.send_signal(signal.SIGSTOP)
+    sent = [producer.app.send_task(COUNT, (str(mark), 0.2), queue=worker.queue) for _ in range(20)]
+    own_redis.client.config_set("maxmemory", 1)
+    beats = own_redis.client.hget(NODES, worker.node)
+    worker.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: lines(mark) == 20, "all are done")
+    wait_until(lambda: not held(own_redis, worker), "all are acknowledged")
+    assert own_redis.client.hget(NODES, worker.node) != beats
+    assert [one.get(timeout=PATIENCE) for one in sent] == [None] * 20
+    assert 0 < own_redis.client.ttl(f"celery-task-meta-{sent[0].id}") <= 86400
+    assert "Redis does not answer" not in worker.log
+    assert "Redis gives no tasks" not in worker.log
+    for result in sent:
+        result.backend = None  # as in Producer.answers
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_a_retry_that_a_full_redis_refuses_loses_no_task(start, own_redis, tmp_path, pool):
+    producer, mark = Producer(own_redis), tmp_path / "mark"
+    worker = start(server=own_redis, CELERY_METAL_POOL=pool, **QUICK).ready()
+    worker.process.send_signal(signal.SIGSTOP)
+    sent = producer.app.send_task("lab_app.retry_once", (str(mark),), queue=worker.queue)
+    own_redis.client.config_set("maxmemory", 1)
+    worker.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: lines(mark) >= 2, "it has come back")
+    own_redis.client.config_set("maxmemory", 0)
+    assert sent.get(timeout=PATIENCE) is None
+    wait_until(lambda: not held(own_redis, worker), "it is acknowledged")
+    sent.backend = None  # as in Producer.answers
+
+
+@pytest.mark.oldest
+def test_a_retry_while_its_connection_is_replaced_loses_no_task(start, own_redis, tmp_path):
+    producer, mark = Producer(own_redis), tmp_path / "mark"
+    worker = start(server=own_redis, **QUICK).ready()
+    worker.process.send_signal(signal.SIGSTOP)
+    client = {"unix_socket_path": str(own_redis.path), "username": "admin", "password": PASSWORD}
+    arguments = (str(mark), client)
+    sent = producer.app.send_task("lab_app.retry_as_there_is_room", arguments, queue=worker.queue)
+    own_redis.client.config_set("maxmemory", 1)
+    worker.process.send_signal(signal.SIGCONT)
+    assert sent.get(timeout=PATIENCE) is None
+    assert lines(mark) == 2
+    wait_until(lambda: not held(own_redis, worker), "it is acknowledged")
+    sent.backend = None  # as in Producer.answers
+
+
+@pytest.mark.oldest
+def test_a_result_that_is_longer_than_its_message_waits_for_room(start, own_redis):
+    producer = Producer(own_redis)
+    worker = start(server=own_redis, CONCURRENCY="1", **QUICK).ready()
+    worker.process.send_signal(signal.SIGSTOP)
+    long, echo, short = (
+        producer.app.send_task("lab_app.repeat", arguments, queue=worker.queue)
+        for arguments in (("x", 2000), ("x" * 2000, 1), ("x", 1))
+    )
+    own_redis.client.config_set("maxmemory", 1)
+    worker.process.send_signal(signal.SIGCONT)
+
+    def refusals():
+        # redis-py takes it apart, or before 5.1 does not.
+        seen = str(own_redis.client.info("errorstats").get("errorstat_OOM", ""))
+        return int(re.sub(r"\D", "", seen) or 0)
+
+    # Its result alone is refused again and again, with growing pauses.
+    wait_until(lambda: held(own_redis, worker), "it is taken")
+    first = refusals()
+    wait_until(lambda: refusals() > first + 2, "it is tried again")
+    assert len(held(own_redis, worker)) >= 1
+    assert not own_redis.client.exists(f"celery-task-meta-{long.id}")
+    own_redis.client.config_set("maxmemory", 0)
+    assert long.get(timeout=PATIENCE) == "x" * 2000
+    own_redis.client.config_set("maxmemory", 1)
+    assert [len(one.get(timeout=PATIENCE)) for one in (echo, short)] == [2000, 1]
+    for result in (long, echo, short):
+        result.backend = None
 
 
 def test_a_redis_that_cannot_write_is_waited_for(start, own_redis, tmp_path):

@@ -17,13 +17,11 @@ STATE = re.compile(r"/var/lib/celery-metal/(workers|redis)\.json")
 NOTES = "what it keeps for itself"
 TRUST = "/etc/ssl/certs/"
 # Marks that come with a secret are random: each run makes others.
-MARK = re.compile(r"^(Label=celery-metal\.(?:generation|password|users|secret\.\S+)=)\S+$", re.M)
+MARK = re.compile(
+    r"^(Label=celery-metal\.(?:ca|certificates?|generation|password|users|secret\.\S+)=)\S+$", re.M
+)
 # Made and removed again by the same run.
 WORK = "/var/lib/celery-metal/image"
-# What these tasks keep is not shown, for no_log.
-HUSHED = {
-    "Keep the broker's password": "celery-redis-worker",
-}
 
 # Prints, as JSON, what a host is like.
 SNAPSHOT = r"""
@@ -160,7 +158,7 @@ def _of_line(found: Changes, line: str) -> None:
 
 
 def _of_words(found: Changes, task: str, result: Mapping[str, Any]) -> None:
-    kinds = {"images": "bring image", "secrets": "keep secret", "packages": "install package"}
+    kinds = {"images": "bring image", "packages": "install package"}
     kind = kinds[re.match(r"Say which (\w+) a run without --check would", task)[1]]
     words = result["msg"].removesuffix(", and what they depend on")
     found[kind].update(words.split(", "))
@@ -177,10 +175,6 @@ def _of_image(found: Changes, task: str, result: Mapping[str, Any]) -> None:
     found["bring image"].update(re.findall(r"(?:Built|Pulled) image (\S+)", str(result["actions"])))
 
 
-def _of_secret(found: Changes, task: str, result: Mapping[str, Any]) -> None:
-    found["keep secret"].add(HUSHED[task])
-
-
 def _of_trust(found: Changes, task: str, result: Mapping[str, Any]) -> None:
     assert task == "Trust the private CA certificates", task
     found["renew"].add(TRUST)
@@ -195,6 +189,7 @@ def _of_work(found: Changes, task: str, result: Mapping[str, Any]) -> None:
 
 READERS: dict[str, Callable[[Changes, str, Mapping[str, Any]], None]] = {
     "apt": _of_apt,
+    "celery_broker_secrets": _of_diff,
     "celery_secrets": _of_diff,
     "celery_services": _of_diff,
     "celery_units": _of_diff,
@@ -206,7 +201,7 @@ READERS: dict[str, Callable[[Changes, str, Mapping[str, Any]], None]] = {
     "lineinfile": _of_diff,
     "package": _of_apt,
     "podman_image": _of_image,
-    "podman_secret": _of_secret,
+    "redis_certificates": _of_diff,
     "redis_users": _of_diff,
     "unarchive": _of_work,
 }
@@ -221,6 +216,7 @@ NOISE = re.compile(
     r"|/var/lib/celery-metal/redis/.*"  # Redis's data: workers beat
     r"|(session-.*|user(-runtime-dir)?@0|user-0|run-user-0)\.\w+"  # logins
     r"|var-lib-containers-.*\.mount"  # of containers: systemd forgets them when it likes
+    r"|celery-redis-memory\.service"  # its timer starts it each minute
 )
 # What packages and their scripts bring besides the files that dpkg lists.
 OF_PACKAGES = re.compile(

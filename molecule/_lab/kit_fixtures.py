@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,10 +29,37 @@ class Played:
     output: str
 
     @property
+    def said(self) -> str:
+        """The output as one line: Ansible breaks its messages where it likes."""
+        return " ".join(self.output.split())
+
+    @property
     def changed(self) -> dict[str, int]:
         """Changed tasks of each host, from the recap."""
         found = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", self.output, re.M)
         return {host: int(number) for host, number in found if host != "localhost"}
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that it has started, whatever their groups and sessions."""
+    found = [pid]
+    for thread in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended
+            found += [
+                one for child in thread.read_text().split() for one in descendants(int(child))
+            ]
+    return found
+
+
+def end_all(pid: int) -> None:
+    """Kill a process and all that it has started.
+
+    Ansible gives each of its workers a session: one that outlived it would go on with its task.
+    """
+    os.kill(pid, signal.SIGSTOP)  # it starts no more
+    for one in descendants(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 class Kit:
@@ -86,7 +114,7 @@ class Kit:
                 output += line
                 if line.startswith("TASK [") and task in line:
                     time.sleep(seconds)  # this is the moment
-                    os.killpg(process.pid, signal.SIGKILL)
+                    end_all(process.pid)
                     self.lab.disconnect()
                     return True
         assert not process.returncode, output
@@ -157,12 +185,41 @@ class Kit:
         """Send `count` tasks to each queue from inside a worker and check all answers."""
         words = [word for queue in queues for word in ("--queue", queue)]
         command = ["podman", "exec", container, "python", "-m", "metal_sample.smoke", "--json"]
-        return json.loads(self.lab.run(host, [*command, "--count", str(count), *words]))
+        line = [*command, "--count", str(count), *words]
+        # Longer than it waits for answers itself: it says which are missing.
+        return json.loads(self.lab.run(host, line, timeout=90))
+
+    def secret(self, host: str, name: str) -> str:
+        """A secret from the store of a host, without a last newline."""
+        show = "podman secret inspect --showsecret --format '{{.SecretData}}'"
+        return self.lab.run(host, f"{show} {name}").strip()
 
     def password(self, host: str, user: str = "worker") -> str:
         """The password of a user of Redis, from the secret store of a host."""
-        show = "podman secret inspect --showsecret --format '{{.SecretData}}'"
-        return self.lab.run(host, f"{show} celery-redis-{user}").strip()
+        return self.secret(host, f"celery-redis-{user}")
+
+    def certificates(
+        self, host: str, directory: pathlib.Path, user: str = "producer"
+    ) -> dict[str, Any]:
+        """What a user of Redis needs for TLS besides, in files of a directory; Celery's options."""
+        ca, own = directory / "ca.pem", directory / f"{user}.pem"
+        ca.write_text(self.secret(host, "celery-redis-ca"))
+        own.write_text(self.secret(host, f"celery-redis-certificate-{user}"))
+        options = {"ssl_ca_certs": ca, "ssl_certfile": own, "ssl_keyfile": own}
+        return {"ssl_cert_reqs": "required", **{name: str(path) for name, path in options.items()}}
+
+    def make_it_end_soon(self, host: str, name: str) -> None:
+        """Have Podman keep a certificate as one that ends in ten days."""
+        code = (
+            "import json, subprocess, sys, time; name = sys.argv[1];"
+            "show = ['podman', 'secret', 'inspect', '--showsecret', name];"
+            "one = json.loads(subprocess.check_output(show))[0];"
+            "labels = {**one['Spec']['Labels'], 'until': str(int(time.time()) + 864000)};"
+            "words = [word for item in labels.items() for word in ('--label', '='.join(item))];"
+            "subprocess.run(['podman', 'secret', 'create', '--replace', *words, name, '-'],"
+            " input=one['SecretData'], text=True, check=True)"
+        )
+        self.lab.run(host, ["python3", "-c", code, name])
 
     def redis(self, host: str, *words: str, user: str = "admin") -> str:
         """What redis-cli prints for a user's command, run on the Redis host."""

@@ -6,19 +6,25 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import Undefined
+from ansible.errors import AnsibleError
+from jinja2 import Undefined, UndefinedError
 
 NAME = re.compile(r"\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", re.ASCII)
 ADDRESSES = "redis_client_addresses"
+REPLICAS = "redis_replicas_required"
+# What comes of looking at a value whose template fails.
+UNREADABLE = (AnsibleError, RecursionError, UndefinedError)
 
 
 def listens(hosts: Mapping[str, Mapping[str, Any]], redis: str, others: Iterable[str]) -> bool:
     """Whether Redis listens on the network: it is told to, or some other host needs it.
 
     :param hosts: Ansible's hostvars.
-    :param redis: the host of Redis.
+    :param redis: the host of Redis; empty where the kit deploys none.
     :param others: the hosts that run workers or producers.
     """
+    if not redis:
+        return False  # it is none of the kit's
     return bool(hosts[redis].get("redis_listen", False)) or bool(set(others) - {redis})
 
 
@@ -73,31 +79,154 @@ def contacts(
 
 
 def admitted(
-    hosts: Mapping[str, Mapping[str, Any]], redis: str, workers: Sequence[str]
+    hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str], workers: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Each host that Redis shall admit, with its addresses, once all hosts were looked at."""
-    states = {one: hosts[one].get("podman_host_state", {}) for one in {redis, *workers}}
+    """Each host that Redis shall admit, with its addresses, once all hosts were looked at.
+
+    :param redis: the hosts of Redis; the first has looked at clients for all of them.
+    """
+    states = {one: hosts[one].get("podman_host_state", {}) for one in {*redis, *workers}}
     found = {one: [states[one]["source"]] for one in workers if states[one].get("source")}
-    return {**found, **states[redis].get("clients", {})}
+    others = {one: [redis_address(hosts, one)] for one in redis} if len(redis) > 1 else {}
+    return {**found, **others, **states[redis[0]].get("clients", {})}
+
+
+def made(keeper: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Secret to its labels on the host that makes those of Redis, with what this run has made.
+
+    :param keeper: all variables of that host.
+    """
+    state = keeper.get("podman_host_state", {})
+    kept = {
+        name: labels
+        for name, labels in state.get("secrets", {}).items()
+        if name.startswith("celery-redis-")
+    }
+    users = keeper.get("__redis_users", {}).get("labels", {})
+    return {**kept, **users, **keeper.get("__redis_certificates", {}).get("labels", {})}
+
+
+def lacking(wanted: Mapping[str, Mapping[str, str]], kept: Mapping[str, Any]) -> list[str]:
+    """The secrets that a host does not have as they are wanted.
+
+    Its own timer may have renewed the certificate of its Redis, of the same authority.
+    """
+
+    def mark(name: str, labels: Mapping[str, str]) -> Any:
+        is_renewable = name == "celery-redis-certificate-server" and "authority" in labels
+        return (labels["authority"], labels["mark"]) if is_renewable else labels
+
+    return sorted(
+        name
+        for name, labels in wanted.items()
+        if name not in kept or mark(name, kept[name]) != mark(name, labels)
+    )
+
+
+def members(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> list[str]:
+    """The addresses of those that elect a primary, the one that begins as it first; or none."""
+    return [redis_address(hosts, host) for host in redis] if len(redis) > 1 else []
+
+
+def leaving(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> list[str]:
+    """The addresses of those that have elected a primary with these hosts, and are to no more."""
+    states = [hosts[host].get("podman_host_state", {}) for host in redis]
+    elected = {member for state in states for member in state.get("members", [])}
+    return sorted(elected - {redis_address(hosts, host) for host in redis})
+
+
+def lost_primary(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> str:
+    """Why these hosts cannot be all that have Redis: the primary is another; or nothing."""
+    wanted = {redis_address(hosts, host) for host in redis}
+    for host in redis:
+        primary = hosts[host].get("podman_host_state", {}).get("primary", "")
+        if primary and primary not in wanted:
+            return (
+                f"host {host}: {primary} is the primary of Redis, and no host of the group redis "
+                "has this address: what only that one has would be lost. Put its host back into "
+                "the group, run playbooks/remove.yml with --limit for it, which has another "
+                "elected first, and then take it out. Nothing was changed."
+            )
+    return ""
+
+
+def elected_url(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str], database: int) -> str:
+    """The address of the primary, as workers have it; for a play that has not looked at hosts."""
+    first = hosts[redis[0]]
+    port, scheme = first.get("redis_sentinel_port", 26379), "sentinels"
+    if not first.get("redis_tls", True):
+        scheme = "sentinel"
+    names = [hosts[one].get("redis_address", names_of(hosts[one], one)[0]) for one in redis]
+    where = ",".join(f"{name}:{port}" for name in names)
+    return f"{scheme}://worker@{where}/{database}?master_name=celery"
+
+
+def secrets(
+    redis: Mapping[str, Any], kept: Mapping[str, Mapping[str, str]], is_local: bool
+) -> dict[str, str]:
+    """What a host's workers need to open Redis: each secret to its version.
+
+    :param redis: all variables of the host of Redis; what this run has made there is among them.
+    :param kept: secret to its labels, as that host had them before.
+    :param is_local: whether the workers are on that host.
+    """
+    labels = {**kept, **redis.get("__redis_certificates", {}).get("labels", {})}
+    labels["celery-redis-worker"] = {
+        "version": redis.get("__redis_users", {}).get("versions", {}).get("worker")
+        or kept["celery-redis-worker"]["version"]
+    }
+    names = ["celery-redis-worker"]
+    if redis.get("redis_tls", True) and not is_local:
+        names += ["celery-redis-ca", "celery-redis-certificate-worker"]
+    return {name: labels[name]["version"] for name in names}
 
 
 def client_problems(hosts: Mapping[str, Mapping[str, Any]], producers: Iterable[str]) -> str:
     """What is wrong with the addresses of producers, whom no play looks at; or nothing."""
-    problems = []
-    for host in producers:
-        names = hosts[host].get(ADDRESSES, [])
-        remedy = "write a list of addresses or names, such as [10.0.0.7]"
+    problems = [
+        f"host {host}: {ADDRESSES} {said}: write a list of addresses or names, such as [10.0.0.7]"
+        for host in producers
+        for said in address_problems(hosts[host])
+    ]
+    return "\n".join([*problems, "Nothing was changed."]) if problems else ""
+
+
+def address_problems(variables: Mapping[str, Any]) -> list[str]:
+    """What is wrong with what a host declares of its addresses."""
+    try:
+        names = variables.get(ADDRESSES, [])
         if isinstance(names, Undefined):
-            continue
+            return []
         if not isinstance(names, list):
-            problems.append(f"host {host}: {ADDRESSES} is {names!a}: {remedy}")
-            continue
-        problems += [
-            f"host {host}: {ADDRESSES} holds {name!a}, which is neither: {remedy}"
+            return [f"is {names!a}"]
+        return [
+            f"holds {name!a}, which is neither"
             for name in names
             if not isinstance(name, Undefined)  # made of a fact
             and not (isinstance(name, str) and NAME.fullmatch(name))
         ]
+    except UNREADABLE as error:
+        return [f"cannot be read: {error}"]
+
+
+def replica_problems(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> str:
+    """Why those that elect a primary can never be replicas enough for it; or nothing."""
+    most = len(redis) - 1
+    refused: dict[int, list[str]] = {}
+    for host in redis if most > 1 else ():
+        try:
+            value = hosts[host].get(REPLICAS, 1)
+        except UNREADABLE:
+            continue  # the check of all variables tells, as of one that is no number
+        if isinstance(value, int) and value > most:
+            refused.setdefault(value, []).append(host)
+    problems = [
+        f"host{'s' if len(there) > 1 else ''} {', '.join(there)}: {REPLICAS} is {value}, and of "
+        f"{len(redis)} hosts in the group redis {most} are replicas, so that the primary would "
+        f"never take a task: write {most - 1}, with which one of them may be away, or {most}, with "
+        "which none may; or add hosts."
+        for value, there in refused.items()
+    ]
     return "\n".join([*problems, "Nothing was changed."]) if problems else ""
 
 
@@ -108,5 +237,13 @@ class FilterModule:
             "redis_admitted": admitted,
             "redis_client_problems": client_problems,
             "redis_contacts": contacts,
+            "redis_elected_url": elected_url,
+            "redis_lacking": lacking,
+            "redis_leaving": leaving,
             "redis_listens": listens,
+            "redis_lost_primary": lost_primary,
+            "redis_made": made,
+            "redis_members": members,
+            "redis_replica_problems": replica_problems,
+            "redis_secrets": secrets,
         }

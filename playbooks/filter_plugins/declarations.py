@@ -7,6 +7,7 @@ line say before any host is contacted.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import ipaddress
 import json
@@ -84,6 +85,15 @@ FORMS = {
         r"(?a:\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)",
         "write an address or a name, such as 10.0.0.7",
     ),
+    "redis_external_accept": (
+        "appendfsync|authentication|eviction|info|permissions|persistence|replicas",
+        "write some of appendfsync, authentication, eviction, info, permissions, persistence, "
+        "replicas",
+    ),
+    "redis_tls_names": (
+        r"(?a:\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)",
+        "write an address or a name, such as redis.example",
+    ),
 }
 # Read by the roles themselves, when facts are known.
 LATE = ("celery_app", "celery_worker_", "podman_host_", "redis_")
@@ -95,6 +105,16 @@ USERS = ("worker", "producer", "monitor", "admin")
 # Commands, keys and channels; with parentheses around them a selector.
 RIGHT = r"(?:[+-]@?[\w|-]+|%[RW]{1,2}~[^\s()]+|[~&][^\s()]+)"
 RIGHTS = re.compile(rf" *(?:(?:{RIGHT}|\( *{RIGHT}(?: +{RIGHT})* *\))(?: +|$))*", re.ASCII)
+# Addresses without a password.
+WHERE = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[1-9][0-9]{0,4})?"
+EXTERNAL = re.compile(
+    rf"rediss?://(?:[\w.+-]+@)?{WHERE}(?:/[0-9]{{0,4}})?"
+    rf"|sentinels?://(?:[\w.+-]+@)?{WHERE}(?:,{WHERE})*(?:/[0-9]{{0,4}})?"
+    r"\?master_name=[\w.-]+(?:&sentinel_auth=(?:yes|no))?",
+    re.ASCII,
+)
+# Of redis_tls_files.
+TLS_FILES = ("ca", "server", "worker")
 # Hosts of a group that a message names.
 KNOWN_HOSTS = 12
 # Read on each host for itself; all others are those of the first host of the fleet.
@@ -104,6 +124,8 @@ GIVEN = "given by the playbook"
 SECRET = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 # podman-secret-create(1): below 512 kB.
 SECRET_BYTES = 512000
+# Of these a message has no value.
+SECRETS = ("celery_worker_secrets", "redis_external_password")
 # What the container has of the kit, and what Celery itself would read instead of it.
 OURS = ("CELERY_METAL_",)
 TAKEN = {
@@ -117,7 +139,13 @@ TAKEN = {
     "NOTIFY_SOCKET",
     "RESULT_BACKEND",
 }
-SECRETS_TAKEN = {".", "..", "celery-redis-password"}
+SECRETS_TAKEN = {
+    ".",
+    "..",
+    "celery-redis-ca",
+    "celery-redis-certificate",
+    "celery-redis-password",
+}
 
 
 def bounds(description: str | list[str]) -> tuple[int, int] | None:
@@ -189,7 +217,7 @@ def waits_for_facts(reason: Any) -> bool:
 
 def unread_problem(where: str, reason: Any) -> str:
     """Why a part of a variable cannot be read, and what to do; no text of a secret."""
-    secret = where.startswith("celery_worker_secrets")
+    secret = where.startswith(SECRETS)
     said = str(reason._undefined_message if isinstance(reason, Undefined) else reason)
     said = said.removeprefix("A captured exception marker was tripped: ")
     said = " ".join(said.split("\n")[0].split())
@@ -244,16 +272,21 @@ def problem(name: str, value: Any, option: Mapping[str, Any]) -> str:
         return ""
     if name == "celery_worker_secrets":
         return f"{name} is no mapping: write {{NAME: value}}"
+    if name in SECRETS:
+        return f"{name} is no text: put its value in quotes"
     hint = ""
     if isinstance(value, str) and kind in ("int", "bool"):
         hint = ", without quotes (-e name=value always gives text: use -e '{name: value}')"
-    return f"{name} is {shown(value)}: it must be {wanted}{hint}"
+    return f"{name} is {hushed(shown(value))}: it must be {wanted}{hint}"
 
 
 def text_problem(name: str, value: str) -> str:
     """What is wrong with a text that has the right type."""
+    if name in SECRETS:
+        return ""  # external_problems knows what it must not hold
     if CONTROL.search(value) or NO_CHARACTER.search(value):
-        return f"{name} is {shown(value)}: it holds a control character or a line's end: remove it"
+        seen = hushed(shown(value))
+        return f"{name} is {seen}: it holds a control character or a line's end: remove it"
     form, remedy = FORMS.get(name.partition("[")[0], ("", ""))
     if form and not re.fullmatch(form, value):
         return f"{name} is {shown(value)}, which cannot be used: {remedy}"
@@ -317,9 +350,12 @@ def declaration_problems(
     problems += user_problems(values.get("redis_user_rules", {}))
     problems += ship_problems(values.get("redis_backup_ship_to", ""), variables.get("groups", {}))
     problems += source_problems(values.get("redis_allowed_sources", []))
+    problems += external_problems(values)
     certificates = values.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
         problems += certificate_problems(certificates, places)
+    names = [address, *values.get("redis_tls_names", [])] if address else []
+    problems += tls_problems(values.get("redis_tls_files", {}), names)
     packages = values.get("podman_host_packages_archive", "")
     if isinstance(packages, str) and packages and not on_controller(packages, places):
         problems.append(
@@ -618,6 +654,203 @@ def certificate_problems(paths: Iterable[str], places: Iterable[str]) -> list[st
     return problems
 
 
+def external_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with how a Redis of the user's own is named; never with a password in it."""
+    names = ("url", "password", "ca", "certificate")
+    texts = {name: values.get(f"redis_external_{name}", "") for name in names}
+    mode = values.get("redis_mode", "deploy")
+    if mode not in ("deploy", "external") or not all(
+        isinstance(one, str) for one in texts.values()
+    ):
+        return []  # said already
+    url, where = texts["url"], f"redis_external_url is {hushed(shown(texts['url']))}"
+    example = "write such as redis://worker@10.0.0.5:6379/0, or rediss:// for TLS"
+    problems = []
+    if url != hushed(url):
+        problems.append(
+            f"{where}, with a password in it: remove it there, and put it into "
+            "redis_external_password, encrypted by Ansible's vault"
+        )
+    elif url and not CONTROL.search(url) and (not EXTERNAL.fullmatch(url) or not _has_port(url)):
+        problems.append(f"{where}, which is no address of a Redis: {example}")
+    if mode == "deploy":
+        if url:
+            problems.append(
+                f"{where}, and redis_mode is deploy: write redis_mode: external, or remove it"
+            )
+        return problems
+    if not url:
+        problems.append(f"redis_mode is external, and redis_external_url is not set: {example}")
+    if values.get("celery_worker_network") == "none":
+        problems.append(
+            "celery_worker_network is none, by which workers do not reach redis_external_url: take "
+            "bridge or host"
+        )
+    if CONTROL.search(texts["password"]) or len(texts["password"].encode()) >= SECRET_BYTES:
+        problems.append(
+            "redis_external_password holds a control character or a line's end, or is longer than "
+            "Podman keeps: remove what is no part of the password"
+        )
+    for name in ("ca", "certificate"):
+        if not texts[name]:
+            continue
+        here = f"redis_external_{name} is {shown(texts[name])}"
+        if url.startswith(("redis://", "sentinel://")):
+            problems.append(
+                f"{here}, and redis_external_url is without TLS: write {url.partition(':')[0]}s://"
+            )
+        chain_in(texts[name], name, here, problems)
+    return problems
+
+
+def hushed(url: str) -> str:
+    """An address for a message, without the password in it."""
+    return re.sub(r"//[^@/]*:[^@]*(@|$)", r"//...\1", url) if "@" in url else url
+
+
+def _has_port(url: str) -> bool:
+    ports = re.findall(r":(\d+)(?=[,/?]|$)", re.sub(r"\[.*?\]", "", url))
+    return all(int(port) < 65536 for port in ports)
+
+
+def tls_problems(files: Any, names: list[str]) -> list[str]:
+    """What is wrong with certificates of the user's own.
+
+    :param files: the variable ``redis_tls_files``.
+    :param names: by what others reach Redis; empty where that is not known, or not asked.
+    """
+    if not isinstance(files, Mapping) or not files:
+        return []  # ours, or said already
+    if {*files} != {*TLS_FILES}:
+        return [
+            f"redis_tls_files has {', '.join(sorted(map(word, map(str, files))))}: write "
+            f"{', '.join(TLS_FILES)}, each the path of a PEM file on the controller"
+        ]
+    problems, found = [], {}
+    for kind in TLS_FILES:
+        where = f"redis_tls_files[{kind}] names {shown(files[kind])}"
+        chain = chain_in(files[kind], kind, where, problems)
+        if chain:
+            found[kind] = chain
+    for kind in ("server", "worker"):
+        if {"ca", kind} <= found.keys() and not is_issued(found[kind], found["ca"]):
+            problems.append(
+                f"redis_tls_files[{kind}] is not issued by redis_tls_files[ca]: put the "
+                "certificate of the authority there, and those between the two behind that of the "
+                f"{kind}"
+            )
+    if "server" in found:
+        known = names_in(found["server"][0])
+        problems += [
+            f"redis_tls_files[server] is for {', '.join(known) or 'no name'}, and not for {name}, "
+            "by which workers reach Redis: have it issued for that, or correct redis_address or "
+            "redis_tls_names"
+            for name in names
+            if not is_named(name, known)
+        ]
+    return problems
+
+
+def chain_in(file: Any, kind: str, where: str, problems: list[str]) -> list[Any]:
+    """The certificates of a file on the controller; none where it cannot be read, or not here.
+
+    :param kind: ``ca``, or whose certificate it is: then it has a key, too.
+    :param where: the variable and its value, for the messages that go to `problems`.
+    """
+    path = pathlib.Path(file) if isinstance(file, str) else pathlib.Path()
+    if not path.is_absolute() or not path.is_file():
+        problems.append(
+            f"{where}, which is no file on the controller: write its whole path, such as "
+            f'"{{{{ inventory_dir }}}}/tls/{kind}.pem"'
+        )
+        return []
+    content = path.read_bytes()
+    if content.startswith(b"$ANSIBLE_VAULT"):
+        return []  # the hosts see it
+    try:
+        chain = chain_of(content, has_key=kind != "ca")
+    except ValueError as problem:
+        problems.append(f"{where}: {problem}")
+        return []
+    end = chain[0].not_valid_after_utc
+    if end < datetime.datetime.now(datetime.UTC):
+        problems.append(f"{where}, whose certificate has ended at {end:%F}: bring a new one")
+    return chain
+
+
+def chain_of(content: bytes, *, has_key: bool) -> list[Any]:
+    """The certificates of a PEM file.
+
+    :param has_key: whether it must have the key of the first of them.
+    :raises ValueError: with what to do.
+    """
+    from cryptography import x509  # Ansible's own; it takes a while to load
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        chain = x509.load_pem_x509_certificates(content)
+    except ValueError:
+        raise ValueError("it holds no certificate: write the path of a PEM file") from None
+    if not has_key:
+        return chain
+    try:
+        key = serialization.load_pem_private_key(content, None)
+    except (ValueError, TypeError):
+        raise ValueError(
+            "it holds no key that can be read: put the certificate and its key, without a "
+            "passphrase, into one file; Ansible's vault can encrypt it"
+        ) from None
+    if key.public_key() != chain[0].public_key():
+        raise ValueError("its key is not that of its certificate: put the two that belong together")
+    return chain
+
+
+def is_issued(chain: list[Any], authorities: list[Any]) -> bool:
+    """Whether the first certificate leads to one of the authorities, by those behind it."""
+    from cryptography.exceptions import InvalidSignature
+
+    def issues(issuer: Any, one: Any) -> bool:
+        try:
+            one.verify_directly_issued_by(issuer)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
+
+    one, *between = chain
+    while not any(issues(authority, one) for authority in authorities):
+        issuer = next((other for other in between if issues(other, one)), None)
+        if issuer is None:
+            return False
+        between.remove(issuer)
+        one = issuer
+    return True
+
+
+def names_in(certificate: Any) -> list[str]:
+    """The names and addresses that a certificate is for."""
+    from cryptography import x509
+
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    addresses = found.get_values_for_type(x509.IPAddress)
+    return [*found.get_values_for_type(x509.DNSName), *map(str, addresses)]
+
+
+def is_named(name: str, known: list[str]) -> bool:
+    """Whether a name or an address is among those of a certificate.
+
+    >>> is_named("a.example", ["*.example"]), is_named("a.b.example", ["*.example"])
+    (True, False)
+    """
+    try:
+        return str(ipaddress.ip_address(name)) in known
+    except ValueError:
+        wild = f"*.{name.partition('.')[2]}"
+        return bool({name.lower(), wild.lower()} & {one.lower() for one in known})
+
+
 def address_problems(address: str) -> list[str]:
     """What is wrong with the address that Redis shall listen on, once facts are known."""
     if address.strip():
@@ -629,7 +862,7 @@ def address_problems(address: str) -> list[str]:
 
 
 def broker_problem(
-    state: Mapping[str, Any], host: str, redis: str, address: str, source: str
+    state: Mapping[str, Any], host: str, redis: str, address: str, source: str, is_encrypted: bool
 ) -> str:
     """Why a host cannot use a Redis that is not part of the run; empty when it can.
 
@@ -638,10 +871,14 @@ def broker_problem(
     :param redis: the host of Redis.
     :param address: what Redis listens on.
     :param source: from where the host comes to it; only asked for where Redis does not admit all.
+    :param is_encrypted: whether it needs a certificate, too.
     """
-    if "celery-redis-worker" not in state["secrets"]:
+    needed = ["celery-redis-worker"]
+    needed += ["celery-redis-ca", "celery-redis-certificate-worker"] if is_encrypted else []
+    if not state["secrets"].keys() >= set(needed):
+        what = "certificate" if "celery-redis-worker" in state["secrets"] else "password"
         return (
-            f"{host} needs Redis, and {redis} has no password for it yet. Nothing was changed. "
+            f"{host} needs Redis, and {redis} has no {what} for it yet. Nothing was changed. "
             "Run site.yml without --limit."
         )
     problems = "".join(

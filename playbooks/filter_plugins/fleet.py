@@ -27,6 +27,8 @@ COLUMNS = {
 }
 RIGHT = ("concurrency", "busy", "done", "waiting")
 FORMATS = ("table", "json")
+# Replicas tell of themselves each second; the kit's min-replicas-max-lag.
+SILENT_SECONDS = 3
 
 
 def fleet(
@@ -34,13 +36,17 @@ def fleet(
     backlog: Mapping[str, Any],
     redis_host: str,
     whole: bool,
+    alarm_percent: int = 80,
+    replicas_required: int = 0,
 ) -> dict[str, Any]:
     """All that is known, in one structure.
 
     :param hosts: host to what the module ``celery_status`` gave, or Ansible's word on why not.
     :param backlog: what the module ``celery_backlog`` gave, or Ansible's word on why not.
-    :param redis_host: the host of Redis.
+    :param redis_host: the host of Redis; the address of one that is the user's own.
     :param whole: whether these are all hosts; else a worker without a row is none that is missing.
+    :param alarm_percent: above which share of its memory Redis is nearly full.
+    :param replicas_required: with fewer a primary takes no tasks; 0 where the kit deploys none.
     :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
         row each; ``beat``, host to what its Beat says; and what Redis holds.
     """
@@ -58,10 +64,30 @@ def fleet(
         "beat": {host: said["beat"] for host, said in hosts.items() if said.get("beat")},
         "redis_host": redis_host,
         "redis_error": backlog.get("error", str(backlog.get("msg", "no answer")).strip()),
+        "redis_memory": _memory(backlog.get("memory") or {}, alarm_percent),
+        "redis_replication": _replication(backlog.get("replication"), replicas_required),
         "waiting": waiting,
         "held": [{**one, "listed": one["node"] in nodes} for one in backlog.get("held", [])],
         "dead": backlog.get("dead", {}),
     }
+
+
+def _memory(said: Mapping[str, int], alarm_percent: int) -> dict[str, Any] | None:
+    """What Redis uses of its memory; None where nothing is known, or nothing limits it."""
+    if not said.get("limit"):
+        return None
+    used, limit = said["used"], said["limit"]
+    alarm = used * 100 > limit * alarm_percent
+    return {"used": used, "limit": limit, "percent": used * 100 // limit, "alarm": alarm}
+
+
+def _replication(said: Mapping[str, Any] | None, required: int) -> dict[str, Any] | None:
+    """Who follows the primary, and how many of those are missing without whom it takes no tasks."""
+    if not said:
+        return None
+    count = said["count"]
+    missing = 0 if count is None else max(required - count, 0)
+    return {**said, "required": required, "missing": missing}
 
 
 def _host(said: Mapping[str, Any]) -> dict[str, str]:
@@ -125,11 +151,26 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     ]
     if notes and found["whole"]:
         notes.append("A host that is down: others run its tasks once it was silent for 90 s.")
-    if found["redis_error"]:
+    if found["redis_error"] and "://" in found["redis_host"]:
+        notes.append(
+            f"{found['redis_host']} gave no answer: {found['redis_error']}. Workers wait for it, "
+            "and keep their tasks. Look at it where it runs."
+        )
+    elif found["redis_error"]:
         notes.append(
             f"Redis on {found['redis_host']} gave no answer: {found['redis_error']}. Workers wait "
             "for it, and keep their tasks. See 'systemctl status celery-redis' there; if it runs, "
             "run site.yml."
+        )
+    replication = found["redis_replication"]
+    notes += _followers(replication) if replication else []
+    memory = found["redis_memory"]
+    if memory and memory["alarm"]:
+        where = f"at {replication['primary']}" if replication else f"on {found['redis_host']}"
+        notes.append(
+            f"Redis {where} uses {memory['percent']} % of its memory; producers "
+            "get an error when it is full: run more workers, or see 'When Redis fills up' in "
+            "docs/operating.md"
         )
     notes += [f"schedule on {host}: {what}" for host, what in found["beat"].items()]
     shown = {queue for worker in found["workers"] for queue in worker["queues"]}
@@ -153,6 +194,35 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     if found["dead"]:
         notes.append(f"put aside, see docs/safety.md: {_counts(found['dead'])}")
     return ["", *notes] if notes else []
+
+
+def _followers(found: Mapping[str, Any]) -> list[str]:
+    """Who is the primary, who has what it has, and what it means that too few have."""
+    primary, replicas = found["primary"], found["replicas"]
+    said = ", ".join(f"{one['address']} ({_distance(one)})" for one in replicas)
+    if any(one["state"] == "online" and one["lag_seconds"] <= SILENT_SECONDS for one in replicas):
+        notes = [f"Redis: the primary is {primary}; followed by {said}"]
+    else:
+        notes = [
+            f"Redis: nobody follows the primary {primary}{said and f', not even {said}'}: if it "
+            "goes, so do tasks; see docs/failover.md"
+        ]
+    if found["missing"]:
+        notes.append(
+            "Redis: the primary takes no tasks, and gives none: redis_replicas_required is "
+            f"{found['required']}, and replicas that keep up: {found['count']}. See 'systemctl "
+            "status celery-redis' on the other hosts of the group redis."
+        )
+    return notes
+
+
+def _distance(replica: Mapping[str, Any]) -> str:
+    """How far a replica is behind."""
+    if replica["state"] != "online":
+        return f"not online: {replica['state']}"
+    lag = replica["lag_seconds"]
+    silence = f", silent for {lag} s" if lag > SILENT_SECONDS else ""
+    return f"{replica['behind_bytes']} bytes behind{silence}"
 
 
 def _counts(tasks: Mapping[str, int]) -> str:
@@ -182,11 +252,13 @@ def fleet_text(
     redis_host: str,
     form: str = "table",
     whole: bool = True,
+    alarm_percent: int = 80,
+    replicas_required: int = 0,
 ) -> str:
     """The fleet as a table, or as JSON."""
     if form not in FORMATS:
         raise AnsibleFilterError(f"status_format is {form!r}: write one of {', '.join(FORMATS)}")
-    found = fleet(hosts, backlog, redis_host, whole)
+    found = fleet(hosts, backlog, redis_host, whole, alarm_percent, replicas_required)
     return json.dumps(found, indent=2) if form == "json" else table(found)
 
 

@@ -33,13 +33,23 @@ CELERY_METAL_INSTANCE, CELERY_METAL_HOST
 CELERY_METAL_LOGLEVEL
     ``debug`` to ``critical`` (``info``).
 CELERY_METAL_BROKER
-    ``redis://host:6379/0`` or ``redis+socket:///path?virtual_host=0``, with a user but without
-    the password. Unset: what the app itself says.
+    ``redis://host:6379/0``, ``rediss://host:6379/0`` (with TLS) or
+    ``redis+socket:///path?virtual_host=0``, with a user but without the password. For the primary
+    that Sentinels have elected ``sentinel://host:26379,host:26379/0?master_name=NAME``, or
+    ``sentinels://`` with TLS to both; the user and its password are for both, or for Redis alone
+    with ``&sentinel_auth=no``. With ``&replicas=1`` a task counts as sent when as many replicas
+    have it. Unset: what the app itself says.
 CELERY_METAL_RESULT_BACKEND
     Where results go, likewise. Unset: an app that keeps results in a Redis keeps them in the
     broker's; any other stays as it is.
 CELERY_METAL_PASSWORD_FILE
     Holds the password for both (``/run/secrets/celery-redis-password``, which may be absent).
+CELERY_METAL_TLS_CA_FILE
+    With TLS, holds what the server's certificate is checked by (``/run/secrets/celery-redis-ca``;
+    where that is absent, the system's trust store decides).
+CELERY_METAL_TLS_CERTIFICATE_FILE
+    With TLS, holds the certificate that is shown to the server, and its key
+    (``/run/secrets/celery-redis-certificate``, which may be absent).
 CELERY_METAL_WATCHDOG_SECONDS
     systemd's WatchdogSec (0: off).
 CELERY_METAL_DRAIN_SECONDS

@@ -1,10 +1,10 @@
-"""The broker from outside: an app's code stays as it is, the password stays in its file."""
+"""The broker from outside: an app's code stays as it is, secrets stay in their files."""
 
 import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from celery_metal_runtime.settings import UsageError, text
 from celery_metal_runtime.versions import is_set, put
@@ -17,8 +17,18 @@ BROKER = "CELERY_METAL_BROKER"
 RESULTS = "CELERY_METAL_RESULT_BACKEND"
 PASSWORD_FILE = "CELERY_METAL_PASSWORD_FILE"
 DEFAULT_PASSWORD_FILE = "/run/secrets/celery-redis-password"
+# By which the server's certificate is checked; without it by what the system trusts.
+CA_FILE = "CELERY_METAL_TLS_CA_FILE"
+DEFAULT_CA_FILE = "/run/secrets/celery-redis-ca"
+# The client's own certificate and its key.
+CERTIFICATE_FILE = "CELERY_METAL_TLS_CERTIFICATE_FILE"
+DEFAULT_CERTIFICATE_FILE = "/run/secrets/celery-redis-certificate"
 
-REDIS = ("redis", "rediss", "redis+socket")
+REDIS = ("redis", "rediss", "redis+socket", "sentinel")
+# Celery's own address of several Sentinels has no word for TLS, and none for the primary's name.
+SENTINEL, SENTINEL_TLS = "sentinel", "sentinels"
+TLS = ("rediss", SENTINEL_TLS)
+SENTINEL_PORT = 26379
 # Celery and its command line read these themselves, and put them before what an app says.
 CELERYS_BROKER_VARIABLES = (
     "BROKER_URL",
@@ -34,6 +44,10 @@ CONNECT_SECONDS = 5
 SOCKET_SECONDS = 15
 # kombu drops a silent connection within 1 + 2 x this.
 HEALTH_CHECK_SECONDS = 10
+# A host that has lost its power does not say so, and another is elected within seconds.
+ELECTED_SOCKET_SECONDS, ELECTED_HEALTH_CHECK_SECONDS = 5, 3
+# One of several, of which a majority is asked: the dead one must not hold up the others.
+SENTINEL_SECONDS = 2
 # Commands of the runtime's own are answered at once or not at all: loops wait for some of them.
 COMMAND_SECONDS = 5
 
@@ -43,23 +57,38 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
 
     `environ` is os.environ by default. Where it names no broker, the app's own stays. What the app
     sets itself stays, but for the addresses. For workers, other commands and producers alike.
-    Raises UsageError for an address or a password file that cannot be used.
+    Raises UsageError for an address, or a file with a secret, that cannot be used.
     """
     environ = os.environ if environ is None else environ
     broker, results = text(environ, BROKER), text(environ, RESULTS)
     password = _password(environ) if broker or results else ""
     if broker and not results and _scheme(app.conf.result_backend or "") in REDIS:
         results = broker
+    # It belongs to the address, as the password does: an app's own is for a broker of its own.
+    tls = {url: _tls(environ) if _scheme(url) in TLS else None for url in (broker, results)}
     if broker:
-        url = _with_password(BROKER, broker, password)
+        url, options = _for_celery(BROKER, broker, password, tls[broker])
         _forget(environ, CELERYS_BROKER_VARIABLES)
         # An app's own read and write addresses go before it. Without a value, not with this one:
         # Celery shows the passwords of these two before 5.7.
         own = [name for name in ("broker_read_url", "broker_write_url") if is_set(app, name)]
-        put(app, **dict.fromkeys(own), broker_url=url)
+        put(app, **dict.fromkeys(own), broker_url=url, broker_use_ssl=tls[broker])
+        _add_options(app, "broker_transport_options", options)
     if results:
         _forget(environ, CELERYS_RESULT_VARIABLES)
-        put(app, result_backend=_with_password(RESULTS, results, password))
+        url, options = _for_celery(RESULTS, results, password, tls[results])
+        put(app, result_backend=url, redis_backend_use_ssl=tls[results])
+        _add_options(app, "result_backend_transport_options", options)
+        if options:  # before Celery 5.5 the user of such an address is lost
+            user = urlsplit(url.partition(";")[0]).username
+            put(app, redis_username=unquote(user) if user else None)
+    if SENTINEL in (
+        _scheme(app.conf.broker_read_url or ""),
+        _scheme(app.conf.result_backend or ""),
+    ):
+        from celery_metal_runtime import sentinels  # not before gevent has patched
+
+        sentinels.install()
     _set_service_defaults(app)
 
 
@@ -87,11 +116,14 @@ def _set_service_defaults(app: "Celery") -> None:
     if broker in REDIS:
         # No retry_on_timeout: a push repeated after a timeout doubles its task, and kombu would
         # give up publishing in batches for fear of that.
+        is_elected = broker == SENTINEL
         options = {
-            "socket_timeout": SOCKET_SECONDS,
-            "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_timeout": ELECTED_SOCKET_SECONDS if is_elected else SOCKET_SECONDS,
+            "socket_connect_timeout": SENTINEL_SECONDS if is_elected else CONNECT_SECONDS,
             "socket_keepalive": True,
-            "health_check_interval": HEALTH_CHECK_SECONDS,
+            "health_check_interval": (
+                ELECTED_HEALTH_CHECK_SECONDS if is_elected else HEALTH_CHECK_SECONDS
+            ),
         }
         put(app, broker_transport_options=options | dict(app.conf.broker_transport_options or {}))
     results = _scheme(app.conf.result_backend or "")
@@ -101,6 +133,9 @@ def _set_service_defaults(app: "Celery") -> None:
         defaults["redis_backend_health_check_interval"] = HEALTH_CHECK_SECONDS
         if results != "redis+socket":  # which redis-py refuses to keep alive
             defaults["redis_socket_keepalive"] = True
+        from celery_metal_runtime import results as waiting  # not before gevent has patched
+
+        waiting.install()
     for name, value in defaults.items():
         if not is_set(app, name):
             app.conf[name] = value
@@ -108,42 +143,102 @@ def _set_service_defaults(app: "Celery") -> None:
 
 def _password(environ: Mapping[str, str]) -> str:
     """The first line of the password file, or nothing where none is named and none is there."""
-    named = text(environ, PASSWORD_FILE)
-    path = Path(named or DEFAULT_PASSWORD_FILE)
+    return _secret(environ, PASSWORD_FILE, DEFAULT_PASSWORD_FILE)[1].rstrip("\r\n")
+
+
+def _tls(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What redis-py needs to check the server, and to be checked by it."""
+    # A word, as ssl must not be loaded before gevent has patched.
+    options: dict[str, Any] = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+    if ca := _pem(environ, CA_FILE, DEFAULT_CA_FILE, "CERTIFICATE"):
+        options["ssl_ca_certs"] = ca
+    if own := _pem(environ, CERTIFICATE_FILE, DEFAULT_CERTIFICATE_FILE, "CERTIFICATE", "KEY"):
+        options |= {"ssl_certfile": own, "ssl_keyfile": own}
+    return options
+
+
+def _pem(environ: Mapping[str, str], variable: str, default: str, *parts: str) -> str:
+    """The path of a file with these parts; empty where there is none by default."""
+    path, content = _secret(environ, variable, default)
+    for part in parts if content else ():
+        # redis-py would say no more than "PEM lib", at each attempt to connect.
+        if f"{part}-----" not in content:
+            raise UsageError(f"{variable}={path!r} holds no {part} in PEM form: add it to the file")
+    return path if content else ""
+
+
+def _secret(environ: Mapping[str, str], variable: str, default: str) -> tuple[str, str]:
+    """A file's path and text; no text where none is named and the default is not there."""
+    named = text(environ, variable)
+    path = Path(named or default)
     try:
-        return path.read_text().rstrip("\r\n")
+        return str(path), path.read_text()
     except FileNotFoundError:
         if not named:
-            return ""
+            return str(path), ""
         reason = "there is no such file"
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
     raise UsageError(
-        f"{PASSWORD_FILE}={str(path)!r} cannot be read: {reason}; run site.yml, which brings the "
+        f"{variable}={str(path)!r} cannot be read: {reason}; run site.yml, which brings the "
         "secret, or name a file that is there"
     )
 
 
-def _with_password(name: str, url: str, password: str) -> str:
-    """`url` with the password in it, quoted as kombu and Celery both unquote it."""
+def _for_celery(
+    name: str, url: str, password: str, tls: dict[str, Any] | None
+) -> tuple[str, dict[str, Any]]:
+    """`url` as Celery takes it, with the password; and the transport options that belong to it."""
     scheme = _scheme(url)
     try:
         parts = urlsplit(url)
-        given, port_is_valid = parts.password is not None, parts.port != 0
+        hosts = [urlsplit(f"//{host}") for host in parts.netloc.rpartition("@")[2].split(",")]
+        given, ports = parts.netloc.rpartition("@")[0], [host.port for host in hosts]
+        has_password = ":" in given
+        is_address = 0 not in ports and (len(ports) == 1 or scheme in (SENTINEL, SENTINEL_TLS))
     except ValueError:  # a port that is no number, or an unfinished IPv6 address
-        given, port_is_valid = False, False
-    if given:
+        has_password, is_address = False, False
+    if has_password:
         # The value is kept out of the message: it would end in the journal.
         raise UsageError(f"{name} contains a password: put it in the file named by {PASSWORD_FILE}")
-    if scheme not in REDIS or not port_is_valid:
+    if scheme not in (*REDIS, *TLS) or not is_address:
         raise UsageError(
-            f"{name}={url!r} is no address of a Redis: set it to redis://host:6379/0 "
-            "or redis+socket:///path/redis.sock?virtual_host=0"
+            f"{name}={url!r} is no address of a Redis: set it to redis://host:6379/0, "
+            "rediss://host:6379/0, redis+socket:///path/redis.sock?virtual_host=0 or "
+            "sentinel://host:26379,host:26379/0?master_name=NAME"
         )
-    if not password:
-        return url
-    user, _, rest = url.partition("://")[2].rpartition("@")
-    return f"{scheme}://{user}:{quote(password, safe='')}@{rest}"
+    login = f"{given}:{quote(password, safe='')}@" if password else f"{given}@" * bool(given)
+    if scheme not in (SENTINEL, SENTINEL_TLS):
+        return f"{scheme}://{login}{url.partition('://')[2].rpartition('@')[2]}", {}
+    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    master, is_asked = query.get("master_name", ""), query.get("sentinel_auth", "yes") != "no"
+    replicas = query.get("replicas", "0")
+    if not (master and replicas.isdecimal() and all(host.hostname for host in hosts)):
+        raise UsageError(
+            f"{name}={url!r} is no address of Sentinels: set it to "
+            "sentinel://host:26379,host:26379/0?master_name=NAME"
+        )
+    # With all of it in each: kombu takes what it logs in with from the one whose turn it is.
+    addresses = [
+        f"{SENTINEL}://{login}{_netloc(host.hostname)}:{host.port or SENTINEL_PORT}{parts.path}"
+        for host in hosts
+    ]
+    timeouts = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), SENTINEL_SECONDS)
+    user = {"username": unquote(given)} if given else {}
+    entry = {**user, "password": password} if password and is_asked else {}
+    kwargs = {**timeouts, **entry, **({"ssl": True, **tls} if tls else {})}
+    options = {"master_name": master, "sentinel_kwargs": kwargs, "replicas": int(replicas)}
+    return ";".join(addresses), options
+
+
+def _netloc(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _add_options(app: "Celery", name: str, options: dict[str, Any]) -> None:
+    """Options of an address go before an app's own: those were for another."""
+    if options:
+        put(app, **{name: dict(app.conf[name] or {}) | options})
 
 
 def _scheme(url: str) -> str:

@@ -38,6 +38,11 @@ if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
 redis.call(ARGV[2], KEYS[2], ARGV[3])
 return 1
 """
+# The same: who does not beat is taken for dead, and its tasks run twice.
+LIVE = """
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+"""
 
 
 class Record(NamedTuple):
@@ -101,7 +106,7 @@ class Ledger:
                 if moved:
                     say(f"{moved} tasks of this worker's predecessor are back in {one}")
             self._queues.add(queue)
-            self._clients[0].hset(self._key(NODES), self.node, self._life(0))
+            self._live(self._clients[0], 0)
             if len(self._queues) == 1:
                 # Of the operating system, under gevent too: it beats while a task computes.
                 unpatched("_thread", "start_new_thread")(Beat(self).run, ())
@@ -259,6 +264,9 @@ class Ledger:
     def _dead(self, queue: str) -> str:
         return self._key(f"celery-metal.dead:{queue}")
 
+    def _live(self, client: Any, beat: int) -> None:
+        client.eval(LIVE, 1, self._key(NODES), self.node, self._life(beat))
+
     def _life(self, beat: int) -> str:
         # The process's number: a successor's first beat must differ from its predecessor's last.
         return json.dumps([beat, os.getpid(), sorted(self._queues)])
@@ -315,7 +323,7 @@ class Beat:
         """One beat at `now`, in seconds of the monotonic clock; errors are those of Redis."""
         ledger = self.ledger
         self.number += 1
-        client.hset(ledger._key(NODES), ledger.node, ledger._life(self.number))
+        ledger._live(client, self.number)
         ledger.catch_up(client)
         self._reconcile(client, now)
         if self.number % SWEEP_BEATS == 0:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from kombu.transport import redis, virtual
 from kombu.utils.json import loads
 
-from celery_metal_runtime import backports, channels
+from celery_metal_runtime import backports, channels, full
 from celery_metal_runtime.ledger import Ledger, count_losses
 from celery_metal_runtime.notify import line, say
 
@@ -193,7 +193,7 @@ class Claiming:
         self._is_empty = False
         self._pause_until = self._brpop_sent_at + REFUSED_SECONDS
         # BLMOVE needs memory; what waits is taken all the same.
-        if not self._is_refused and not str(error).startswith("OOM"):
+        if not self._is_refused and not full.is_full(error):
             self._is_refused = True
             say(
                 f"Redis gives no tasks, asked each second: {line(error)}. Look at the disk and at "
@@ -204,6 +204,7 @@ class Claiming:
 def install(node: str) -> Ledger:
     """Have all connections to a Redis that this process makes from now on use this transport."""
     backports.install()
+    full.install()
     Claiming.ledger = Ledger(node)
     count_losses(Claiming.ledger)
     channels.install(Claiming)

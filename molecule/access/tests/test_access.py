@@ -1,59 +1,13 @@
 """Each user of Redis can do what Celery does for it, and nothing else; passwords change."""
 
-import threading
 import time
-from urllib.parse import quote
-from uuid import uuid4
 
-import effects
 import pytest
-from celery import Celery, chain, chord, group, signature
+from celery import chain, chord, group, signature
 from celery.exceptions import TaskRevokedError
-from kombu.exceptions import OperationalError
+from producers import BROKER, PATIENCE, ROTATE, USERS, WORKER, Load, add
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
-
-BROKER, WORKER = "broker", "worker"
-ROTATE = "playbooks/rotate-secrets.yml"
-USERS = ("admin", "monitor", "producer", "worker")
-PATIENCE = 30
-
-
-@pytest.fixture
-def app_of(kit, lab):
-    """An app outside the kit that has nothing but a user's URL, as docs/queues.md gives it."""
-    apps = []
-
-    def make(user, password=""):
-        secret = quote(password or kit.password(BROKER, user), safe="")
-        url = f"redis://{user}:{secret}@{lab.address(BROKER)}:6379/0"
-        app = Celery(user, broker=url, backend=url, set_as_current=False)
-        apps.append(app)
-        return app
-
-    yield make
-    for app in apps:
-        app.close()
-
-
-@pytest.fixture
-def client_of(kit, lab):
-    """A connection as a user; with its password, or the one that is given."""
-    clients = []
-
-    def make(user, password=""):
-        client = Redis(
-            host=lab.address(BROKER),
-            username=user,
-            password=password or kit.password(BROKER, user),
-            decode_responses=True,
-        )
-        clients.append(client)
-        return client
-
-    yield make
-    for client in clients:
-        client.close()
 
 
 @pytest.fixture
@@ -68,10 +22,6 @@ def refused(client_of):
 
     look()
     return look
-
-
-def add(app, *numbers, **options):
-    return signature("metal_sample.tasks.add", args=numbers, app=app, queue="add_queue", **options)
 
 
 def test_a_producer_can_do_all_that_celery_does_for_it(app_of, refused):
@@ -186,8 +136,11 @@ def test_what_a_user_may_not_is_refused_and_logged(client_of, refused, user, com
         assert [one for one, _ in logged] == [user], (words, logged)
 
 
-def test_who_does_not_log_in_or_has_a_wrong_password_is_refused(client_of, lab, refused):
-    nobody = Redis(host=lab.address(BROKER), decode_responses=True)
+def test_who_does_not_log_in_or_has_a_wrong_password_is_refused(
+    kit, client_of, lab, refused, tmp_path
+):
+    tls = kit.certificates(BROKER, tmp_path)
+    nobody = Redis(host=lab.address(BROKER), ssl=True, **tls)
     with pytest.raises(AuthenticationError):
         nobody.ping()
     for user in (*USERS, "default", "stranger"):
@@ -207,54 +160,13 @@ def test_no_password_is_in_a_unit_a_process_or_a_journal(kit, lab):
         assert "celery-redis" in seen
         for user in USERS:
             assert kit.password(BROKER, user) not in seen
+        for name in ("authority", *(f"certificate-{one}" for one in ("server", *USERS))):
+            key = kit.secret(BROKER, f"celery-redis-{name}").partition("PRIVATE KEY-----\n")[2]
+            assert key.splitlines()[0] not in seen
     # A host has only what its workers need.
-    assert lab.run(WORKER, "podman secret ls --noheading --format '{{.Name}}'").split() == [
-        "celery-redis-worker"
-    ]
-
-
-class Load(threading.Thread):
-    """Sends a task again and again until it is told to end; and all of them arrive or are said."""
-
-    def __init__(self, app):
-        super().__init__()
-        self.app, self.run_id, self.sent, self.begun = app, str(uuid4()), 0, time.monotonic()
-        self.enough = threading.Event()
-        self.failure = None
-
-    def run(self):
-        try:
-            while not self.enough.wait(0.05):
-                queue, seconds = (("add_queue", 0.1), ("long", 3.0))[self.sent % 40 == 0]
-                self.app.send_task(
-                    "metal_sample.tasks.record",
-                    (self.run_id, self.sent, seconds),
-                    queue=queue,
-                    ignore_result=True,
-                )
-                self.sent += 1
-        except OperationalError as failure:
-            self.failure = failure
-
-    def end(self, kit, lab):
-        """What was counted, when all is done."""
-        self.enough.set()
-        self.join()
-        assert self.failure is None
-        key = f"metal_sample.record:{self.run_id}"
-
-        def counted():
-            lines = kit.redis(BROKER, "smembers", key).splitlines()
-            return effects.count(lines, self.sent, range(0), self.begun)
-
-        lab.wait_for(
-            lambda: counted().lost == 0,
-            60,
-            "all tasks are done",
-            host=WORKER,
-            unit="celery-*",
-        )
-        return counted()
+    kept = lab.run(WORKER, "podman secret ls --noheading --format '{{.Name}}'").split()
+    own = ["celery-redis-ca", "celery-redis-certificate-worker", "celery-redis-worker"]
+    assert sorted(kept) == own
 
 
 def test_passwords_change_under_load_and_no_task_is_lost(kit, lab, app_of, client_of):

@@ -255,7 +255,7 @@ def test_what_uv_has_locked_with_an_old_celery_and_settings_with_a_prefix(kit, l
 def test_what_cannot_be_had_is_told_and_leaves_what_runs(kit, lab, wheel, tmp_path):
     before = lab.invocation_ids(HOST, "celery*")
     played = kit.play(fails=True, image_app_source=str(wheel), image_app_python="3.7")
-    said = " ".join(played.output.split())
+    said = played.said
     assert f"{HOST} could not build the images: the reason is above" in said
     assert "python3.7" in said
     (tmp_path / "app").mkdir()

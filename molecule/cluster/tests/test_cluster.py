@@ -63,15 +63,6 @@ def test_redis_listens_on_its_address_only(lab):
     assert [line.split()[3] for line in lines] == [f"{lab.address('broker')}:6379"]
 
 
-def test_redis_wants_the_password(kit, lab):
-    ask = (
-        "import socket,sys; s=socket.create_connection((sys.argv[1],6379),5);"
-        "s.sendall(b'PING\\r\\n'); print(s.recv(99).decode())"
-    )
-    assert "NOAUTH" in lab.run("small", ["python3", "-c", ask, lab.address("broker")])
-    assert kit.redis("broker", "ping") == "PONG"
-
-
 def test_all_hosts_have_the_same_images_and_password(kit, lab):
     passwords = {kit.password(host) for host in lab.hosts}
     assert len(passwords) == 1
@@ -152,13 +143,13 @@ def test_a_host_may_serve_no_queue(kit, lab):
 def test_removal_asks_first_on_every_host(kit, lab):
     before = lab.invocation_ids("broker", "celery*")
     played = kit.play(playbook="playbooks/remove.yml", fails=True)
-    said = " ".join(played.output.split())
+    said = played.said
     assert "remove_confirmed is False. Nothing was changed; run it again with -e" in said
     # Limited to the broker, it would go under the workers of the others, confirmed or not.
     played = kit.play(
         "--limit", "broker", playbook="playbooks/remove.yml", fails=True, remove_confirmed=True
     )
-    said = " ".join(played.output.split())
+    said = played.said
     assert "use this Redis and would wait without end: remove them there" in said
     assert lab.invocation_ids("broker", "celery*") == before
     assert kit.services("broker") == {"celery-redis.service"}
@@ -171,7 +162,7 @@ def test_a_limited_run_says_that_it_cannot_build(kit, lab, tmp_path):
         file.write("# new\n")
     before = lab.invocation_ids("large", "celery*")
     played = kit.play("--limit", "large", fails=True, image_app_source=str(tmp_path / "app"))
-    assert "--limit 'large,broker'" in " ".join(played.output.split())
+    assert "--limit 'large,broker'" in played.said
     assert lab.invocation_ids("large", "celery*") == before
 
 
@@ -179,7 +170,7 @@ def test_a_drain_of_every_host_is_asked_about(kit, lab):
     before = {host: lab.invocation_ids(host, "celery*") for host in WORKERS}
     for words in ([], ["--limit", "small,large"]):
         played = kit.play(*words, playbook=DRAIN, fails=True)
-        said = " ".join(played.output.split())
+        said = played.said
         assert "small, large. drain_all is False. Nothing was changed." in said
         assert "-e drain_all=true" in said
     assert {host: lab.invocation_ids(host, "celery*") for host in WORKERS} == before
@@ -190,7 +181,8 @@ def test_a_drained_host_finishes_its_tasks_and_stays_out(kit, lab):
     everything = kit.services("small")
     # More than both hosts can run at once: the rest waits.
     size = {host: kit.queue(host, "add_queue")["processes"] for host in WORKERS}
-    tasks = send(lab, "add_queue", 8, sum(size.values()) + 1)
+    # So long that a slow machine has looked before they end.
+    tasks = send(lab, "add_queue", 15, sum(size.values()) + 1)
 
     def all_busy():
         texts = {

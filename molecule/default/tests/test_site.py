@@ -246,7 +246,7 @@ def test_a_build_that_fails_leaves_what_runs_and_nothing_behind(kit, lab, tmp_pa
     before = lab.invocation_ids(HOST, "celery*")
     (tmp_path / "requirements.txt").write_text(f"celery==0 --hash=sha256:{'0' * 64}\n")
     played = kit.play(fails=True, image_app_source=str(tmp_path))
-    said = " ".join(played.output.split())
+    said = played.said
     assert f"{HOST} could not build the images: the reason is above. Workers run on with" in said
     assert "No matching distribution found for celery==0" in said
     assert lab.invocation_ids(HOST, "celery*") == before

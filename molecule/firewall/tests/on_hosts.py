@@ -49,11 +49,24 @@ with open(path, "w") as file:
             file.flush()
 """
 
-# Talks to Redis on one connection as long as that lives; writes how many answers there were.
-TALK = r"""
-import socket, sys, time
+# A connection to Redis as the user producer, whose certificate the tests put there.
+_OPEN = r"""
+import socket, ssl, sys
 
-with socket.create_connection((sys.argv[2], int(sys.argv[3])), 5) as connection:
+def opened(address, port):
+    context = ssl.create_default_context(cafile="/root/ca.pem")
+    context.load_cert_chain("/root/producer.pem")
+    connection = socket.create_connection((address, int(port)), 5)
+    return context.wrap_socket(connection, server_hostname=address)
+"""
+
+# Talks to Redis on one connection as long as that lives; writes how many answers there were.
+TALK = (
+    _OPEN
+    + r"""
+import time
+
+with opened(*sys.argv[2:]) as connection:
     for number in range(1, 1000000):
         connection.sendall(b"PING\r\n")
         assert connection.recv(100)  # that it wants a password is an answer, too
@@ -61,18 +74,22 @@ with socket.create_connection((sys.argv[2], int(sys.argv[3])), 5) as connection:
             file.write(str(number))
         time.sleep(0.05)
 """
+)
 
 # Sends commands to Redis on one connection: a line of standard input each, a JSON list of words.
-SAY = r"""
-import json, socket, sys
+SAY = (
+    _OPEN
+    + r"""
+import json
 
 def word(text):
     return b"$%d\r\n%s\r\n" % (len(text.encode()), text.encode())
 
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as connection:
+with opened(*sys.argv[1:]) as connection:
     for line in sys.stdin:
         words = json.loads(line)
         connection.sendall(b"*%d\r\n" % len(words) + b"".join(map(word, words)))
         answer = connection.recv(1000)
         assert answer[:1] in b"+:$", answer
 """
+)

@@ -45,6 +45,14 @@ def both(lab, six):
     return {host: [lab.address(host), six[host]] for host in HOSTS}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def certificates(kit, lab):
+    """What the shop needs to talk to Redis, and has of the operator."""
+    for secret, name in (("ca", "ca"), ("certificate-producer", "producer")):
+        text = kit.secret(BROKER, f"celery-redis-{secret}")
+        lab.run(SHOP, f"cat > /root/{name}.pem", stdin=text)
+
+
 def reaches(lab, host, address):
     return lab.succeeds(host, ["python3", "-c", REACH, address, str(PORT)])
 
@@ -228,7 +236,7 @@ def test_a_new_worker_is_admitted_in_the_run_that_brings_it(kit, lab, both, tmp_
     (tmp_path / "hosts.yml").write_text(json.dumps({"celery": {"hosts": {OUTSIDER: {}}}}))
     more = ("-i", str(tmp_path), "--limit")
     played = kit.play(*more, OUTSIDER, fails=True)
-    said = " ".join(played.output.split())
+    said = played.said
     address = lab.address(OUTSIDER)
     assert f"{OUTSIDER} comes to Redis from {address}, which {BROKER} does not admit yet." in said
     assert f"Nothing was changed. Let the run go to both: --limit '{OUTSIDER},{BROKER}'." in said

@@ -64,7 +64,7 @@ def test_one_host_that_does_not_fit_stops_all(kit, lab, tmp_path, untouched):
 
 def test_packages_that_cannot_be_installed_are_named(kit, untouched):
     played = kit.play(fails=True, podman_host_packages=["podman", "no-such-package"])
-    said = " ".join(played.output.split())
+    said = played.said
     assert "clean: these packages could not be installed: no-such-package, podman: " in said
     assert "What runs there goes on. Look at the mirror ('apt-get update')" in said.replace(
         "''", "'"
@@ -79,7 +79,7 @@ def test_a_host_alone_is_refused_before_redis_has_run(kit, tmp_path, untouched):
     played = kit.play(
         "--limit", "clean", inventory=str(tmp_path), fails=True, celery_queues=[{"name": "a"}]
     )
-    said = " ".join(played.output.split())
+    said = played.said
     assert "clean needs Redis, and old has no password for it yet. Nothing was changed." in said
     assert "Run site.yml without --limit." in said
 

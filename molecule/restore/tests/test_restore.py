@@ -102,7 +102,7 @@ def test_without_a_name_the_backups_are_listed(kit, lab, made):
     before = state(lab)
     played = kit.play(playbook=RESTORE)
     assert made in played.output
-    assert f"-e restore_confirmed={BROKER}" in " ".join(played.output.split())
+    assert f"-e restore_confirmed={BROKER}" in played.said
     assert set(played.changed.values()) == {0}
     assert state(lab) == before
 
@@ -115,7 +115,7 @@ def test_a_restore_is_for_all_hosts(kit, lab, made):
     before = state(lab)
     words = {"restore_file": made, "restore_confirmed": BROKER}
     played = kit.play("--limit", BROKER, playbook=RESTORE, fails=True, **words)
-    assert f"workers on {WORKER}, or Redis, would go on" in " ".join(played.output.split())
+    assert f"workers on {WORKER}, or Redis, would go on" in played.said
     assert state(lab) == before
 
 
@@ -180,7 +180,7 @@ def test_every_task_comes_back_after_all_data_are_lost(kit, lab):
     assert f"{name} can be used" in checked.output
     assert kit.redis(BROKER, "get", "since") == "then"
     played = kit.play(playbook=RESTORE, restore_file=name, restore_confirmed=BROKER)
-    said = " ".join(played.output.split())
+    said = played.said
     assert f"Redis of {BROKER} has the data of {name}" in said
     lab.wait_for(
         lambda: done(kit, run) == set(range(30)), 60, "every task", host=WORKER, unit="celery-*"

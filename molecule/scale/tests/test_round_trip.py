@@ -187,7 +187,7 @@ def test_hundreds_of_values_come_back_through_quadlet_and_systemd(lab):
         process_factor=4,
         watchdog_seconds=45,
         visibility_seconds=3600,
-        secret_version="mark",
+        broker_secrets={"celery-redis-worker": "mark"},
         environment={},
         secrets={},
         secrets_exported=[],

@@ -87,7 +87,7 @@ def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
     # Nor does it come back with the version before, when the next one does not come up.
     broken = {**ADD, "environment": {"PYTHONHOME": "/nowhere"}}
     played = kit.play(fails=True, celery_queues=[broken, MULTIPLY])
-    assert "The previous version is back" in " ".join(played.output.split()), played.output
+    assert "The previous version is back" in played.said, played.output
     assert kit.services(HOST) == SERVICES - {"celery-mail@1.service"}
     assert lab.run(HOST, "find /etc /run/systemd -name '*celery-mail*'") == ""
 
@@ -354,7 +354,7 @@ def test_a_worker_does_not_run_without_the_disk_of_its_volume(site, kit, lab):
     before = lab.invocation_ids(HOST, "celery-*.service")
     assert not lab.succeeds(HOST, f"systemctl start {unit}")
     played = kit.play(celery_queues=[*QUEUES, queue], fails=True)
-    said = " ".join(played.output.split())
+    said = played.said
     assert "Not on this host: /srv/disk/data (volumes of queue disk). Make the directory" in said
     assert lab.invocation_ids(HOST, "celery-*.service") == before
     # It is back: the worker brings it along.
@@ -372,12 +372,12 @@ def test_what_is_missing_on_the_host_or_unknown_to_quadlet_changes_nothing(site,
     bad = {**MAIL, "volumes": ["/no/where:/x"], "devices": ["/dev/no-such"]}
     for words in ([], ["--check"]):
         played = kit.play(*words, celery_queues=[ADD, MULTIPLY, bad], fails=True)
-        said = " ".join(played.output.split())
+        said = played.said
         assert "Not on this host: /no/where (volumes of queue mail), /dev/no-such (devices" in said
     for section, key in (("Container", "ShmSice"), ("Service", "Nise")):
         bad = {**MAIL, "quadlet": {section: {key: "1"}}}
         played = kit.play(celery_queues=[ADD, MULTIPLY, bad], fails=True)
-        said = " ".join(played.output.split()).replace("''", "'")
+        said = played.said.replace("''", "'")
         assert "Nothing was written, and what runs goes on." in said
         assert f"'{key}' in " in said
         assert "celery-mail@.container is: Queue mail, Celery worker" in said

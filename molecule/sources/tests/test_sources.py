@@ -89,7 +89,7 @@ def test_a_registry_that_is_not_trusted_is_refused(kit, lab, built, clean_target
         image_redis=f"{REGISTRY}/metal/redis:1.0",
     )
     assert "certificate signed by unknown authority" in played.output
-    said = " ".join(played.output.split())
+    said = played.said
     assert f"{TARGET} did not get {REGISTRY}/metal/app:1.0 and {REGISTRY}/metal/redis:1.0: " in said
     assert "Its workers run on with the image they have. Check image_app, image_redis" in said
     assert kit.services(TARGET) == set()

@@ -94,7 +94,7 @@ def test_an_upgrade_pauses_no_queue_and_finishes_what_runs(kit, lab, version, se
         "the load has ended before the upgrade: nothing was measured"
     )
     # What the app sets and does not get is told by the run, once for the fleet.
-    said = " ".join(played.output.split())
+    said = played.said
     assert said.count("visibility_timeout 60 of the app is raised to ") == 1
     assert "would be run twice (workers of add_queue, reports)" in said
     now = images()
@@ -142,7 +142,7 @@ def test_rollback_goes_to_a_kept_version_only(kit, lab, images):
     assert len(kept) == 2
     assert images()[FIRST] == {kept[-1]}
     played = kit.play(playbook="playbooks/rollback.yml", fails=True, rollback_version="no-such")
-    assert "rollback_version is no-such" in " ".join(played.output.split())
+    assert "rollback_version is no-such" in played.said
     assert kept[0].rpartition(":")[2] in played.output
     kit.play(playbook="playbooks/rollback.yml", rollback_version=kept[0].rpartition(":")[2])
     assert images() == {host: {kept[0]} for host in HOSTS}
@@ -152,7 +152,7 @@ def test_rollback_goes_to_a_kept_version_only(kit, lab, images):
 
 def test_a_redis_that_does_not_come_up_goes_back(kit, lab):
     played = kit.play(fails=True, redis_extra_config={"no-such-directive": "1"})
-    said = " ".join(played.output.split())
+    said = played.said
     assert "first: systemctl restart failed for celery-redis.service" in said
     assert "no-such-directive" in said, "the journal of what failed"
     assert "The previous version is back, its unit files too, and all units are up." in said
@@ -167,7 +167,7 @@ def test_new_workers_that_cannot_reach_redis_are_given_up(kit, lab):
     units = lab.invocation_ids(SECOND, "celery-*@1.service")
     with lab.cut_off(SECOND, FIRST, 6379):
         played = kit.play("--limit", SECOND, fails=True, celery_worker_log_level="warning")
-    said = " ".join(played.output.split())
+    said = played.said
     told = "second: systemctl start: Redis does not answer celery-add_queue@surge1"
     assert told in said, played.output
     assert "firewall" in said

@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 try:
-    from ansible.errors import AnsibleFilterError
+    from ansible.errors import AnsibleError, AnsibleFilterError
+    from jinja2 import UndefinedError
+
+    # What comes of looking at a value whose template fails.
+    UNREADABLE: tuple[type[Exception], ...] = (AnsibleError, RecursionError, UndefinedError)
 except ImportError:  # the functions also serve where Ansible is not installed
-    AnsibleFilterError = ValueError
+    AnsibleFilterError, UNREADABLE = ValueError, ()
 
 
 class QueuesError(ValueError):
@@ -749,15 +753,21 @@ def placement(hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[
 
 
 def _readable(variables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The queues of a host of which at least the name, and the key hosts, can be read."""
-    queues = overridden(variables.get("celery_queues"), variables.get(OVERRIDES, {}))
-    return [
-        queue
-        for queue in (queues if isinstance(queues, list) else ())
-        if isinstance(queue, Mapping)
-        and isinstance(queue.get("name"), str)
-        and not _value_problem("hosts", queue.get("hosts", "all"), QUEUE_RULES["hosts"])
-    ]
+    """The queues of a host of which at least the name, and the key hosts, can be read.
+
+    None where a template fails, which the check of all variables tells.
+    """
+    try:
+        queues = overridden(variables.get("celery_queues"), variables.get(OVERRIDES, {}))
+        return [
+            queue
+            for queue in (queues if isinstance(queues, list) else ())
+            if isinstance(queue, Mapping)
+            and isinstance(queue.get("name"), str)
+            and not _value_problem("hosts", queue.get("hosts", "all"), QUEUE_RULES["hosts"])
+        ]
+    except UNREADABLE:
+        return []
 
 
 def _unknown_host(

@@ -18,6 +18,13 @@ LEAST_VISIBILITY_SECONDS = 3600
 QUADLETS = "/etc/containers/systemd/celery-metal"
 UNITS = "/etc/systemd/system"
 
+# What opens Redis, to its name in the container, where the runtime looks for it.
+BROKER_TARGETS = {
+    "celery-redis-worker": "celery-redis-password",
+    "celery-redis-ca": "celery-redis-ca",
+    "celery-redis-certificate-worker": "celery-redis-certificate",
+}
+
 
 def specifier(text: str) -> str:
     """Text for a unit file where systemd expands ``%`` specifiers but reads no quotes."""
@@ -109,13 +116,25 @@ def of_the_app(queue: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]
     }
 
 
+def lacks(kept: dict[str, dict[str, str]], wanted: dict[str, str]) -> list[str]:
+    """The secrets that a host does not have, or of another version.
+
+    >>> lacks({"a": {"version": "1"}, "b": {"version": "1"}}, {"a": "1", "b": "2", "c": "1"})
+    ['b', 'c']
+
+    :param kept: secret to its labels.
+    :param wanted: secret to its version.
+    """
+    return [name for name, mark in wanted.items() if kept.get(name, {}).get("version") != mark]
+
+
 def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[str, Any]:
     """Unit files and links of all queues in a host's plan, and of Beat where it is in the plan.
 
     :param plan: what ``roles/capacity`` returned for the host.
     :param templates: the role's template directory, which mirrors the host's paths.
-    :param context: what all queues share: image, app, broker_url, environment, secrets (name to its
-        mark), secrets_exported (names), ...
+    :param context: what all queues share: image, app, broker_url, environment, broker_secrets and
+        secrets (name to its mark), secrets_exported (names), ...
     :returns: ``files`` (path to content), ``links`` (path to target) and ``needed`` (path to who
         needs it), options of the module ``celery_units``.
     :raises jinja2.UndefinedError, KeyError: when the context lacks something.
@@ -127,6 +146,7 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
         keep_trailing_newline=True,
     )
     jinja.filters.update(quoted=quoted, specifier=specifier, unit_keys=unit_keys)
+    jinja.globals.update(broker_targets=BROKER_TARGETS)
     container = jinja.get_template(f"{QUADLETS[1:]}/celery-@.container.j2")
     target = jinja.get_template(f"{UNITS[1:]}/celery-.target.j2")
     files, links = {}, {}
@@ -176,6 +196,7 @@ def surge_sizes(plan: dict[str, Any]) -> dict[str, int]:
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
+            "celery_worker_lacks": lacks,
             "celery_worker_surge": surge_sizes,
             "celery_worker_units": worker_units,
             "celery_worker_visibility_seconds": visibility_seconds,

@@ -24,7 +24,7 @@ CONTEXT = {
     "process_factor": 4,
     "watchdog_seconds": 60,
     "visibility_seconds": 3600,
-    "secret_version": "abc",
+    "broker_secrets": {"celery-redis-worker": "abc"},
     "environment": {},
     "secrets": {},
     "secrets_exported": [],

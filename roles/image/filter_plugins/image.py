@@ -219,8 +219,8 @@ def image_references(
 ) -> dict[str, str]:
     """The reference under which each image is known on every host.
 
-    :param images: ``app`` and ``redis`` to what the user wrote: a reference for ``registry``, a
-        path for ``archive``, nothing for ``build``.
+    :param images: ``app`` and, where one is deployed, ``redis`` to what the user wrote: a reference
+        for ``registry``, a path for ``archive``, nothing for ``build``.
     :param source: one of SOURCES.
     :param recipes: of ``app``, which goes on top of its base on each host; for ``build`` also of
         ``app_base`` and ``redis``.
@@ -242,8 +242,8 @@ def image_references(
         elif source == "archive":
             tags = {name: _of_archive(name, one) for name, one in images.items()}
             found = {
-                "app": f"{OURS}/{BASE}:{tags['app']}",
-                "redis": f"{OURS}/redis:{tags['redis']}",
+                name: f"{OURS}/{BASE if name == 'app' else name}:{tag}"
+                for name, tag in tags.items()
             }
         else:
             found = {name: f"{OURS}/{name}:{_of_recipe(recipes[name])}" for name in BUILT}

@@ -19,6 +19,12 @@ options:
     description: Number of the Redis database.
     type: int
     default: 0
+  external:
+    description:
+      - C(host), C(port), C(tls), C(user) and C(database) of a Redis of the user's own, or what
+        names the Sentinels that elect one. It is asked over the network, with the secrets of the
+        workers here.
+    type: dict
 author: celery-metal
 """
 
@@ -32,6 +38,18 @@ EXAMPLES = r"""
 RETURN = r"""
 error: {description: Why Redis gave no answer; empty when it did, type: str, returned: always}
 waiting: {description: Queue to tasks that wait in it, type: dict, returned: always}
+memory:
+  description: C(used) and C(limit) in bytes; a limit of 0 is none. Empty without an answer.
+  type: dict
+  returned: always
+replication:
+  description:
+    - Of a Redis that Sentinels have elected the address of the C(primary); its C(replicas), each
+      with C(address), C(state), C(behind_bytes) and C(lag_seconds) since it was last heard of; and
+      how many of them C(count) for C(min-replicas-to-write), null where that is 0.
+    - Null for any other, and where the user may not ask.
+  type: dict
+  returned: always
 dead: {description: Queue to tasks that were put aside, where any, type: dict, returned: always}
 held:
   description: For each list of a worker that is not empty its C(node), C(queue) and C(tasks)
@@ -39,38 +57,27 @@ held:
   returned: always
 """
 
-import json
+import contextlib
+import re
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError
-from ansible.module_utils.celery_redis import SOCKET, Client, RedisError, client_of
-
-# kombu gives each priority but 0 a list of its own, with this before its number.
-PRIORITIES = ["", *(f"\x06\x16{number}" for number in range(1, 10))]
-
-
-def queues_of(life: str) -> list[str]:
-    """The queues that a worker tells of; none where it is not understood.
-
-    >>> queues_of('[7, 1, ["mail"]]'), queues_of("[]"), queues_of("?")
-    (['mail'], [], [])
-    """
-    try:
-        return [str(queue) for queue in json.loads(life)[2]]
-    except (ValueError, TypeError, LookupError):
-        return []
+from ansible.module_utils.celery_redis import (
+    PRIORITIES,
+    SOCKET,
+    Client,
+    RedisError,
+    fields,
+    queues_of,
+)
+from ansible.module_utils.celery_redis_login import client_at, client_of
 
 
 def backlog(client: Client, queues: list[str]) -> dict[str, Any]:
     """The lengths of all lists of the queues, and of those queues that workers tell of."""
     (beats,) = client.ask(("HGETALL", "celery-metal.nodes"))
-    lives = dict(zip(beats[::2], beats[1::2], strict=True))
-    # Without those of the runtime itself, such as the one for a worker's first task.
-    nodes = {
-        node: [queue for queue in queues_of(life) if not queue.startswith("celery-metal.")]
-        for node, life in lives.items()
-    }
+    nodes = {node: queues_of(life) for node, life in zip(beats[::2], beats[1::2], strict=True)}
     known = list(dict.fromkeys([*queues, *(queue for held in nodes.values() for queue in held)]))
     pairs = [(node, queue) for node, held in sorted(nodes.items()) for queue in held]
     keys = [queue + suffix for queue in known for suffix in PRIORITIES]
@@ -87,22 +94,65 @@ def backlog(client: Client, queues: list[str]) -> dict[str, Any]:
     }
 
 
+def memory_of(client: Client) -> dict[str, int]:
+    """What Redis uses, and what it may use."""
+    (text,) = client.ask(("INFO", "memory"))
+    said = fields(text)
+    return {"used": int(said["used_memory"]), "limit": int(said["maxmemory"])}
+
+
+def replication_of(client: Client) -> dict[str, Any] | None:
+    """Who follows the primary, and how far behind; None where it is the primary no more."""
+    (text,) = client.ask(("INFO", "replication"))
+    said = fields(text)
+    if said["role"] != "master":
+        return None
+    replicas = [
+        dict(part.split("=", 1) for part in value.split(","))
+        for name, value in said.items()
+        if re.fullmatch(r"slave\d+", name)
+    ]
+    good = said.get("min_slaves_good_slaves")
+    return {
+        "primary": "{}:{}".format(*client.where),
+        "replicas": [
+            {
+                "address": f"{one['ip']}:{one['port']}",
+                "state": one["state"],
+                "behind_bytes": int(said["master_repl_offset"]) - int(one["offset"]),
+                "lag_seconds": int(one["lag"]),
+            }
+            for one in sorted(replicas, key=lambda one: (one["ip"], one["port"]))
+        ],
+        "count": None if good is None else int(good),
+    }
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "queues": {"type": "list", "elements": "str", "default": []},
             "database": {"type": "int", "default": 0},
+            "external": {"type": "dict"},
         },
         supports_check_mode=True,
     )
-    found: dict[str, Any] = {"waiting": {}, "dead": {}, "held": []}
+    found: dict[str, Any] = {"waiting": {}, "dead": {}, "held": [], "memory": {}}
+    found["replication"] = None
     error = ""
+    external = module.params["external"]
+    database = (external or module.params)["database"]
     try:
-        client = client_of("monitor")
-        client.ask(("SELECT", str(module.params["database"])))
-        found = backlog(client, module.params["queues"])
+        client = client_at(external, module.tmpdir) if external else client_of("monitor")
+        client.ask(("SELECT", str(database)))
+        found |= backlog(client, module.params["queues"])
+        # Somebody else's may not tell.
+        with contextlib.suppress(*([RedisError] if external else [])):
+            found["memory"] = memory_of(client)
+            if external and external.get("sentinels"):
+                found["replication"] = replication_of(client)
     except OSError as problem:
-        error = f"{SOCKET}: {problem.strerror or problem}"
+        error = f"{SOCKET + ': ' if not external else ''}{problem.strerror or problem}"
     except (RedisError, HostError) as problem:
         error = str(problem)
     module.exit_json(changed=False, error=error, **found)

@@ -76,6 +76,14 @@ admitted:
   description: The networks that Redis, here, admits; null where it has no rules of the kit
   type: list
   returned: always
+primary:
+  description: Address of the primary, as the Sentinel of this host knows it, or empty
+  type: str
+  returned: always
+members:
+  description: Addresses of those that elect a primary, where Redis here is one of them
+  type: list
+  returned: always
 firewall:
   description: Mark of the rules that the kernel has, or empty
   type: str
@@ -89,6 +97,7 @@ import re
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +111,8 @@ POLICY = ("apt-cache", "-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgc
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 # Whom the rules of Redis's port admit, as the role redis keeps it.
 CLIENTS = Path("/etc/celery-metal/clients.json")
+ELECTED = Path("/etc/celery-metal/redis-elected.json")
+SENTINEL = Path("/var/lib/celery-metal/sentinel/sentinel.conf")
 RULES = ("nft", "--json", "--terse", "list", "table", "inet", "celery_metal")
 
 
@@ -201,10 +212,10 @@ def addresses_of(name: str) -> list[str]:
     return sorted({one[4][0].partition("%")[0] for one in found})
 
 
-def kept_clients() -> dict[str, Any]:
-    """Whom Redis admits, as the last run has kept it; nothing where it has no rules of the kit."""
+def kept_in(path: Path) -> dict[str, Any]:
+    """What the last run has kept there, such as whom Redis admits; nothing where it has not."""
     try:
-        return json.loads(CLIENTS.read_text())
+        return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):  # or damaged: as good as nothing
         return {}
 
@@ -237,6 +248,15 @@ def resolve(
     return {host: one for host, one in found.items() if one}, lost
 
 
+def known_primary() -> str:
+    """Whom the Sentinel of this host has written down as the primary; empty where it has not."""
+    with suppress(FileNotFoundError):
+        for line in SENTINEL.read_text().splitlines():
+            if line.startswith("sentinel monitor celery "):
+                return line.split()[3]
+    return ""
+
+
 def rules_mark() -> str:
     """The mark of the rules that the kernel has for Redis's port, or an empty string."""
     for one in json.loads(told(*RULES) or "{}").get("nftables", []):
@@ -247,7 +267,7 @@ def rules_mark() -> str:
 
 def network(params: Mapping[str, Any]) -> dict[str, Any]:
     """What there is to know of the way to Redis."""
-    kept = kept_clients()
+    kept = kept_in(CLIENTS)
     clients, lost = resolve(params["clients"], params["absent"], kept.get("hosts", {}))
     networks = [one for some in kept.get("hosts", {}).values() for one in some]
     return {
@@ -255,6 +275,8 @@ def network(params: Mapping[str, Any]) -> dict[str, Any]:
         "clients": clients,
         "admitted": networks + kept.get("others", []) if kept else None,
         "firewall": rules_mark() if kept else "",
+        "members": kept_in(ELECTED).get("members", []),
+        "primary": known_primary(),
         "told": [
             f"{host} is not admitted to Redis: it is no part of this run, and its address is not "
             "known here. Write redis_client_addresses for it, or run site.yml without --limit."

@@ -1,11 +1,11 @@
 #!/usr/bin/python
-"""Keep the secrets of an app in Podman's store, each with a mark that changes when it does."""
+"""Keep secrets in Podman's store, each with a mark that changes when it does."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: celery_secrets
-short_description: Keep an app's secrets, and tell which of them have changed
+short_description: Keep the secrets of workers, and tell which of them have changed
 description:
   - C(containers.podman.podman_secret) takes one secret a task, and gives no mark of what it kept.
   - Each is kept as C(celery-app-NAME) with the label C(version), a random mark that says nothing of
@@ -15,6 +15,11 @@ options:
     description: Name to text. No other secrets than these are wanted.
     type: dict
     default: {}
+  broker:
+    description:
+      - The same for what opens a Redis of the user's own; their whole names, and no others of these
+        are wanted. Without it they are left alone.
+    type: dict
   prune:
     description: Remove those that are not wanted any more, instead of writing any.
     type: bool
@@ -31,6 +36,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 versions: {description: Name of each wanted secret to its mark, type: dict, returned: always}
+broker: {description: The same for those of the broker, type: dict, returned: always}
 written: {description: Names of those that are new or another, type: list, returned: always}
 gone: {description: Names of those that are kept and not wanted, type: list, returned: always}
 diff: {description: Names of what is written and removed, type: dict, returned: always}
@@ -44,6 +50,7 @@ from ansible.module_utils.celery_metal import conclude, output
 from ansible.module_utils.podman_store import Kept, keep, kept
 
 PREFIX = "celery-app-"
+BROKER = ("celery-redis-worker", "celery-redis-ca", "celery-redis-certificate-worker")
 CONSEQUENCE = "The workers run on with the old one."
 
 
@@ -58,8 +65,11 @@ def versions(wanted: dict[str, str], found: dict[str, Kept]) -> tuple[dict[str, 
 
 def bring(module: AnsibleModule) -> dict[str, Any]:
     """Write what differs; or, if told so, remove what is not wanted."""
-    wanted = module.params["secrets"]
-    found = {name.removeprefix(PREFIX): one for name, one in kept(PREFIX).items()}
+    broker = module.params["broker"]
+    wanted = {f"{PREFIX}{name}": text for name, text in module.params["secrets"].items()}
+    wanted |= broker or {}
+    ours = kept(PREFIX if broker is None else (PREFIX, *BROKER))
+    found = {name: one for name, one in ours.items() if name.startswith(PREFIX) or name in BROKER}
     marks, written = versions(wanted, found)
     gone = sorted(set(found) - set(wanted))
     # Under --check the call before has not written them, and has said them.
@@ -67,14 +77,19 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     remove = gone if module.params["prune"] else []
     if not module.check_mode:
         for name in write_now:
-            keep(PREFIX + name, wanted[name], CONSEQUENCE, version=marks[name])
+            keep(name, wanted[name], CONSEQUENCE, version=marks[name])
         if remove:
-            output("podman", "secret", "rm", *(PREFIX + name for name in remove))
-    lines = [f"keep secret {PREFIX}{name}\n" for name in write_now]
-    lines += [f"remove secret {PREFIX}{name}\n" for name in remove]
+            output("podman", "secret", "rm", *remove)
+    lines = [f"keep secret {name}\n" for name in write_now]
+    lines += [f"remove secret {name}\n" for name in remove]
     return {
         "changed": bool(lines),
-        "versions": marks,
+        "versions": {
+            name.removeprefix(PREFIX): mark
+            for name, mark in marks.items()
+            if name.startswith(PREFIX)
+        },
+        "broker": {name: mark for name, mark in marks.items() if name in BROKER},
         "written": written,
         "gone": gone,
         "diff": {"prepared": "".join(lines)},
@@ -85,6 +100,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "secrets": {"type": "dict", "default": {}, "no_log": True},
+            "broker": {"type": "dict", "no_log": True},
             "prune": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

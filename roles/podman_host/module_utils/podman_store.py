@@ -22,8 +22,8 @@ class Kept(NamedTuple):
         return self.labels.get("version", "")
 
 
-def kept(prefix: str) -> dict[str, Kept]:
-    """The secrets whose names begin so.
+def kept(prefix: str | tuple[str, ...]) -> dict[str, Kept]:
+    """The secrets whose names begin so, or with one of these.
 
     :raises HostError: when Podman does not tell.
     """

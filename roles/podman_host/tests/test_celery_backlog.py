@@ -3,6 +3,8 @@
 import json
 
 import celery_backlog
+import pytest
+from ansible.module_utils.celery_redis import RedisError
 
 
 class Redis:
@@ -46,6 +48,104 @@ def test_all_lists_in_two_trips():
         ],
     }
     assert redis.trips == 2
+
+
+def test_the_memory_of_redis():
+    class Redis:
+        def ask(self, *commands):
+            assert commands == (("INFO", "memory"),)
+            return ["# Memory\r\nused_memory:700\r\nused_memory_human:7K\r\nmaxmemory:1000\r\n"]
+
+    assert celery_backlog.memory_of(Redis()) == {"used": 700, "limit": 1000}
+
+
+# As Redis 7.0 says it.
+REPLICATION = """# Replication\r
+role:master\r
+connected_slaves:2\r
+min_slaves_good_slaves:1\r
+slave0:ip=10.0.0.7,port=6379,state=wait_bgsave,offset=0,lag=0\r
+slave1:ip=10.0.0.6,port=6379,state=online,offset=6000,lag=1\r
+master_failover_state:no-failover\r
+master_repl_offset:6923\r
+second_repl_offset:-1\r
+"""
+FOLLOWED = {
+    "primary": "10.0.0.5:6379",
+    "replicas": [
+        {"address": "10.0.0.6:6379", "state": "online", "behind_bytes": 923, "lag_seconds": 1},
+        {
+            "address": "10.0.0.7:6379",
+            "state": "wait_bgsave",
+            "behind_bytes": 6923,
+            "lag_seconds": 0,
+        },
+    ],
+    "count": 1,
+}
+
+
+class Elected(Redis):
+    """One that says this of its replication, or refuses INFO."""
+
+    where = ("10.0.0.5", 6379)
+
+    def __init__(self, info=REPLICATION):
+        super().__init__({"mail": 5}, [])
+        self.info = info
+
+    def ask(self, *commands):
+        if commands[0][0] != "INFO":
+            return super().ask(*commands)
+        if isinstance(self.info, Exception):
+            raise self.info
+        return [self.info if commands[0][1] == "replication" else "used_memory:7\nmaxmemory:9"]
+
+
+def test_who_follows_the_primary():
+    assert celery_backlog.replication_of(Elected()) == FOLLOWED
+    alone = "role:master\r\nconnected_slaves:0\r\nmaster_repl_offset:0\r\n"
+    assert celery_backlog.replication_of(Elected(alone)) == {
+        "primary": "10.0.0.5:6379",
+        "replicas": [],
+        "count": None,
+    }
+    # Another has been elected meanwhile.
+    replica = "role:slave\r\nslave_read_only:1\r\nmaster_repl_offset:6923\r\n"
+    assert celery_backlog.replication_of(Elected(replica)) is None
+
+
+class Module:
+    """Ansible's, with an endpoint; it ends with what was found."""
+
+    tmpdir = ""
+
+    def __init__(self, **external):
+        self.params = {"queues": ["mail"], "database": 0, "external": {"database": 0, **external}}
+        self.said = {}
+
+    def exit_json(self, **said):
+        self.said = said
+
+
+@pytest.mark.parametrize(
+    ("sentinels", "redis", "memory", "replication"),
+    [
+        ([["10.0.0.5", 26379]], Elected(), {"used": 7, "limit": 9}, FOLLOWED),
+        ([["10.0.0.5", 26379]], Elected(RedisError("NOPERM info")), {}, None),
+        (None, Elected(), {"used": 7, "limit": 9}, None),
+    ],
+)
+def test_only_one_that_was_elected_tells_who_follows_if_it_does(
+    monkeypatch, sentinels, redis, memory, replication
+):
+    module = Module(sentinels=sentinels)
+    monkeypatch.setattr(celery_backlog, "AnsibleModule", lambda **_: module)
+    monkeypatch.setattr(celery_backlog, "client_at", lambda *_: redis)
+    celery_backlog.main()
+    assert module.said["error"] == ""
+    assert module.said["waiting"] == {"mail": 5}
+    assert (module.said["memory"], module.said["replication"]) == (memory, replication)
 
 
 def test_nothing_is_known_of_nothing():

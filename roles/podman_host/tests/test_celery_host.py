@@ -150,8 +150,20 @@ def test_without_rules_of_the_kit_all_are_admitted(monkeypatch, tmp_path):
     monkeypatch.setattr(celery_host, "told", lambda *argv: pytest.fail(f"{argv} costs each run"))
     params = {"toward": "", "clients": {}, "absent": {}}
     found = celery_host.network(params)
-    nothing = {"source": "", "clients": {}, "admitted": None, "firewall": "", "told": []}
-    assert found == nothing
+    assert (found["admitted"], found["firewall"]) == (None, "")
+    assert not any(found[name] for name in ("source", "clients", "told", "members"))
+
+
+def test_those_that_elect_a_primary_are_known(monkeypatch, tmp_path):
+    path = tmp_path / "redis-elected.json"
+    path.write_text(json.dumps({"members": ["10.0.0.1", "10.0.0.2"]}))
+    monkeypatch.setattr(celery_host, "ELECTED", path)
+    found = celery_host.network({"toward": "", "clients": {}, "absent": {}})
+    assert (found["members"], found["primary"]) == (["10.0.0.1", "10.0.0.2"], "")
+    state = tmp_path / "sentinel.conf"
+    state.write_text("port 0\nsentinel monitor celery 10.0.0.2 6379 2\nsentinel myid x\n")
+    monkeypatch.setattr(celery_host, "SENTINEL", state)
+    assert celery_host.known_primary() == "10.0.0.2"
 
 
 def test_whom_redis_admits_and_by_which_rules(monkeypatch, tmp_path):

@@ -30,7 +30,8 @@ def test_the_same_is_said_with_and_without_check(monkeypatch, check_mode, prune)
     monkeypatch.setattr(celery_secrets, "keep", lambda name, *_, **__: did.append(name))
     monkeypatch.setattr(celery_secrets, "output", lambda *words: did.append(words[-1]))
     module = SimpleNamespace(
-        params={"secrets": {"A": "one", "B": "TWO"}, "prune": prune}, check_mode=check_mode
+        params={"secrets": {"A": "one", "B": "TWO"}, "broker": None, "prune": prune},
+        check_mode=check_mode,
     )
     found = celery_secrets.bring(module)
     line, work = (
@@ -40,3 +41,17 @@ def test_the_same_is_said_with_and_without_check(monkeypatch, check_mode, prune)
     )
     assert found["diff"]["prepared"].splitlines() == [line]
     assert did == ([] if check_mode else [work])
+
+
+def test_of_a_broker_only_what_workers_have_is_touched(monkeypatch):
+    names = ("celery-redis-worker", "celery-redis-ca", "celery-redis-worker-of-somebody")
+    store = {name: Kept("x", {"version": f"mark-{name}"}) for name in names}
+    did = []
+    monkeypatch.setattr(celery_secrets, "kept", lambda _: store)
+    monkeypatch.setattr(celery_secrets, "keep", lambda name, *_, **__: did.append(name))
+    params = {"secrets": {"A": "one"}, "broker": {"celery-redis-worker": "x"}, "prune": False}
+    found = celery_secrets.bring(SimpleNamespace(params=params, check_mode=False))
+    assert did == ["celery-app-A"]
+    assert found["broker"] == {"celery-redis-worker": "mark-celery-redis-worker"}
+    assert found["versions"].keys() == {"A"}
+    assert found["gone"] == ["celery-redis-ca"]

@@ -10,14 +10,14 @@ description:
   - Each user has a password of its own, made once and kept as the Podman secret
     C(celery-redis-USER) with the label C(version), a random mark that says nothing of it. What
     Redis loads at its start, rights and hashed passwords, is the secret C(celery-redis-acl).
-  - A Redis that runs is told at once, so that nothing restarts. A user's earlier passwords stay
-    valid until they are retired.
+  - A Redis that runs is told at once, and its Sentinel, so that nothing restarts. A user's earlier
+    passwords stay valid until they are retired.
   - Each step leaves every password that is kept valid; a run that was cut is completed by the next.
 options:
   rules:
     description: What each user may do; see C(files/users.acl) of the role redis.
     type: str
-    required: true
+    default: ""
   more:
     description: User to rights that it has besides, in the words of Redis.
     type: dict
@@ -25,7 +25,7 @@ options:
   mark:
     description: What changes when I(rules) or I(more) do; kept as the label C(rules).
     type: str
-    required: true
+    default: ""
   renew:
     description: Users that get a new password.
     type: list
@@ -35,6 +35,23 @@ options:
     description:
       - Users of whose passwords only the newest stays valid. Connections that were made with an
         earlier one end.
+    type: list
+    elements: str
+    default: []
+  adopt:
+    description:
+      - Instead, have the Redis and the Sentinel of this host log in to others with the passwords
+        that are kept. All of them must know these by then.
+    type: bool
+    default: false
+  taken:
+    description:
+      - Instead, what C(podman secret inspect --showsecret) has printed on the host that makes them,
+        where several Redis have the same. Certificates are kept, too.
+    type: str
+    default: ""
+  names:
+    description: The secrets that are in I(taken).
     type: list
     elements: str
     default: []
@@ -51,6 +68,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 versions: {description: Each user to the mark of its password, type: dict, returned: always}
+labels: {description: Each secret to its labels, type: dict, returned: always}
 generation:
   description: What changes when Redis must be started anew to take the users
   type: str
@@ -59,6 +77,7 @@ diff: {description: Names of the secrets that are written, type: dict, returned:
 """
 
 import hashlib
+import json
 import re
 import secrets as randomness
 import string
@@ -72,6 +91,10 @@ from ansible.module_utils.podman_store import Kept, keep, kept
 PREFIX = "celery-redis-"
 ACL = f"{PREFIX}acl"
 KEEPER = "admin"
+# As whom they log in to each other.
+REPLICA, SENTINEL = "replica", "sentinel"
+MASTER = "celery"
+SENTINEL_SOCKET = "/run/celery-metal/sentinel/sentinel.sock"
 LETTERS = string.ascii_letters + string.digits
 # 62 letters, 40 of them: 238 bits, which nobody guesses from a hash.
 LENGTH = 40
@@ -137,10 +160,10 @@ def acl_file(users: dict[str, list[str]], hashes: dict[str, list[str]]) -> str:
     )
 
 
-def reach() -> Client | None:
-    """A connection to the Redis of this host; None where none runs."""
+def reach(path: str) -> Client | None:
+    """A connection to the Redis or the Sentinel of this host; None where none runs."""
     try:
-        return Client(SOCKET, SECONDS)
+        return Client(path, SECONDS)
     except (FileNotFoundError, ConnectionRefusedError):
         return None
 
@@ -162,8 +185,8 @@ def is_known(client: Client, keeper: Kept | None) -> bool:
 def unanswered(problem: Exception) -> str:
     """What it means that a Redis that runs did not do as it was told."""
     return (
-        f"Redis runs and does not take its users: {problem}. {CONSEQUENCE} See 'journalctl -u "
-        "celery-redis' there, then run again."
+        f"Redis, or its Sentinel, runs and does not take its users: {problem}. {CONSEQUENCE} See "
+        "'journalctl -u celery-redis -u celery-sentinel' there, then run again."
     )
 
 
@@ -195,6 +218,64 @@ def tell(
         raise HostError(unanswered(problem)) from None
 
 
+class Servers:
+    """The Redis and the Sentinel of this host, as far as they run.
+
+    :param keeper: the password by which they know us.
+    """
+
+    def __init__(self, keeper: Kept | None) -> None:
+        running = [reach(SOCKET), reach(SENTINEL_SOCKET)]
+        known = [client and is_known(client, keeper) for client in running]
+        # One of them may have other users: only its start brings it ours.
+        self.are_ours = all(known[place] for place, one in enumerate(running) if one)
+        self.redis, self.sentinel = (
+            client if knows_us else None for client, knows_us in zip(running, known, strict=True)
+        )
+
+    def tell(
+        self, users: dict[str, list[str]], hashes: dict[str, list[str]], gone: list[str]
+    ) -> None:
+        """Have them take the users; a Sentinel gives each rights of its own."""
+        if self.redis:
+            tell(self.redis, users, hashes, gone)
+        if self.sentinel:
+            commands = [
+                ("ACL", "SETUSER", name, "resetpass", *(f"#{one}" for one in hashes[name]))
+                for name in self._users(self.sentinel)
+                if name in users
+            ]
+            self._ask(self.sentinel, *commands)
+
+    def end_connections(self, names: list[str]) -> None:
+        """End the connections of these users but for this one; who may, comes again."""
+        for client in filter(None, (self.redis, self.sentinel)):
+            known = [name for name in names if name in self._users(client)]
+            self._ask(client, *(("CLIENT", "KILL", "USER", one, "SKIPME", "yes") for one in known))
+
+    def _users(self, client: Client) -> list[str]:
+        """Those that it knows; a Sentinel has no user that replicates."""
+        return self._ask(client, ("ACL", "USERS"))[0]
+
+    def adopt(self, replica: str, sentinel: str) -> None:
+        """Have them log in to others with these passwords."""
+        if self.redis:
+            self._ask(self.redis, ("CONFIG", "SET", "masterauth", replica))
+        if self.sentinel:
+            self._ask(
+                self.sentinel,
+                ("SENTINEL", "SET", MASTER, "auth-pass", sentinel),
+                ("SENTINEL", "CONFIG", "SET", "sentinel-pass", sentinel),
+            )
+
+    @staticmethod
+    def _ask(client: Client, *commands: tuple[str, ...]) -> list[Any]:
+        try:
+            return client.ask(*commands)
+        except (OSError, RedisError) as problem:
+            raise HostError(unanswered(problem)) from None
+
+
 def password(before: Kept | None, *, renew: bool) -> tuple[Kept, bool]:
     """The password that is kept, or a new one; and whether it is new."""
     if before and not renew:
@@ -221,50 +302,91 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
         hashes[name] = list(dict.fromkeys([*map(hashed, known), *older]))
     text = acl_file(users, hashes)
     is_changed = acl is None or (acl.value, acl.labels.get("rules")) != (text, wanted["mark"])
-    client = reach() if is_changed else None
-    knows_us = client is not None and is_known(client, found.get(PREFIX + KEEPER))
+    servers = Servers(found.get(PREFIX + KEEPER)) if is_changed else None
     generation = acl.version if acl else ""
-    if not generation or (client and not knows_us):
+    if not generation or (servers and not servers.are_ours):
         generation = randomness.token_hex(6)
+    labels = acl.labels if acl else {}
+    if is_changed or labels.get("version") != generation:
+        own = {"version": generation, "rules": wanted["mark"], "text": randomness.token_hex(6)}
+        labels = own
     new = sorted(name for name in passwords if passwords[name] is not found.get(PREFIX + name))
     if is_changed and not module.check_mode:
-        if knows_us:
-            tell(client, users, hashes, sorted(earlier.keys() - users.keys()))
-        keep(ACL, text, CONSEQUENCE, version=generation, rules=wanted["mark"])
+        if servers:
+            servers.tell(users, hashes, sorted(earlier.keys() - users.keys()))
+        keep(ACL, text, CONSEQUENCE, **labels)
         for name in new:
             keep(PREFIX + name, passwords[name].value, CONSEQUENCE, **passwords[name].labels)
-        if knows_us:
-            end_connections(client, wanted["retire"])
+        if servers:
+            servers.end_connections(wanted["retire"])
     written = ([ACL] if is_changed else []) + [PREFIX + name for name in new]
     return {
         "changed": bool(written),
         "versions": {name: one.version for name, one in passwords.items()},
         "generation": generation,
+        "labels": {ACL: labels, **{PREFIX + name: one.labels for name, one in passwords.items()}},
         "diff": {"prepared": "".join(f"keep secret {name}\n" for name in written)},
     }
 
 
-def end_connections(client: Client, names: list[str]) -> None:
-    """End the connections of these users but for this one; who may, comes again."""
-    try:
-        for name in names:
-            client.ask(("CLIENT", "KILL", "USER", name, "SKIPME", "yes"))
-    except (OSError, RedisError) as problem:
-        raise HostError(unanswered(problem)) from None
+def take(module: AnsibleModule) -> dict[str, Any]:
+    """Keep what another host has made, and tell a Redis that runs."""
+    names, found = module.params["names"], kept(PREFIX)
+    if not module.check_mode:
+        given = {
+            one["Spec"]["Name"]: Kept(one["SecretData"], one["Spec"]["Labels"])
+            for one in json.loads(module.params["taken"])
+        }
+        if ACL in given:
+            users = rights_of(given[ACL].value)
+            earlier = hashes_of(found[ACL].value) if ACL in found else {}
+            servers = Servers(found.get(PREFIX + KEEPER))
+            gone = sorted(earlier.keys() - users.keys())
+            servers.tell(users, hashes_of(given[ACL].value), gone)
+            servers.end_connections(module.params["retire"])
+        for name, one in given.items():
+            keep(name, one.value, CONSEQUENCE, **one.labels)
+    prepared = "".join(f"keep secret {name}\n" for name in names)
+    return {"changed": bool(names), "diff": {"prepared": prepared}}
+
+
+def rights_of(acl: str) -> dict[str, list[str]]:
+    """Each user to its rights in an ACL file as `acl_file` writes it.
+
+    >>> rights_of("user a reset on #12 #34 ~x (~y +set)\n")
+    {'a': ['~x', '(~y +set)']}
+    """
+    return {
+        name: [word for word in rights if word not in ("reset", "on") and word[0] != "#"]
+        for name, *rights in (words_of(line)[1:] for line in acl.splitlines() if line)
+    }
+
+
+def adopt(module: AnsibleModule) -> dict[str, Any]:
+    """Have what runs here use the passwords that are kept."""
+    found = kept(PREFIX)
+    if not module.check_mode:
+        own = [found[PREFIX + name].value for name in (REPLICA, SENTINEL)]
+        Servers(found.get(PREFIX + KEEPER)).adopt(*own)
+    return {"changed": True, "diff": {"prepared": "log in to others with what is kept\n"}}
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "rules": {"type": "str", "required": True},
+            "rules": {"type": "str", "default": ""},
             "more": {"type": "dict", "default": {}},
-            "mark": {"type": "str", "required": True},
+            "mark": {"type": "str", "default": ""},
+            "adopt": {"type": "bool", "default": False},
+            "taken": {"type": "str", "default": "", "no_log": True},
+            "names": {"type": "list", "elements": "str", "default": []},
             "renew": {"type": "list", "elements": "str", "default": []},
             "retire": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
-    conclude(module, lambda: bring(module), changes=True)
+    work = adopt if module.params["adopt"] else take if module.params["names"] else bring
+    conclude(module, lambda: work(module), changes=True)
 
 
 if __name__ == "__main__":

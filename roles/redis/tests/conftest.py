@@ -1,4 +1,4 @@
-"""Make the modules, what they share with the host's program, and the filters importable."""
+"""Make the modules, what they share with the host's programs, and the filters importable."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 import ansible.module_utils
 
 ROLE = Path(__file__).parents[1]
+HOST = ROLE.parent / "podman_host"
 sys.path[:0] = [str(ROLE / "library"), str(ROLE / "filter_plugins")]
-for role in (ROLE, ROLE.parent / "podman_host"):
+# On a host celery_redis.py is beside the programs.
+sys.path.append(str(HOST / "module_utils"))
+for role in (ROLE, HOST):
     ansible.module_utils.__path__.append(str(role / "module_utils"))

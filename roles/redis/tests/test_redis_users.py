@@ -1,6 +1,8 @@
 """What becomes of Redis's users: a real Redis, and a dictionary for Podman's store."""
 
 import hashlib
+import json
+import re
 import shutil
 import socket
 import subprocess
@@ -41,6 +43,7 @@ class Host:
 
     def __init__(self, folder):
         self.folder, self.store, self.process = folder, Store(), None
+        self.sentinel = None
         self.socket = folder / "redis.sock"
 
     def start(self):
@@ -68,11 +71,32 @@ class Host:
         except OSError:
             return False
 
+    def start_sentinel(self, port):
+        """With the users of the ACL file, each with rights of its own, as redis_elected.py does."""
+        users = redis_users.hashes_of(self.store["celery-redis-acl"].value)
+        rights = {"admin": "~* &* +@all", "sentinel": "~* &* +@all", "worker": "+ping"}
+        lines = [f"user {name} on #{users[name][0]} {rights[name]}" for name in rights]
+        (self.folder / "sentinel.conf").write_text(
+            f"port {port}\nunixsocket {self.folder}/sentinel.sock\nuser default off\n"
+            "sentinel monitor celery 127.0.0.1 1 1\nsentinel auth-user celery sentinel\n"
+            f"sentinel sentinel-user sentinel\n{chr(10).join(lines)}\n"
+        )
+        program = str(shutil.which("redis-server"))
+        self.sentinel = subprocess.Popen(
+            [program, str(self.folder / "sentinel.conf"), "--sentinel"],
+            stdout=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 20
+        while not (self.folder / "sentinel.sock").exists():
+            assert self.sentinel.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def stop(self):
-        if self.process:
-            self.process.terminate()
-            self.process.wait()
-            self.process = None
+        for process in filter(None, (self.process, self.sentinel)):
+            process.terminate()
+            process.wait()
+        self.process = self.sentinel = None
 
     def bring(self, *, rules=RULES, check_mode=False, **options):
         mark = hashlib.sha1(repr((rules, options.get("more"))).encode()).hexdigest()
@@ -105,9 +129,17 @@ class Host:
 
 
 @pytest.fixture
+def unused_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
 def host(tmp_path, monkeypatch):
     one = Host(tmp_path)
     monkeypatch.setattr(redis_users, "SOCKET", str(one.socket))
+    monkeypatch.setattr(redis_users, "SENTINEL_SOCKET", str(tmp_path / "sentinel.sock"))
     monkeypatch.setattr(redis_users, "kept", one.store.kept)
     monkeypatch.setattr(redis_users, "keep", one.store.keep)
     yield one
@@ -253,6 +285,53 @@ def test_what_scripts_wrote_is_there_after_a_restart(host):
         Client(str(host.socket), 5).ask(("PING",))
 
 
+def test_a_sentinel_is_told_too_and_both_log_in_to_others_with_what_is_kept(host, unused_port):
+    rules = RULES + "user replica\n +ping\nuser sentinel\n +ping\n"
+    generation = host.bring(rules=rules)["generation"]
+    host.start()
+    host.start_sentinel(unused_port)
+    path = str(host.folder / "sentinel.sock")
+
+    def sentinel(user, password):
+        client = Client(path, 5)
+        client.ask(("AUTH", user, password))
+        return client
+
+    old = {name: host.password(name) for name in ("admin", "worker", "replica", "sentinel")}
+    connection = sentinel("worker", old["worker"])
+    renewed = host.bring(rules=rules, renew=list(old))
+    assert renewed["generation"] == generation
+    for name in ("admin", "worker", "sentinel"):
+        assert sentinel(name, old[name])
+        assert sentinel(name, host.password(name))
+    redis = host.logged_in("admin", host.password("admin"))
+    assert redis.ask(("CONFIG", "GET", "masterauth"))[0][1] == ""
+    assert redis_users.adopt(SimpleNamespace(check_mode=False))["changed"]
+    assert redis.ask(("CONFIG", "GET", "masterauth"))[0][1] == host.password("replica")
+    written = (host.folder / "sentinel.conf").read_text()
+    for option in ("auth-pass celery", "sentinel-pass"):
+        assert re.search(f'^sentinel {option} "?{host.password("sentinel")}"?$', written, re.M)
+    # Rights are the Sentinel's own.
+    with pytest.raises(RedisError, match="NOPERM"):
+        connection.ask(("SENTINEL", "MASTERS"))
+    host.bring(rules=rules, retire=list(old))
+    for name in ("admin", "worker", "sentinel"):
+        with pytest.raises(RedisError, match="WRONGPASS"):
+            sentinel(name, old[name])
+        assert sentinel(name, host.password(name))
+    with pytest.raises((RedisError, OSError)):
+        connection.ask(("PING",))
+
+
+def test_a_sentinel_with_another_keeper_is_to_be_restarted(host, unused_port):
+    rules = RULES + "user sentinel\n +ping\n"
+    first = host.bring(rules=rules)["generation"]
+    host.start_sentinel(unused_port)
+    host.store.clear()
+    second = host.bring(rules=rules)["generation"]
+    assert second not in ("", first)
+
+
 def test_a_user_that_is_no_more_cannot_log_in(host):
     host.bring(rules=RULES + "user old\n +ping\n")
     host.start()
@@ -283,3 +362,42 @@ def test_a_redis_that_does_not_answer_is_said(host, monkeypatch):
         with pytest.raises(HostError, match="does not take its users"):
             host.bring(renew=["worker"])
     assert host.store == before
+
+
+def test_another_host_takes_them_and_tells_its_redis(host, tmp_path, monkeypatch):
+    (tmp_path / "keeper").mkdir()
+    keeper = Host(tmp_path / "keeper")
+    monkeypatch.setattr(redis_users, "kept", keeper.store.kept)
+    monkeypatch.setattr(redis_users, "keep", keeper.store.keep)
+    made = keeper.bring()
+    assert made["labels"] == {name: one.labels for name, one in keeper.store.items()}
+
+    def take(*names, retire=()):
+        given = [
+            {
+                "Spec": {"Name": name, "Labels": keeper.store[name].labels},
+                "SecretData": keeper.store[name].value,
+            }
+            for name in names
+        ]
+        monkeypatch.setattr(redis_users, "kept", host.store.kept)
+        monkeypatch.setattr(redis_users, "keep", host.store.keep)
+        params = {"taken": json.dumps(given), "names": list(names), "retire": list(retire)}
+        redis_users.take(SimpleNamespace(params=params, check_mode=False))
+        monkeypatch.setattr(redis_users, "kept", keeper.store.kept)
+        monkeypatch.setattr(redis_users, "keep", keeper.store.keep)
+
+    take(*keeper.store)
+    assert host.store == keeper.store
+    host.start()
+    old = keeper.password("worker")
+    keeper.bring(renew=["worker"])
+    take("celery-redis-acl", "celery-redis-worker")
+    new = host.password("worker")
+    assert new != old
+    assert host.takes("worker", new)
+    assert host.takes("worker", old)
+    keeper.bring(retire=["worker"])
+    take("celery-redis-acl", retire=["worker"])
+    assert host.takes("worker", new)
+    assert not host.takes("worker", old)

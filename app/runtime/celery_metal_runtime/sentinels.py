@@ -1,0 +1,108 @@
+"""Which Redis is the primary, as a majority of the Sentinels has it.
+
+redis-py believes the first Sentinel that answers, and stays with a primary that has lost its
+replicas. Behind a network that is cut in two, the primary of the smaller part refuses all that is
+written, and its Sentinel goes on naming it: whoever reaches both parts would be kept there.
+"""
+
+from typing import Any, ClassVar
+
+from kombu.exceptions import OperationalError
+from kombu.transport.redis import SentinelChannel
+from kombu.utils.json import dumps
+from redis import Redis, sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+# What a Redis says that is no primary, or no longer: it has not done what it was told.
+NO_PRIMARY = ("NOREPLICAS", "MASTERDOWN")
+# A replica answers within milliseconds, or is too far behind to be elected.
+CONFIRM_MILLISECONDS = 2000
+
+
+class Sentinel(sentinel.Sentinel):
+    """Sentinels of which a majority is asked."""
+
+    def __init__(self, sentinels: Any, *, sentinel_kwargs: Any = None, **options: Any) -> None:
+        # redis-py 8 would ask one that is down ten times, before it asks the next.
+        once = {**(sentinel_kwargs or {}), "retry": Retry(NoBackoff(), 0)}
+        super().__init__(sentinels, sentinel_kwargs=once, **options)
+
+    #: Those that gave no answer the last time, to any client of this process.
+    silent: ClassVar[set[tuple[str, int]]] = set()
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        """The address of the primary that was elected last; MasterNotFoundError if there is none.
+
+        Those who do not answer are asked last the next time.
+        """
+        enough, known, reasons = len(self.sentinels) // 2 + 1, [], []
+        for one in sorted(self.sentinels, key=lambda one: _address(one) in self.silent):
+            if len(known) == enough:
+                break
+            try:
+                known.append(one.sentinel_masters().get(service_name))
+                self.silent.discard(_address(one))
+            except (RedisConnectionError, RedisTimeoutError) as error:
+                self.silent.add(_address(one))
+                reasons.append(str(error))
+        states = [state for state in known if state]
+        newest = max((state["config-epoch"] for state in states), default=0)
+        for state in states:
+            if state["config-epoch"] == newest and self.check_master_state(state, service_name):
+                return state["ip"], state["port"]
+        why = "; ".join(reasons) or "it is down, and none is elected yet"
+        raise sentinel.MasterNotFoundError(f"no primary of {service_name!r}: {why}")
+
+
+def _address(one: Redis) -> tuple[str, int]:
+    options = one.connection_pool.connection_kwargs
+    return options["host"], options["port"]
+
+
+def install() -> None:
+    """Have all clients that this process makes from now on find their primary so."""
+    if sentinel.Sentinel is Sentinel:
+        return
+    read = sentinel.SentinelManagedConnection.read_response
+
+    def read_or_leave(self: sentinel.SentinelManagedConnection, *args: Any, **options: Any) -> Any:
+        try:
+            return read(self, *args, **options)
+        except ResponseError as error:
+            if not (self.connection_pool.is_master and str(error).startswith(NO_PRIMARY)):
+                raise
+            self.disconnect()
+            raise RedisConnectionError(f"this Redis is not the primary now: {error}") from error
+
+    put, can_batch = SentinelChannel._put, getattr(SentinelChannel, "supports_batch_publish", None)
+
+    def put_and_confirm(self: Any, queue: str, message: Any, **options: Any) -> None:
+        if not self.replicas or queue in (getattr(self, "_expires", None) or ()):
+            put(self, queue, message, **options)
+            return
+        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            pipe.lpush(key, dumps(message))
+            pipe.execute_command("WAIT", self.replicas, CONFIRM_MILLISECONDS)
+            _, confirmed = pipe.execute()
+        if confirmed < self.replicas:
+            # No error that kombu would send it again for: it may be there.
+            raise OperationalError(
+                f"the task is in {queue} of this primary, and {confirmed} of {self.replicas} "
+                "replicas have it: it is lost if another is elected now"
+            )
+
+    SentinelChannel.replicas = 0
+    SentinelChannel.from_transport_options = (*SentinelChannel.from_transport_options, "replicas")
+    SentinelChannel._put = put_and_confirm
+    if can_batch:
+        SentinelChannel.supports_batch_publish = property(
+            lambda self: not self.replicas and can_batch.fget(self)
+        )
+    sentinel.SentinelManagedConnection.read_response = read_or_leave
+    # Both kombu and Celery look for it there.
+    sentinel.Sentinel = Sentinel

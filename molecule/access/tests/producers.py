@@ -1,0 +1,64 @@
+"""A program outside the kit that sends tasks all the time, and what the tests share."""
+
+import threading
+import time
+from uuid import uuid4
+
+import effects
+from celery import signature
+from kombu.exceptions import OperationalError
+
+BROKER, WORKER = "broker", "worker"
+ROTATE = "playbooks/rotate-secrets.yml"
+USERS = ("admin", "monitor", "producer", "worker")
+PATIENCE = 30
+
+
+def add(app, *numbers, **options):
+    return signature("metal_sample.tasks.add", args=numbers, app=app, queue="add_queue", **options)
+
+
+class Load(threading.Thread):
+    """Sends a task again and again until it is told to end; and all of them arrive or are said."""
+
+    def __init__(self, app):
+        super().__init__()
+        self.app, self.run_id, self.sent, self.begun = app, str(uuid4()), 0, time.monotonic()
+        self.enough = threading.Event()
+        self.failure = None
+
+    def run(self):
+        try:
+            while not self.enough.wait(0.05):
+                queue, seconds = (("add_queue", 0.1), ("long", 3.0))[self.sent % 40 == 0]
+                self.app.send_task(
+                    "metal_sample.tasks.record",
+                    (self.run_id, self.sent, seconds),
+                    queue=queue,
+                    ignore_result=True,
+                    # As a program does that waits for a Redis that restarts.
+                    retry_policy={"max_retries": 300, "interval_start": 0.1, "interval_max": 0.1},
+                )
+                self.sent += 1
+        except OperationalError as failure:
+            self.failure = failure
+
+    def end(self, kit, lab):
+        """What was counted, when all is done."""
+        self.enough.set()
+        self.join()
+        assert self.failure is None
+        key = f"metal_sample.record:{self.run_id}"
+
+        def counted():
+            lines = kit.redis(BROKER, "smembers", key).splitlines()
+            return effects.count(lines, self.sent, range(0), self.begun)
+
+        lab.wait_for(
+            lambda: counted().lost == 0,
+            60,
+            "all tasks are done",
+            host=WORKER,
+            unit="celery-*",
+        )
+        return counted()

@@ -1,0 +1,157 @@
+"""A Redis that the user already runs, in the place of one that the kit deploys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from jinja2 import Undefined, UndefinedError
+
+try:
+    from ansible.errors import AnsibleError
+except ImportError:  # the functions also serve where Ansible is not installed
+    AnsibleError = ValueError
+
+MODE = "redis_mode"
+# Of all hosts alike: there is one broker.
+SHARED = (MODE, "redis_external_url")
+DEFAULTS = {MODE: "deploy", "redis_external_url": ""}
+# What a user may find safe enough, for what is done there.
+ACCEPTABLE = (
+    "appendfsync",
+    "authentication",
+    "eviction",
+    "info",
+    "permissions",
+    "persistence",
+    "replicas",
+)
+
+
+def is_external(hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Any]) -> bool:
+    """Whether the broker is the user's own; all hosts say the same, or were refused.
+
+    :param hosts: Ansible's hostvars.
+    :param groups: the inventory's.
+    """
+    first = next(iter(groups.get("celery", [])), "")
+    return bool(first) and said_by(hosts, first, MODE) == "external"
+
+
+def said_by(hosts: Mapping[str, Mapping[str, Any]], host: str, name: str) -> Any:
+    """A variable of a host; None when it cannot be read, which the check of all variables tells."""
+    try:
+        value = hosts[host].get(name, DEFAULTS[name])
+    except (AnsibleError, RecursionError, UndefinedError):
+        return None
+    return None if isinstance(value, Undefined) else value
+
+
+def mode_problems(hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Any]) -> str:
+    """Why the groups do not go with redis_mode, or hosts not with each other; or nothing."""
+    celery, redis = list(groups.get("celery", [])), list(groups.get("redis", []))
+    for name in SHARED if celery else ():
+        said = {host: said_by(hosts, host, name) for host in [*celery, *redis]}
+        other = next((host for host in said if said[host] != said[celery[0]]), None)
+        if other:
+            return (
+                f"{name} is {hushed(said[celery[0]])} on {celery[0]}, and {hushed(said[other])} on "
+                f"{other}, but all hosts use one broker: write it once, such as in "
+                "group_vars/all.yml. Nothing was changed."
+            )
+    if redis and is_external(hosts, groups):
+        return (
+            f"{MODE} is external, so that no Redis is deployed, and the group redis has "
+            f"{', '.join(redis)}: take the hosts out of the group redis, or write {MODE}: deploy. "
+            "Nothing was changed."
+        )
+    return ""
+
+
+def hushed(value: Any) -> str:
+    """A value for a message, without a password that an address may hold."""
+    return re.sub(r"//\S*:\S*@", "//...@", ascii(value))
+
+
+def endpoint(url: str) -> dict[str, Any]:
+    """What an address says, as options of the modules that ask Redis over the network.
+
+    >>> endpoint("rediss://worker@10.0.0.5:6380/1")
+    {'tls': True, 'user': 'worker', 'database': 1, 'host': '10.0.0.5', 'port': 6380}
+    """
+    parts = urlsplit(url)
+    user, _, hosts = parts.netloc.rpartition("@")
+    common = {
+        "tls": parts.scheme in ("rediss", "sentinels"),
+        "user": user,
+        "database": int(parts.path.strip("/") or 0),
+    }
+    if not parts.scheme.startswith("sentinel"):
+        return {**common, "host": parts.hostname or "", "port": parts.port or 6379}
+    named = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    query = parse_qs(parts.query)
+    return {
+        **common,
+        "host": "",
+        "port": 0,
+        "sentinels": [[one.hostname, one.port or 26379] for one in named],
+        "master_name": query["master_name"][0],
+        "sentinel_auth": query.get("sentinel_auth") != ["no"],
+    }
+
+
+def survey_text(
+    hosts: Mapping[str, Mapping[str, Any]],
+    played: Iterable[str],
+    accepted: Iterable[str],
+    url: str,
+) -> dict[str, str]:
+    """What all hosts have found, as ``problems`` and ``notes``; each is empty when there are none.
+
+    :param hosts: Ansible's hostvars, with what ``celery_host`` and ``celery_survey`` gave.
+    :param played: the hosts of the run.
+    :param accepted: kinds of findings that the user accepts.
+    :param url: the address, for the message.
+    """
+    found: dict[tuple[str, str, str], list[str]] = {}
+    noted: dict[str, list[str]] = {}
+    for host in played:
+        said = hosts[host].get("check_survey", {})
+        if "celery-redis-acl" in hosts[host].get("podman_host_state", {}).get("secrets", ()):
+            key = (
+                "deployed",
+                "a Redis that the kit has deployed is still there, with the tasks in it",
+                "let workers empty it, and take it away with playbooks/remove.yml and the "
+                "inventory that deployed it; or write redis_mode: deploy",
+            )
+            found.setdefault(key, []).append(host)
+        for one in said.get("findings", ()):
+            found.setdefault((one["kind"], one["seen"], one["remedy"]), []).append(host)
+        for note in said.get("notes", ()):
+            noted.setdefault(note, []).append(host)
+    lines, notes = [], []
+    for (kind, seen, remedy), there in found.items():
+        where = f"host{'s' if len(there) > 1 else ''} {', '.join(there)}"
+        if kind in ACCEPTABLE and kind in accepted:
+            notes.append(f"accepted ({kind}): {seen}.")
+            continue
+        unless = f"; or accept it: redis_external_accept: [{kind}]" if kind in ACCEPTABLE else ""
+        lines.append(f"- {where}: {seen}: {remedy}{unless}.")
+    notes += [f"{note}." for note in noted]
+    head = f"redis_external_url is {url}:"
+    return {
+        "problems": "\n".join([head, *lines, "Nothing was changed."]) if lines else "",
+        "notes": "\n".join([head, *(f"- {one}" for one in notes)]) if notes else "",
+    }
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Any]:
+        return {
+            "broker_endpoint": endpoint,
+            "broker_is_external": is_external,
+            "broker_mode_problems": mode_problems,
+            "broker_survey_text": survey_text,
+        }

@@ -1,0 +1,252 @@
+"""What Redis and its Sentinel begin with on this host: the primary, as the Sentinel knows it.
+
+    redis_elected.py sentinel       before celery-sentinel.service starts
+    redis_elected.py redis          before celery-redis.service starts
+    redis_elected.py leave          before it stops: another becomes the primary first
+
+What the kit declares is written anew each time, what the Sentinel has found out is kept. Both files
+hold a password: the one is in a directory of root's alone, the other is gone when the host goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+# Under -I Python looks for nothing here; and it shall leave nothing here either.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.dont_write_bytecode = True
+
+from celery_redis import (  # noqa: E402
+    SECONDS,
+    SOCKET,
+    Client,
+    ClosedError,
+    RedisError,
+    fields,
+    secrets,
+    tls_context,
+    watched,
+)
+
+SETTINGS = Path("/etc/celery-metal/redis-elected.json")
+STATE = Path("/var/lib/celery-metal/sentinel/sentinel.conf")
+ROLE = Path("/run/celery-metal/redis/elected.conf")
+SENTINEL_SOCKET = "/run/celery-metal/sentinel/sentinel.sock"
+MASTER = "celery"
+# Longer than an election; systemd's limit for the stop is above it.
+LEAVE_SECONDS = 20
+# What a Sentinel writes down of what it has found out.
+FOUND = ("myid", "config-epoch", "leader-epoch", "current-epoch", "known-replica", "known-sentinel")
+RIGHTS = "+ping +client|setname +client|setinfo +sentinel|masters"
+USERS = ("worker", "producer", "monitor")
+
+
+def hashes_of(acl: str) -> dict[str, str]:
+    """Each user to its hashed passwords in an ACL file, as its words.
+
+    >>> hashes_of("user default off\\nuser a reset on #12 #34 ~* +get\\n")
+    {'default': '', 'a': '#12 #34'}
+    """
+    lines = [line.split() for line in acl.splitlines() if line]
+    return {words[1]: " ".join(word for word in words if word.startswith("#")) for words in lines}
+
+
+def found_lines(text: str, members: Iterable[str]) -> list[str]:
+    """What a Sentinel has written of what it has found out, but for hosts that are none of ours.
+
+    >>> found_lines("port 1\\nsentinel known-replica celery 10.0.0.9 6379\\nsentinel myid x", [])
+    ['sentinel myid x']
+    """
+    kept = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) < 3 or words[0] != "sentinel" or words[1] not in FOUND:
+            continue
+        if words[1].startswith("known-") and words[3] not in {*members}:
+            continue
+        kept.append(line)
+    return kept
+
+
+def primary_in(text: str, members: Iterable[str]) -> str:
+    """The address of the primary in what a Sentinel has written; empty where there is none.
+
+    >>> primary_in("sentinel monitor celery 10.0.0.2 6379 2", ["10.0.0.2"])
+    '10.0.0.2'
+    """
+    for line in text.splitlines():
+        words = line.split()
+        if words[:3] == ["sentinel", "monitor", MASTER] and words[3] in {*members}:
+            return words[3]
+    return ""
+
+
+def state() -> str:
+    try:
+        return STATE.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def primary_elsewhere(settings: dict[str, Any]) -> str:
+    """The primary as the others have elected it last; empty where none of them runs a Sentinel.
+
+    For a host that comes to those that run, or has lost what its Sentinel knew.
+    """
+    (password,) = secrets("admin")
+    tls = tls_context(*secrets("ca", "certificate-server"), "/run") if settings["tls"] else None
+    found = [(-1, "")]
+    for member in settings["members"]:
+        # Another may know. A primary that is down is taken, too: the first may be long out of date.
+        with suppress(OSError, RedisError):
+            client = Client((member, settings["sentinel_port"]), SECONDS, tls)
+            known = watched(client, MASTER, ("admin", password))
+            found += [(int(one["config-epoch"]), one["ip"]) for one in known]
+    primary = max(found)[1]
+    return primary if primary in settings["members"] else ""
+
+
+def write(path: Path, text: str) -> None:
+    """In one step, for root alone; the container's user gets it with the directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def sentinel_text(settings: dict[str, Any], before: str, acl: str, password: str) -> str:
+    """The Sentinel's configuration."""
+    members, users = settings["members"], hashes_of(acl)
+    primary = primary_in(before, members) or settings["first"]
+    listens = f"port {settings['sentinel_port']}"
+    if settings["tls"]:
+        server = "/run/secrets/celery-redis-certificate-server"
+        listens = (
+            f"port 0\ntls-port {settings['sentinel_port']}\ntls-replication yes\n"
+            f"tls-ca-cert-file /run/secrets/celery-redis-ca\ntls-cert-file {server}\n"
+            f"tls-key-file {server}\ntls-auth-clients yes"
+        )
+    lines = [
+        "supervised systemd",
+        "daemonize no",
+        "protected-mode no",
+        "dir /data",
+        f"bind {settings['own']}",
+        listens,
+        "unixsocket /run/sentinel/sentinel.sock",
+        "unixsocketperm 700",
+        "user default off",
+        *(f"user {name} on {users[name]} {RIGHTS}" for name in USERS),
+        *(f"user {name} on {users[name]} ~* &* +@all" for name in ("admin", "sentinel")),
+        "sentinel sentinel-user sentinel",
+        f"sentinel sentinel-pass {password}",
+        f"sentinel announce-ip {settings['own']}",
+        f"sentinel monitor {MASTER} {primary} {settings['port']} {len(members) // 2 + 1}",
+        f"sentinel auth-user {MASTER} sentinel",
+        f"sentinel auth-pass {MASTER} {password}",
+        f"sentinel down-after-milliseconds {MASTER} {settings['down_milliseconds']}",
+        f"sentinel failover-timeout {MASTER} {settings['failover_milliseconds']}",
+        *found_lines(before, members),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def redis_text(settings: dict[str, Any], before: str, password: str) -> str:
+    """What Redis's configuration includes."""
+    primary = primary_in(before, settings["members"]) or settings["first"]
+    lines = ["masteruser replica", f"masterauth {password}"]
+    if primary != settings["own"]:
+        lines.append(f"replicaof {primary} {settings['port']}")
+    return "\n".join(lines) + "\n"
+
+
+def ask(path: str, password: str, *words: str) -> Any:
+    """The answer to a command, as admin."""
+    with closing(Client(path, SECONDS)) as client:
+        return client.ask(("AUTH", "admin", password), words)[-1]
+
+
+def has_followers(info: dict[str, str]) -> bool:
+    """Whether each replica that is connected has all that the primary has, and there is one.
+
+    >>> has_followers({"master_repl_offset": "7", "slave0": "ip=a,port=1,state=online,offset=7"})
+    True
+    """
+    replicas = [text for name, text in info.items() if name.startswith("slave") and "ip=" in text]
+    wanted = f"offset={info['master_repl_offset']}"
+    return bool(replicas) and all(wanted in text.split(",") for text in replicas)
+
+
+def leave(own: str) -> str:
+    """Have another elected if this is the primary; for the journal what became of it.
+
+    A Sentinel's own way does not wait for replicas. So nothing is written from before it begins:
+    who wants to waits, and is sent away when this Redis stops.
+
+    :param own: the address of this host.
+    """
+    (password,) = secrets("admin")
+
+    def redis(*words: str) -> Any:
+        return ask(SOCKET, password, *words)
+
+    def sentinel(*words: str) -> Any:
+        return ask(SENTINEL_SOCKET, password, "SENTINEL", *words, MASTER)
+
+    if redis("ROLE")[0] != "master":
+        return ""
+    deadline = time.monotonic() + LEAVE_SECONDS
+    redis("CLIENT", "PAUSE", str(2 * LEAVE_SECONDS * 1000), "WRITE")
+    said = f"no other Redis has become the primary within {LEAVE_SECONDS} s"
+    try:
+        while not has_followers(fields(redis("INFO", "replication"))):
+            if time.monotonic() > deadline - LEAVE_SECONDS / 2:
+                said = "no replica has all that this primary has: nobody follows it"
+                raise RedisError(said)
+            time.sleep(0.05)
+        sentinel("FAILOVER")
+        while time.monotonic() < deadline:
+            primary = sentinel("GET-MASTER-ADDR-BY-NAME")[0]
+            if primary != own:
+                return f"{primary} is the primary now"
+            time.sleep(0.05)
+    except ClosedError:  # as with one that cannot be reached
+        raise
+    except RedisError as problem:
+        said = f"no other Redis becomes the primary: {problem}"
+    redis("CLIENT", "UNPAUSE")
+    return said
+
+
+def main(what: str) -> None:
+    settings = json.loads(SETTINGS.read_text())
+    if what == "sentinel":
+        acl, password = secrets("acl", "sentinel")
+        if not primary_in(state(), settings["members"]):
+            settings["first"] = primary_elsewhere(settings) or settings["first"]
+        write(STATE, sentinel_text(settings, state(), acl, password))
+    elif what == "redis":
+        (password,) = secrets("replica")
+        write(ROLE, redis_text(settings, state(), password))
+    else:
+        try:
+            said = leave(settings["own"])
+        except (OSError, RedisError) as problem:
+            said = f"this Redis goes without a successor: {problem}"
+        if said:
+            print(said, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except RedisError as refused:
+        sys.exit(str(refused))
