@@ -7,8 +7,8 @@
 
 At most two scenarios run at a time, and one other check beside them. What a job says is in
 .cache/test/JOB.log, and is printed if the job fails. The last line counts lint checks, tests (those
-of the scenarios, too) and scenarios: "N passed, N failed". The exit status is 0 if none failed, and
-1 if any did.
+of the scenarios, too) and scenarios: "N passed, N failed". Just before it stands what failed, a
+line each. The exit status is 0 if none failed, and 1 if any did.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from types import FrameType
 from typing import NoReturn
@@ -42,6 +43,9 @@ FIRST = ("scale", "interrupt", "beat", "failover")
 JOB_MINUTES = 30
 # The same for a single test, which then says where.
 TEST_SECONDS = 900
+
+# Of what a failed test says, so much: a line, and no more, is what it is shown in.
+SAID = 200
 
 LINTERS = {
     "ansible-lint": ["ansible-lint", "--offline", "--nocolor"],
@@ -82,6 +86,7 @@ class Result:
     seconds: float
     passed: int
     failed: int
+    failures: tuple[str, ...] = ()
 
 
 class Runner:
@@ -113,7 +118,7 @@ class Runner:
         if failed and not self.stopped:
             self.show(job)
         self.say(f"{job.name}: {'FAILED' if failed else 'passed'} after {seconds:.0f} s")
-        return Result(job, seconds, passed, failed)
+        return Result(job, seconds, passed, failed, tuple(failures(job)) if failed else ())
 
     def show(self, job: Job) -> None:
         """Print all that a failed job has said, and what the journals of its hosts warn of."""
@@ -189,6 +194,20 @@ def count(job: Job, status: int) -> tuple[int, int]:
     elif not passed + failed or (status and not failed):
         failed += 1  # pytest itself has failed, or has found no tests
     return passed, failed
+
+
+def failures(job: Job) -> Iterator[str]:
+    """Yield a line for each test of a failed job that did not pass, or one for the job."""
+    cases = ElementTree.parse(job.report).iter("testcase") if job.report.exists() else ()
+    named = False
+    for case in cases:
+        for bad in ("error", "failure", "skipped"):
+            if (found := case.find(bad)) is not None:
+                said = " ".join(found.get("message", "").split())[:SAID]
+                yield f"{job.name}: {case.get('name')}: {said}"
+                named = True
+    if not named:
+        yield f"{job.name}: see its log above"
 
 
 def lint_jobs() -> list[Job]:
@@ -277,6 +296,9 @@ def report(results: list[Result], seconds: float) -> int:
         row = f"{result.job.name:<40}{result.seconds:>6.0f} s{result.passed:>8}"
         print(f"{row}{result.failed or '':>8}")
     print(f"{'all, three at a time':<40}{seconds:>6.0f} s\n")
+    lines = [line for result in results for line in result.failures]
+    if lines:
+        print("Failed:", *lines, sep="\n  ", end="\n\n")
     passed = sum(result.passed for result in results)
     failed = sum(result.failed for result in results)
     print(f"{passed} passed, {failed} failed", flush=True)

@@ -217,6 +217,7 @@ NOISE = re.compile(
     r"|(session-.*|user(-runtime-dir)?@0|user-0|run-user-0)\.\w+"  # logins
     r"|var-lib-containers-.*\.mount"  # of containers: systemd forgets them when it likes
     r"|celery-redis-memory\.service"  # its timer starts it each minute
+    r"|netavark-dhcp-proxy\.service"  # ends by itself, 30 s after its package has started it
 )
 # What packages and their scripts bring besides the files that dpkg lists.
 OF_PACKAGES = re.compile(
