@@ -117,6 +117,9 @@ def test_those_that_elect_a_primary_admit_each_other(clients: ModuleType) -> Non
     assert clients.elected_url(hosts, ELECT, 3) == (
         "sentinels://worker@10.0.0.1:26379,two.example:26379,10.0.0.3:26379/3?master_name=celery"
     )
+    # The address behind a name is not known.
+    assert clients.named(hosts, ELECT) == {"10.0.0.1": "r1", "10.0.0.3": "r3"}
+    assert clients.named(hosts, ["r1"]) == {}
 
 
 def test_a_primary_that_would_be_lost_is_no_run(clients: ModuleType) -> None:

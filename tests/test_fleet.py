@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+DB = {"host": "db"}
 NEVER: dict[str, Any] = dict.fromkeys(["concurrency", "busy", "done", "version", "since"])
 
 
@@ -60,18 +61,18 @@ put aside, see docs/safety.md: reports 1"""
 
 
 def test_the_table(fleet: ModuleType) -> None:
-    assert fleet.fleet_text(HOSTS, BACKLOG, "db") == TABLE
+    assert fleet.fleet_text(HOSTS, BACKLOG, DB) == TABLE
 
 
 def test_a_worker_of_several_queues_shows_them_and_what_waits_in_all(fleet: ModuleType) -> None:
     both = worker("both", queues=["mail", "old"], **BUSY)
     hosts = {"web1": {"node": "web1", "workers": [both]}}
-    said = fleet.fleet_text(hosts, BACKLOG, "db").splitlines()
+    said = fleet.fleet_text(hosts, BACKLOG, DB).splitlines()
     assert said[1].startswith("web1  both (mail, old)  1")
     assert said[1].split()[8:10] == ["1032", "10"]
     assert not [line for line in said if line.startswith("waiting, with no worker")]
     unknown = {"web1": {"node": "web1", "workers": [worker("x", queues=["y"])]}}
-    assert fleet.fleet(unknown, BACKLOG, "db", True)["workers"][0]["waiting"] is None
+    assert fleet.fleet(unknown, BACKLOG, DB, True)["workers"][0]["waiting"] is None
 
 
 def test_redis_is_asked_for_all_queues_that_are_named(fleet: ModuleType) -> None:
@@ -90,7 +91,7 @@ def test_who_schedules_is_told(fleet: ModuleType) -> None:
         "web2": {**HOSTS["web2"], "beat": "drained"},
         "web4": {**HOSTS["web4"], "beat": ""},
     }
-    said = fleet.fleet_text(hosts, BACKLOG, "db").splitlines()
+    said = fleet.fleet_text(hosts, BACKLOG, DB).splitlines()
     assert [line for line in said if "schedule" in line] == [
         "schedule on web10: holds the lock, 1 entry",
         "schedule on web2: drained",
@@ -98,7 +99,7 @@ def test_who_schedules_is_told(fleet: ModuleType) -> None:
 
 
 def test_where_only_some_hosts_are_looked_at_no_worker_is_missing(fleet: ModuleType) -> None:
-    said = fleet.fleet_text({"web10": HOSTS["web10"]}, BACKLOG, "db", "table", False).splitlines()
+    said = fleet.fleet_text({"web10": HOSTS["web10"]}, BACKLOG, DB, "table", False).splitlines()
     assert said[4:] == [
         "held by workers: a/b 1, mail 6",
         "put aside, see docs/safety.md: reports 1",
@@ -108,7 +109,7 @@ def test_where_only_some_hosts_are_looked_at_no_worker_is_missing(fleet: ModuleT
 def test_where_all_is_well_there_is_nothing_but_the_table(fleet: ModuleType) -> None:
     hosts = {"web1": {"node": "web1", "workers": [worker("mail", **BUSY)]}}
     backlog = {"error": "", "waiting": {"mail": 0}, "dead": {}, "held": []}
-    assert len(fleet.fleet_text(hosts, backlog, "db").splitlines()) == 2
+    assert len(fleet.fleet_text(hosts, backlog, DB).splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_where_all_is_well_there_is_nothing_but_the_table(fleet: ModuleType) -> 
     ],
 )
 def test_a_redis_that_is_silent(fleet: ModuleType, backlog: dict[str, Any], text: str) -> None:
-    said = fleet.fleet_text({"web10": HOSTS["web10"]}, backlog, "db").splitlines()
+    said = fleet.fleet_text({"web10": HOSTS["web10"]}, backlog, DB).splitlines()
     assert said[-1].startswith(f"Redis on db gave no answer: {text}. Workers wait")
     assert said[1].split()[4:8] == ["4", "2", "1032", "-"]
 
@@ -144,8 +145,10 @@ def test_a_redis_that_fills_up(
 ) -> None:
     hosts = {"web1": {"node": "web1", "workers": [worker("mail", **BUSY)]}}
     backlog = {"error": "", "waiting": {"mail": 0}, "dead": {}, "held": [], "memory": memory}
-    notes = fleet.fleet_text(hosts, backlog, "db", "table", True, alarm).splitlines()[3:]
-    told = json.loads(fleet.fleet_text(hosts, backlog, "db", "json", True, alarm))["redis_memory"]
+    notes = fleet.fleet_text(hosts, backlog, {**DB, "alarm_percent": alarm}).splitlines()[3:]
+    told = json.loads(fleet.fleet_text(hosts, backlog, {**DB, "alarm_percent": alarm}, "json"))[
+        "redis_memory"
+    ]
     if percent is None:
         assert notes == []
         assert not told or not told["alarm"]
@@ -221,20 +224,59 @@ def test_who_is_the_primary_and_who_follows(
     said = {"primary": "10.0.0.5:6379", "replicas": replicas, "count": count}
     hosts = {"web1": {"node": "web1", "workers": [worker("mail", **BUSY)]}}
     backlog = {"error": "", "waiting": {"mail": 0}, "replication": said}
-    shown = fleet.fleet_text(hosts, backlog, "db", replicas_required=required).splitlines()[3:]
+    redis = {**DB, "replicas_required": required}
+    shown = fleet.fleet_text(hosts, backlog, redis).splitlines()[3:]
     assert shown == [f"Redis: {line}" for line in lines]
-    told = json.loads(fleet.fleet_text(hosts, backlog, "db", "json", replicas_required=required))
-    assert told["redis_replication"] == {**said, "required": required, "missing": missing}
+    told = json.loads(fleet.fleet_text(hosts, backlog, redis, "json"))
+    found = told["redis_replication"]
+    assert (found["host"], found["absent"]) == (said["primary"], [])
+    assert [{**one, "host": one["address"]} for one in replicas] == found["replicas"]
+    assert (found["required"], found["missing"]) == (required, missing)
 
 
-def test_the_primary_that_fills_up_is_named(fleet: ModuleType) -> None:
-    said = {"primary": "10.0.0.6:6379", "replicas": [FOLLOWS], "count": 1}
+NAMES = {f"10.0.0.{number}": f"red{number}" for number in (5, 6, 7)}
+
+
+def test_hosts_of_redis_are_named_as_in_the_inventory(fleet: ModuleType) -> None:
+    said = {"primary": "10.0.0.5:6379", "replicas": [FOLLOWS, COMES], "count": 1}
     backlog = {"error": "", "memory": {"used": 9, "limit": 10}, "replication": said}
-    assert "\nRedis at 10.0.0.6:6379 uses 90 % of" in fleet.fleet_text({}, backlog, "db")
+    shown = fleet.fleet_text({}, backlog, {**DB, "names": NAMES})
+    assert "\nRedis on red5 uses 90 % of" in shown
+    assert (
+        "Redis: the primary is red5; followed by red6 (0 bytes behind), red7 (not online: "
+        "wait_bgsave)\n"
+    ) in shown
+    assert "neither" not in shown
+
+
+@pytest.mark.parametrize(
+    ("primary", "absent"),
+    [
+        ("10.0.0.5:6379", ["red7"]),
+        ("10.0.0.7:6379", ["red5"]),
+        # Its host is reached by another address: it may be any of them.
+        ("10.9.9.9:6379", []),
+    ],
+)
+def test_a_host_of_redis_that_is_not_there_is_named(
+    fleet: ModuleType, primary: str, absent: list[str]
+) -> None:
+    backlog = {
+        "error": "",
+        "replication": {"primary": primary, "replicas": [FOLLOWS], "count": 1},
+    }
+    redis = {**DB, "names": NAMES}
+    shown = fleet.fleet_text({}, backlog, redis)
+    assert (" neither is the primary nor follows it: see 'systemctl status" in shown) == bool(
+        absent
+    )
+    assert all(f"Redis: {name} neither" in shown for name in absent)
+    told = json.loads(fleet.fleet_text({}, backlog, redis, "json"))["redis_replication"]
+    assert told["absent"] == absent
 
 
 def test_json_has_all_of_it(fleet: ModuleType) -> None:
-    found = json.loads(fleet.fleet_text(HOSTS, BACKLOG, "db", "json"))
+    found = json.loads(fleet.fleet_text(HOSTS, BACKLOG, DB, "json"))
     assert [host["state"] for host in found["hosts"].values()] == [
         "ok",
         "ok",
@@ -255,4 +297,4 @@ def test_another_format_is_refused(fleet: ModuleType) -> None:
     with pytest.raises(
         fleet.AnsibleFilterError, match="status_format is 'csv': write one of table, json"
     ):
-        fleet.fleet_text(HOSTS, BACKLOG, "db", "csv")
+        fleet.fleet_text(HOSTS, BACKLOG, DB, "csv")

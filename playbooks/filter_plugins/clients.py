@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -150,14 +151,31 @@ def lost_primary(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -
     return ""
 
 
+def named(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> dict[str, str]:
+    """IP address to host of those that elect a primary; for a play that has not looked at hosts."""
+    found = {_declared_address(hosts, one): one for one in redis} if len(redis) > 1 else {}
+    return {address: host for address, host in found.items() if _is_ip(address)}
+
+
+def _declared_address(hosts: Mapping[str, Mapping[str, Any]], host: str) -> str:
+    return str(hosts[host].get("redis_address", names_of(hosts[host], host)[0]))
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def elected_url(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str], database: int) -> str:
     """The address of the primary, as workers have it; for a play that has not looked at hosts."""
     first = hosts[redis[0]]
     port, scheme = first.get("redis_sentinel_port", 26379), "sentinels"
     if not first.get("redis_tls", True):
         scheme = "sentinel"
-    names = [hosts[one].get("redis_address", names_of(hosts[one], one)[0]) for one in redis]
-    where = ",".join(f"{name}:{port}" for name in names)
+    where = ",".join(f"{_declared_address(hosts, one)}:{port}" for one in redis)
     return f"{scheme}://worker@{where}/{database}?master_name=celery"
 
 
@@ -238,6 +256,7 @@ class FilterModule:
             "redis_client_problems": client_problems,
             "redis_contacts": contacts,
             "redis_elected_url": elected_url,
+            "redis_elected_names": named,
             "redis_lacking": lacking,
             "redis_leaving": leaving,
             "redis_listens": listens,

@@ -6,7 +6,7 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 try:
     from ansible.errors import AnsibleFilterError
@@ -31,22 +31,27 @@ FORMATS = ("table", "json")
 SILENT_SECONDS = 3
 
 
+class Redis(TypedDict, total=False):
+    """What the inventory says of Redis; ``host`` is always there."""
+
+    host: str  # the address of one that is the user's own
+    alarm_percent: int  # above which share of its memory it is nearly full
+    replicas_required: int  # with fewer a primary takes no tasks; 0 where the kit deploys none
+    names: Mapping[str, str]  # IP address to host of the inventory, of those that elect a primary
+
+
 def fleet(
     hosts: Mapping[str, Mapping[str, Any]],
     backlog: Mapping[str, Any],
-    redis_host: str,
+    redis: Redis,
     whole: bool,
-    alarm_percent: int = 80,
-    replicas_required: int = 0,
 ) -> dict[str, Any]:
     """All that is known, in one structure.
 
     :param hosts: host to what the module ``celery_status`` gave, or Ansible's word on why not.
     :param backlog: what the module ``celery_backlog`` gave, or Ansible's word on why not.
-    :param redis_host: the host of Redis; the address of one that is the user's own.
+    :param redis: see :class:`Redis`.
     :param whole: whether these are all hosts; else a worker without a row is none that is missing.
-    :param alarm_percent: above which share of its memory Redis is nearly full.
-    :param replicas_required: with fewer a primary takes no tasks; 0 where the kit deploys none.
     :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
         row each; ``beat``, host to what its Beat says; and what Redis holds.
     """
@@ -62,10 +67,10 @@ def fleet(
         "hosts": {host: _host(said) for host, said in hosts.items()},
         "workers": workers,
         "beat": {host: said["beat"] for host, said in hosts.items() if said.get("beat")},
-        "redis_host": redis_host,
+        "redis_host": redis["host"],
         "redis_error": backlog.get("error", str(backlog.get("msg", "no answer")).strip()),
-        "redis_memory": _memory(backlog.get("memory") or {}, alarm_percent),
-        "redis_replication": _replication(backlog.get("replication"), replicas_required),
+        "redis_memory": _memory(backlog.get("memory") or {}, redis.get("alarm_percent", 80)),
+        "redis_replication": _replication(backlog.get("replication"), redis),
         "waiting": waiting,
         "held": [{**one, "listed": one["node"] in nodes} for one in backlog.get("held", [])],
         "dead": backlog.get("dead", {}),
@@ -81,13 +86,32 @@ def _memory(said: Mapping[str, int], alarm_percent: int) -> dict[str, Any] | Non
     return {"used": used, "limit": limit, "percent": used * 100 // limit, "alarm": alarm}
 
 
-def _replication(said: Mapping[str, Any] | None, required: int) -> dict[str, Any] | None:
-    """Who follows the primary, and how many of those are missing without whom it takes no tasks."""
+def _replication(said: Mapping[str, Any] | None, redis: Redis) -> dict[str, Any] | None:
+    """Who follows the primary, who is in neither, and how many are missing for it to take tasks."""
     if not said:
         return None
+    names, required = redis.get("names", {}), redis.get("replicas_required", 0)
     count = said["count"]
-    missing = 0 if count is None else max(required - count, 0)
-    return {**said, "required": required, "missing": missing}
+    host = _named(said["primary"], names)
+    replicas = [{**one, "host": _named(one["address"], names)} for one in said["replicas"]]
+    seen = {host, *(one["host"] for one in replicas)}
+    # With an address that no host has, another that seems to be absent may be the one behind it.
+    absent = (
+        [] if seen - set(names.values()) else [one for one in names.values() if one not in seen]
+    )
+    return {
+        **said,
+        "host": host,
+        "replicas": replicas,
+        "absent": absent,
+        "required": required,
+        "missing": 0 if count is None else max(required - count, 0),
+    }
+
+
+def _named(address: str, names: Mapping[str, str]) -> str:
+    """The host of the inventory with an address and port; the address where none is known."""
+    return names.get(address.rpartition(":")[0].strip("[]"), address)
 
 
 def _host(said: Mapping[str, Any]) -> dict[str, str]:
@@ -166,9 +190,9 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     notes += _followers(replication) if replication else []
     memory = found["redis_memory"]
     if memory and memory["alarm"]:
-        where = f"at {replication['primary']}" if replication else f"on {found['redis_host']}"
+        where = replication["host"] if replication else found["redis_host"]
         notes.append(
-            f"Redis {where} uses {memory['percent']} % of its memory; producers "
+            f"Redis on {where} uses {memory['percent']} % of its memory; producers "
             "get an error when it is full: run more workers, or see 'When Redis fills up' in "
             "docs/operating.md"
         )
@@ -198,8 +222,8 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
 
 def _followers(found: Mapping[str, Any]) -> list[str]:
     """Who is the primary, who has what it has, and what it means that too few have."""
-    primary, replicas = found["primary"], found["replicas"]
-    said = ", ".join(f"{one['address']} ({_distance(one)})" for one in replicas)
+    primary, replicas = found["host"], found["replicas"]
+    said = ", ".join(f"{one['host']} ({_distance(one)})" for one in replicas)
     if any(one["state"] == "online" and one["lag_seconds"] <= SILENT_SECONDS for one in replicas):
         notes = [f"Redis: the primary is {primary}; followed by {said}"]
     else:
@@ -207,6 +231,11 @@ def _followers(found: Mapping[str, Any]) -> list[str]:
             f"Redis: nobody follows the primary {primary}{said and f', not even {said}'}: if it "
             "goes, so do tasks; see docs/failover.md"
         ]
+    if found["absent"]:
+        notes.append(
+            f"Redis: {', '.join(found['absent'])} neither is the primary nor follows it: see "
+            "'systemctl status celery-redis' there"
+        )
     if found["missing"]:
         notes.append(
             "Redis: the primary takes no tasks, and gives none: redis_replicas_required is "
@@ -249,16 +278,14 @@ def queue_names(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) -
 def fleet_text(
     hosts: Mapping[str, Mapping[str, Any]],
     backlog: Mapping[str, Any],
-    redis_host: str,
+    redis: Redis,
     form: str = "table",
     whole: bool = True,
-    alarm_percent: int = 80,
-    replicas_required: int = 0,
 ) -> str:
     """The fleet as a table, or as JSON."""
     if form not in FORMATS:
         raise AnsibleFilterError(f"status_format is {form!r}: write one of {', '.join(FORMATS)}")
-    found = fleet(hosts, backlog, redis_host, whole, alarm_percent, replicas_required)
+    found = fleet(hosts, backlog, redis, whole)
     return json.dumps(found, indent=2) if form == "json" else table(found)
 
 

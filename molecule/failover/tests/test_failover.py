@@ -24,6 +24,7 @@ ROTATE = "playbooks/rotate-secrets.yml"
 # Of Redis, and of its Sentinel.
 PORTS = (6379, 26379)
 MARKDOWN = os.environ.get("FAILOVER_MARKDOWN", "")
+MB = 1024 * 1024
 # What the kit promises with its defaults.
 BACK_SECONDS = 15
 
@@ -178,11 +179,30 @@ def test_the_status_says_who_is_the_primary_and_who_follows(app, kit, lab):
     first = primary(app, lab)
     said = kit.status()["redis_replication"]
     assert said["primary"] == f"{lab.address(first)}:{PORTS[0]}"
-    others = sorted(f"{lab.address(host)}:{PORTS[0]}" for host in REDIS if host != first)
-    assert sorted(one["address"] for one in said["replicas"]) == others
+    others = [host for host in REDIS if host != first]
+    assert (said["host"], said["absent"]) == (first, [])
+    replicas = {one["host"]: one["address"] for one in said["replicas"]}
+    assert replicas == {host: f"{lab.address(host)}:{PORTS[0]}" for host in others}
     assert {one["state"] for one in said["replicas"]} == {"online"}
     assert all(one["behind_bytes"] >= 0 and one["lag_seconds"] <= 3 for one in said["replicas"])
     assert (said["count"], said["required"], said["missing"]) == (2, 1, 0)
+    lab.run(others[0], "systemctl stop celery-redis")
+    try:
+        assert kit.status()["redis_replication"]["absent"] == [others[0]]
+    finally:
+        lab.run(others[0], "systemctl start celery-redis")
+    all_follow(app, kit, lab)
+
+
+def test_what_the_plan_gives_is_what_each_has(kit, lab):
+    for host in REDIS:
+        plan = kit.plan(host)
+        for unit, share in (("celery-redis", plan["redis"]), ("celery-sentinel", plan["sentinel"])):
+            assert lab.show(host, unit, "MemoryMax") == str(share["memory_mb"] * MB)
+        # Half of it is enough for its most so far.
+        pid = lab.run(host, "podman inspect --format '{{.State.Pid}}' celery-sentinel").strip()
+        peak = re.search(r"VmHWM:\s+(\d+) kB", lab.run(host, ["cat", f"/proc/{pid}/status"]))
+        assert int(peak[1]) * 1024 * 2 < plan["sentinel"]["memory_mb"] * MB
 
 
 def test_nobody_else_reaches_redis_or_a_sentinel(lab):

@@ -82,6 +82,7 @@ SETTING_RULES: dict[str, Rule] = {
     "capacity_runs_workers": Rule("bool", True),
     "capacity_runs_beat": Rule("bool", False),
     "capacity_redis_host": Rule("bool", False),
+    "capacity_redis_sentinel": Rule("bool", False),
     "capacity_reserve_mb": Rule("auto_int", "auto", 0, 16777216),
     "capacity_redis_memory_mb": Rule("auto_int", "auto", 64, 16777216),
     "capacity_process_factor": Rule("int", 4, 1, 32),
@@ -797,6 +798,9 @@ REDIS_VCPU_FROM = 4
 # The same whatever the queues are: a share that followed them would restart Redis with each change.
 REDIS_CPU_WEIGHT = 10000
 BEAT_CPU_WEIGHT = 1000
+# What a Sentinel uses does not grow with queues, tasks or workers.
+SENTINEL_MB = 32
+SENTINEL_CPU_WEIGHT = 1000
 
 
 class Host(TypedDict):
@@ -809,7 +813,7 @@ class Host(TypedDict):
 
 
 class Limits(TypedDict):
-    """What the planner keeps to; redis is None where none runs, beat_mb 0 where no Beat does."""
+    """What the planner keeps to; redis is None where none runs; beat_mb and sentinel_mb are 0 then."""
 
     reserve_mb: str | int
     process_factor: int
@@ -817,6 +821,7 @@ class Limits(TypedDict):
     greenlets_per_vcpu: int
     main_process_mb: int
     beat_mb: int
+    sentinel_mb: int
     redis: dict[str, str | int] | None
 
 
@@ -915,6 +920,7 @@ def plan(host: Host, queues: list[Queue], limits: Limits) -> dict[str, Any]:
         "queues": rows,
         "beat": _beat_share(limits) if limits["beat_mb"] else None,
         "redis": _redis_share(memory) if limits["redis"] else None,
+        "sentinel": _sentinel_share(limits) if limits["sentinel_mb"] else None,
         "totals": {
             "processes": sum(pool.processes for pool in pools),
             "process_cap": sized.cap,
@@ -922,6 +928,7 @@ def plan(host: Host, queues: list[Queue], limits: Limits) -> dict[str, Any]:
             "workers_mb": workers,
             "beat_mb": limits["beat_mb"],
             "redis_mb": memory.redis,
+            "sentinel_mb": limits["sentinel_mb"],
             "reserve_mb": memory.reserve,
             "free_mb": memory.workers - workers,
             "memory_mb": host["memory_mb"],
@@ -978,7 +985,8 @@ def _divide_memory(host: Host, runs_workers: bool, limits: Limits) -> _Memory:
             reason = f"{percent}% of the {left} MB beside the reserve"
             if redis > left * percent // 100:
                 reason = f"the least, more than {reason}"
-    return _Memory(reserve, redis, reason, total - reserve - redis - limits["beat_mb"])
+    rest = total - reserve - redis - limits["sentinel_mb"] - limits["beat_mb"]
+    return _Memory(reserve, redis, reason, rest)
 
 
 def _start(queue: Queue, host: Host, limits: Limits) -> _Pool:
@@ -1046,6 +1054,8 @@ def _refuse_memory(host: Host, pools: list[_Pool], memory: _Memory, limits: Limi
         terms.append(
             ("Redis", f"capacity_redis_memory_mb: {limits['redis']['memory_mb']}", memory.redis)
         )
+    if limits["sentinel_mb"]:
+        terms.append(("Sentinel", "beside a Redis of several hosts", limits["sentinel_mb"]))
     if limits["beat_mb"]:
         terms.append(("Beat", "capacity_beat_memory_mb", limits["beat_mb"]))
     for pool in pools:
@@ -1165,6 +1175,18 @@ def _redis_share(memory: _Memory) -> dict[str, Any]:
     }
 
 
+def _sentinel_share(limits: Limits) -> dict[str, Any]:
+    """Return the part of the Sentinel beside a Redis that is one of several."""
+    return {
+        "memory_mb": limits["sentinel_mb"],
+        "cpu_weight": SENTINEL_CPU_WEIGHT,
+        "reasons": {
+            "memory_mb": "enough for any number of queues and tasks: it has none of them",
+            "cpu_weight": "high: it decides within seconds, whatever the workers beside it do",
+        },
+    }
+
+
 def _beat_share(limits: Limits) -> dict[str, Any]:
     """Return Beat's part of the plan."""
     return {
@@ -1263,6 +1285,9 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         rows.append(
             ("Redis", "", "1", "", "", str(redis["memory_mb"]), str(redis["cpu_weight"]), why)
         )
+    if sentinel := plan["sentinel"]:
+        numbers = ("1", "", "", str(sentinel["memory_mb"]), str(sentinel["cpu_weight"]))
+        rows.append(("Sentinel", "", *numbers, "has a say in which Redis is the primary"))
     if not rows:
         return f"{head}\nno queue is placed on this host, and no worker runs here"
     return "\n".join([head, *_aligned([COLUMNS, *rows]), _sum_line(plan), *_rollout_lines(plan)])
@@ -1316,9 +1341,11 @@ def _sum_line(plan: Mapping[str, Any]) -> str:
         ("workers", totals["workers_mb"]),
         ("Beat", totals["beat_mb"]),
         ("Redis", totals["redis_mb"]),
+        ("Sentinel", totals["sentinel_mb"]),
         ("reserve", totals["reserve_mb"]),
     ]
-    absent = {"workers": not plan["queues"], "Beat": not plan["beat"], "Redis": not plan["redis"]}
+    absent = {"workers": not plan["queues"]}
+    absent |= {name: not plan[name.lower()] for name in ("Beat", "Redis", "Sentinel")}
     parts = " + ".join(f"{name} {value}" for name, value in terms if not absent.get(name))
     total = sum(value for _, value in terms)
     text = f"{parts} = {total} of {totals['memory_mb']} MB"
@@ -1377,6 +1404,7 @@ def limits_from_settings(settings: Mapping[str, Any]) -> Limits:
     redis = (
         {"memory_mb": value["capacity_redis_memory_mb"]} if value["capacity_redis_host"] else None
     )
+    elects = value["capacity_redis_host"] and value["capacity_redis_sentinel"]
     return {
         "reserve_mb": value["capacity_reserve_mb"],
         "process_factor": value["capacity_process_factor"],
@@ -1384,6 +1412,7 @@ def limits_from_settings(settings: Mapping[str, Any]) -> Limits:
         "greenlets_per_vcpu": value["capacity_greenlets_per_vcpu"],
         "main_process_mb": value["capacity_main_process_mb"],
         "beat_mb": value["capacity_beat_memory_mb"] if value["capacity_runs_beat"] else 0,
+        "sentinel_mb": SENTINEL_MB if elects else 0,
         "redis": redis,
     }
 

@@ -1,6 +1,7 @@
 """The planner: its promises for any host and any queues, its numbers for some, and its words."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ def limits(**changed):
         "greenlets_per_vcpu": 100,
         "main_process_mb": 64,
         "beat_mb": 0,
+        "sentinel_mb": 0,
         "redis": None,
     }
     return base | changed
@@ -76,6 +78,7 @@ LIMITS = st.builds(
     process_factor=st.integers(1, 5),
     main_process_mb=st.integers(16, 100),
     beat_mb=st.just(0) | st.integers(64, 300),
+    sentinel_mb=st.sampled_from([0, capacity.SENTINEL_MB]),
     redis=st.none() | st.builds(dict, memory_mb=st.just("auto") | st.integers(64, 1000)),
 )
 VCPUS = st.integers(1, 24)
@@ -104,8 +107,11 @@ def test_never_more_than_there_is(queue_list, limit, vcpus, memory):
     instances = sum(row["instances"] for row in rows)
     assert totals["process_cap"] == max(vcpus * limit["process_factor"], instances)
     assert totals["workers_mb"] == workers
-    taken = workers + totals["beat_mb"] + totals["redis_mb"] + totals["reserve_mb"]
-    assert totals["beat_mb"] == limit["beat_mb"] == (plan["beat"] or {"memory_mb": 0})["memory_mb"]
+    taken = workers + totals["redis_mb"] + totals["reserve_mb"]
+    for part in ("beat", "sentinel"):
+        planned = (plan[part] or {"memory_mb": 0})["memory_mb"]
+        assert totals[f"{part}_mb"] == limit[f"{part}_mb"] == planned
+        taken += planned
     assert taken + totals["free_mb"] == totals["memory_mb"] == memory
     assert totals["free_mb"] >= 0
     for row in rows:
@@ -403,6 +409,21 @@ def test_beat_is_in_the_sum_and_in_the_table():
     said = refusal(host(2, 600), queues({}), with_beat)
     assert "  Beat        capacity_beat_memory_mb" in said
     assert capacity.limits_from_settings({"capacity_beat_memory_mb": 200})["beat_mb"] == 0
+
+
+def test_a_sentinel_is_in_the_sum_and_in_the_table():
+    settings = {"capacity_redis_host": True, "capacity_redis_sentinel": True}
+    elects = capacity.limits_from_settings(settings)
+    plan = capacity.plan(host(4, 4096), [], elects)
+    # Of what else is free: Redis's own share is that of a single one.
+    assert plan["redis"] == capacity.plan(host(4, 4096), [], limits(**AUTO))["redis"]
+    *_, row, total = capacity.plan_table(plan).splitlines()
+    assert row.split()[:4] == ["Sentinel", "1", "32", "1000"]
+    assert total == "Redis 2580 + Sentinel 32 + reserve 409 = 3021 of 4096 MB"
+    said = refusal(host(4, 2000), [], elects | {"redis": {"memory_mb": 1744}})
+    assert "host web1: Redis needs 2032 MB, 32 MB more than the 2000 MB" in said
+    assert re.search(r"\n  Sentinel  beside a Redis of several hosts +32 MB\n", said)
+    assert capacity.limits_from_settings({"capacity_redis_sentinel": True})["sentinel_mb"] == 0
 
 
 def test_redis_alone_that_does_not_fit():
