@@ -134,6 +134,34 @@ def test_a_primary_that_would_be_lost_is_no_run(clients: ModuleType) -> None:
     assert clients.lost_primary({"r1": {}}, ["r1"]) == ""
 
 
+SOLE = {"is_sole": True, "secrets": {"celery-redis-acl": {}}}
+
+
+@pytest.mark.parametrize(
+    ("states", "lost", "remedy"),
+    [
+        ({}, "", ""),
+        ({"r1": SOLE}, "", ""),
+        ({"r2": SOLE}, "r2", "Write r2 first in the group redis"),
+        ({"r1": SOLE, "r3": SOLE}, "r3", "Let its workers empty it"),
+        ({"r2": SOLE, "r3": SOLE}, "r2", "Let its workers empty it"),
+        # It comes to those that have elected one.
+        ({"r1": {"members": ["10.0.0.1"]}, "r3": SOLE}, "r3", "Let its workers empty it"),
+        # Nothing of the kit is deployed there.
+        ({"r2": {**SOLE, "secrets": {}}}, "", ""),
+    ],
+)
+def test_the_tasks_of_a_single_redis_are_not_replaced(
+    clients: ModuleType, states: dict[str, Any], lost: str, remedy: str
+) -> None:
+    hosts = {name: {"podman_host_state": states.get(name, {})} for name in ELECT}
+    said = clients.replaced_data(hosts, ELECT)
+    assert bool(said) == bool(lost)
+    assert said.startswith(f"host {lost}: " if lost else "")
+    assert remedy in said
+    assert clients.replaced_data(hosts, ["r2"]) == ""
+
+
 def test_who_elected_and_is_to_no_more_leaves(clients: ModuleType) -> None:
     before = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
     hosts = {

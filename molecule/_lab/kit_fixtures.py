@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,14 @@ class Kit:
         groups = {"redis": members, "celery": members}
         path = directory / "hosts.yml"
         path.write_text(json.dumps({"all": {"hosts": known, "children": groups}}))
+        return str(directory)
+
+    def inventory_with_redis(self, directory: pathlib.Path, *hosts: str) -> str:
+        """Write the scenario's inventory with these hosts in the group redis; its path."""
+        known = json.loads(pathlib.Path(self.inventory, "hosts.yml").read_text())
+        known["all"]["children"]["redis"]["hosts"] = {host: {} for host in hosts}
+        shutil.copytree(pathlib.Path(self.inventory, "group_vars"), directory / "group_vars")
+        (directory / "hosts.yml").write_text(json.dumps(known))
         return str(directory)
 
     def plan(self, host: str) -> dict[str, Any]:

@@ -151,6 +151,31 @@ def lost_primary(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -
     return ""
 
 
+def replaced_data(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> str:
+    """Why what a single Redis has would be lost among several: another begins; or nothing."""
+    states = {host: hosts[host].get("podman_host_state", {}) for host in redis}
+    sole = [
+        host
+        for host, state in states.items()
+        if state.get("is_sole") and "celery-redis-acl" in state.get("secrets", ())
+    ]
+    lost = [host for host in sole if host != redis[0]] if len(redis) > 1 else []
+    if not lost:
+        return ""
+    is_running = any(state.get("members") for state in states.values())
+    if sole != lost or len(lost) > 1 or is_running:
+        remedy = (
+            "Let its workers empty it, and run playbooks/remove.yml there with the inventory that "
+            "deployed it, before it joins."
+        )
+    else:
+        remedy = f"Write {lost[0]} first in the group redis: the one with which it begins."
+    return (
+        f"host {lost[0]}: Redis there has been the only one, and among several it would have what "
+        f"{redis[0]} has in the place of its own tasks. {remedy} Nothing was changed."
+    )
+
+
 def named(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> dict[str, str]:
     """IP address to host of those that elect a primary; for a play that has not looked at hosts."""
     found = {_declared_address(hosts, one): one for one in redis} if len(redis) > 1 else {}
@@ -261,6 +286,7 @@ class FilterModule:
             "redis_leaving": leaving,
             "redis_listens": listens,
             "redis_lost_primary": lost_primary,
+            "redis_replaced_data": replaced_data,
             "redis_made": made,
             "redis_members": members,
             "redis_replica_problems": replica_problems,

@@ -147,11 +147,123 @@ def survey_text(
     }
 
 
+# ------------------------------------------------------------------------------------------
+# The broker that workers have now, where a run would give them another
+
+SOCKET = "redis+socket:"
+
+
+def left(
+    hosts: Mapping[str, Mapping[str, Any]], host: str, groups: Mapping[str, Any], database: int
+) -> str:
+    """The address of the broker that the workers of a host have, and would have no more; or none.
+
+    :param hosts: Ansible's hostvars, with what ``celery_host`` gave.
+    :param database: of the broker that the kit deploys.
+    """
+    earlier = hosts[host].get("podman_host_state", {}).get("broker", "")
+    if not earlier:
+        return ""
+    servers, number = _servers(earlier)
+    if is_external(hosts, groups):
+        wanted, database = _servers(str(said_by(hosts, host, "redis_external_url")))
+        stays = servers & wanted
+    else:
+        # A host of the kit's has one Redis, whatever its port is.
+        names = {"" for one in groups["redis"] if one == host}
+        names |= {name for one in groups["redis"] for name in _names(hosts[one], one)}
+        stays = {server for server, _ in servers} & names
+    return "" if stays and number == database else earlier
+
+
+def _servers(url: str) -> tuple[set[tuple[str, int]], int]:
+    """Each server of an address with its port, "" for this host; and the database."""
+    if url.startswith(SOCKET):
+        query = parse_qs(urlsplit(url).query)
+        return {("", 0)}, int(query["virtual_host"][0])
+    said = endpoint(url)
+    servers = said.get("sentinels") or [[said["host"], said["port"]]]
+    return {(host, port) for host, port in servers}, said["database"]
+
+
+def _names(variables: Mapping[str, Any], host: str) -> set[str]:
+    """By what a host may be known to workers."""
+    facts = variables.get("ansible_facts", {})
+    return {
+        host,
+        *(str(variables[name]) for name in ("redis_address", "ansible_host") if name in variables),
+        *facts.get("all_ipv4_addresses", ()),
+        *facts.get("all_ipv6_addresses", ()),
+        facts.get("default_ipv4", {}).get("address", host),
+    }
+
+
+def how_to_ask(url: str) -> dict[str, Any]:
+    """The options by which the module ``celery_backlog`` asks a broker at an address."""
+    if url.startswith(SOCKET):
+        return {"database": _servers(url)[1]}
+    return {"external": endpoint(url)}
+
+
+def left_text(
+    hosts: Mapping[str, Mapping[str, Any]],
+    host: str,
+    played: Iterable[str],
+    groups: Mapping[str, Any],
+    database: int,
+    accepted: bool,
+) -> dict[str, str]:
+    """What would stay behind in the broker that workers of a host have now.
+
+    :param host: of those that have the same broker, the first says it for all.
+    :param played: the hosts of the run, with what ``celery_backlog`` gave as ``check_left``.
+    :param database: as for ``left``.
+    :param accepted: whether the user leaves it there.
+    :returns: ``problems`` and ``notes``; each is empty when there are none.
+    """
+    nothing = {"problems": "", "notes": ""}
+    url, said = left(hosts, host, groups, database), hosts[host]["check_left"]
+    there = [host]
+    if not url.startswith(SOCKET):
+        there = [one for one in played if left(hosts, one, groups, database) == url]
+    now = hosts[host].get("check_survey", {})
+    # By another address.
+    is_the_next = said["run_id"] and (said["run_id"], _servers(url)[1]) == (
+        now.get("run_id"),
+        now.get("database"),
+    )
+    if there[0] != host or is_the_next:
+        return nothing
+    broker = f"host{'s' if len(there) > 1 else ''} {', '.join(there)}: the broker until now, {url},"
+    if said["error"]:
+        return {
+            **nothing,
+            "notes": f"{broker} gives no answer, and keeps what it has: {said['error']}.",
+        }
+    tasks = [f"{number} in {queue}" for queue, number in said["waiting"].items() if number]
+    tasks += [f"{one['tasks']} of {one['queue']} held by {one['node']}" for one in said["held"]]
+    tasks += [f"{number} of {queue} put aside" for queue, number in said["dead"].items()]
+    if not tasks:
+        return nothing
+    found = f"{broker} has tasks that no worker would do any more: {', '.join(tasks)}."
+    if accepted:
+        return {**nothing, "notes": f"{found} They are left there."}
+    remedy = (
+        "Have what sends tasks wait, or send to the next broker; let workers empty this one, as "
+        "playbooks/status.yml shows with what was declared before; and run again. Or leave them "
+        "there: -e broker_left=true. Nothing was changed."
+    )
+    return {**nothing, "problems": f"{found} {remedy}"}
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "broker_endpoint": endpoint,
+            "broker_how_to_ask": how_to_ask,
             "broker_is_external": is_external,
+            "broker_left": left,
+            "broker_left_text": left_text,
             "broker_mode_problems": mode_problems,
             "broker_survey_text": survey_text,
         }

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import changes
+import pytest
 from kit_fixtures import ROOT
 
 QUEUES = ["add_queue", "multiply_queue"]
@@ -256,27 +257,14 @@ def test_a_drained_host_finishes_its_tasks_and_stays_out(kit, lab):
     assert kit.play("--limit", "small").changed == {"small": 0}
 
 
-def test_status_shows_what_nobody_works_on(kit, lab):
-    kit.play("--limit", "small", playbook=DRAIN)
-    lab.run("large", "systemctl stop celery-multiply_queue@1.service")
-    send(lab, "multiply_queue", 0, 3)
-    kit.redis("broker", "rpush", "celery-metal.dead:multiply_queue", "no task")
-    status = kit.status("--check")
-    small, large = (rows(status)[host, "multiply_queue", "1"] for host in WORKERS)
-    assert (small["state"], large["state"]) == ("drained", "inactive")
-    assert small["waiting"] == large["waiting"] == 3
-    assert small["busy"] is large["busy"] is None
-    assert status["dead"] == {"multiply_queue": 1}
-    # With --limit too, Redis is asked.
-    table = kit.play("-vvv", "--limit", "large", playbook="playbooks/status.yml").output
-    assert kit.password("broker") not in table
-    assert re.search(r"^ +large +multiply_queue +1 +inactive +- +- +- +3 +- ", table, re.M), table
-    assert re.search(r"^ +put aside, see docs/safety.md: multiply_queue 1$", table, re.M), table
-    assert " small " not in table
-    assert kit.redis("broker", "del", "celery-metal.dead:multiply_queue") == "1"
-    lab.run("large", "systemctl start celery-multiply_queue@1.service")
-    kit.play(playbook=UNDRAIN)
-    lab.wait_for(lambda: kit.redis("broker", "llen", "multiply_queue") == "0", 15, "work again")
+def test_a_single_redis_that_gets_others_is_the_one_they_follow(kit, tmp_path):
+    several = kit.inventory_with_redis(tmp_path / "several", "small", "broker", "large")
+    played = kit.play(inventory=several, fails=True)
+    assert (
+        "host broker: Redis there has been the only one, and among several it would have what "
+        "small has in the place of its own tasks. Write broker first in the group redis"
+    ) in played.said
+    assert set(played.changed.values()) == {0}
 
 
 def test_a_new_password_reaches_every_host_and_restarts_what_uses_it(kit, lab, monkeypatch):
@@ -333,3 +321,45 @@ def test_a_host_that_died_and_came_back_works_again(kit, lab):
     lab.wait_for(lambda: kit.services("small") == everything, 90, "all units", host="small")
     reports = kit.smoke("small", "celery-add_queue-1", *QUEUES, count=200)
     assert "add_queue-1@small" in reports["add_queue"]["workers"]
+
+
+@pytest.fixture(scope="module")
+def waiting(kit, lab):
+    """Three tasks wait in multiply_queue, which nobody serves until the end of this file."""
+    kit.play("--limit", "small", playbook=DRAIN)
+    lab.run("large", "systemctl stop celery-multiply_queue@1.service")
+    yield send(lab, "multiply_queue", 0, 3)
+    lab.run("large", "systemctl start celery-multiply_queue@1.service")
+    kit.play(playbook=UNDRAIN)
+    lab.wait_for(lambda: kit.redis("broker", "llen", "multiply_queue") == "0", 15, "work again")
+
+
+def test_status_shows_what_nobody_works_on(kit, waiting):
+    kit.redis("broker", "rpush", "celery-metal.dead:multiply_queue", "no task")
+    status = kit.status("--check")
+    small, large = (rows(status)[host, "multiply_queue", "1"] for host in WORKERS)
+    assert (small["state"], large["state"]) == ("drained", "inactive")
+    assert small["waiting"] == large["waiting"] == 3
+    assert small["busy"] is large["busy"] is None
+    assert status["dead"] == {"multiply_queue": 1}
+    # With --limit too, Redis is asked.
+    table = kit.play("-vvv", "--limit", "large", playbook="playbooks/status.yml").output
+    assert kit.password("broker") not in table
+    assert re.search(r"^ +large +multiply_queue +1 +inactive +- +- +- +3 +- ", table, re.M), table
+    assert re.search(r"^ +put aside, see docs/safety.md: multiply_queue 1$", table, re.M), table
+    assert " small " not in table
+    assert kit.redis("broker", "del", "celery-metal.dead:multiply_queue") == "1"
+
+
+def test_a_redis_that_is_left_is_empty(kit, lab, waiting, tmp_path):
+    elsewhere = kit.inventory_with_redis(tmp_path / "elsewhere", "small")
+    before = {host: lab.invocation_ids(host, "celery*") for host in lab.hosts}
+    played = kit.play(inventory=elsewhere, fails=True)
+    assert (
+        f"hosts small, large: the broker until now, rediss://worker@{lab.address('broker')}:6379/0,"
+        " has tasks that no worker would do any more: 3 in multiply_queue. Have what sends"
+    ) in played.said
+    assert set(played.changed.values()) == {0}
+    assert {host: lab.invocation_ids(host, "celery*") for host in lab.hosts} == before
+    checked = kit.play("--check", inventory=elsewhere, broker_left=True)
+    assert "more: 3 in multiply_queue. They are left there." in checked.said

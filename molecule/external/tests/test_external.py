@@ -105,22 +105,57 @@ def test_what_is_its_owner_s_business_is_refused(kit, unchanged):
         refuses(kit, "redis_mode is external: ", playbook=playbook)
 
 
-def test_a_restart_of_it_loses_no_task(lab):
+@pytest.fixture
+def outside(lab):
+    """A program that sends tasks."""
     address = url(lab).replace("worker@", f"worker:{quote(PASSWORD, safe='')}@")
     app = Celery("outside", broker=address, backend=address, set_as_current=False)
     app.conf.broker_transport_options = {"socket_timeout": 5}
+    yield app
+    app.close()
+
+
+def send(app, number):
+    return app.send_task("metal_sample.tasks.add", (number, 1), queue=QUEUE, retry=True).id
+
+
+def all_done(lab, sent):
+    keys = [f"celery-task-meta-{task}" for task in sent]
+    done = str(len(sent))
+    lab.wait_for(lambda: cli(lab, "exists", *keys) == done, 120, "all tasks are done", host=WORKER)
+
+
+def test_one_that_is_left_is_empty(kit, lab, outside, tmp_path):
+    lab.run(WORKER, f"systemctl stop celery-{QUEUE}@1")
+    sent = [send(outside, number) for number in range(3)]
+    before = ids(lab)
+    there = {"redis_external_url": url(lab, port=6380)}
+    refuses(
+        kit,
+        f"host worker: the broker until now, {url(lab)}, has tasks that no worker would do any "
+        "more: 3 in add_queue. Have what sends tasks wait",
+        **there,
+    )
+    assert "They are left there." in kit.play("--check", broker_left=True, **there).output
+    # The same Redis by another address.
+    ca = tmp_path / "ca.pem"
+    ca.write_text(lab.run(STORE, "cat /etc/redis/ca.pem"))
+    tls = {"redis_external_url": url(lab, port=6390, scheme="rediss"), "redis_external_ca": str(ca)}
+    kit.play("--check", **tls)
+    assert ids(lab) == before
+    lab.run(WORKER, f"systemctl start celery-{QUEUE}@1")
+    all_done(lab, sent)
+
+
+def test_a_restart_of_it_loses_no_task(lab, outside):
     restart = threading.Thread(target=lab.run, args=(STORE, "systemctl restart redis-server"))
     sent = []
     for number in range(400):
         if number == 200:
             restart.start()
-        sent.append(
-            app.send_task("metal_sample.tasks.add", (number, 1), queue=QUEUE, retry=True).id
-        )
+        sent.append(send(outside, number))
     restart.join()
-    app.close()
-    keys = [f"celery-task-meta-{task}" for task in sent]
-    lab.wait_for(lambda: cli(lab, "exists", *keys) == "400", 120, "all tasks are done", host=WORKER)
+    all_done(lab, sent)
 
 
 def test_a_new_password_is_taken_and_seen_nowhere(kit, lab):

@@ -1,11 +1,9 @@
 """Three Redis, of which Sentinels elect the primary: what is acknowledged survives each of them."""
 
 import itertools
-import json
 import os
 import pathlib
 import re
-import shutil
 import ssl
 import threading
 import time
@@ -277,15 +275,6 @@ def test_a_stop_that_is_meant_is_no_pause(app, kit, lab, load):
     all_follow(app, kit, lab)
 
 
-def with_redis(kit, folder, *hosts):
-    """An inventory with these hosts in the group redis; its path."""
-    known = json.loads(pathlib.Path(kit.inventory, "hosts.yml").read_text())
-    known["all"]["children"]["redis"]["hosts"] = {host: {} for host in hosts}
-    shutil.copytree(pathlib.Path(kit.inventory, "group_vars"), folder / "group_vars")
-    (folder / "hosts.yml").write_text(json.dumps(known))
-    return str(folder)
-
-
 def sentinel(kit, lab, host, *words):
     """What redis-cli prints for admin's command to the Sentinel of a host."""
     command = ["podman", "exec", "-i", "celery-sentinel", "sh", "-c"]
@@ -303,7 +292,7 @@ def sentinels_known(kit, lab, host):
 
 
 def test_a_replica_comes_and_goes_by_a_change_of_the_inventory(app, kit, lab, load, tmp_path):
-    wide = with_redis(kit, tmp_path / "wide", *REDIS, "red4")
+    wide = kit.inventory_with_redis(tmp_path / "wide", *REDIS, "red4")
     if primary(app, lab) == REDIS[0]:  # it learns from the others who is
         lab.run(REDIS[0], "systemctl restart celery-redis", timeout=90)
         all_follow(app, kit, lab)

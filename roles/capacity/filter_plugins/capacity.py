@@ -813,7 +813,7 @@ class Host(TypedDict):
 
 
 class Limits(TypedDict):
-    """What the planner keeps to; redis is None where none runs; beat_mb and sentinel_mb are 0 then."""
+    """What the planner keeps to; redis is None, beat_mb and sentinel_mb are 0 where none runs."""
 
     reserve_mb: str | int
     process_factor: int

@@ -42,6 +42,10 @@ memory:
   description: C(used) and C(limit) in bytes; a limit of 0 is none. Empty without an answer.
   type: dict
   returned: always
+run_id:
+  description: What this one run of Redis is known by; empty where the user may not ask
+  type: str
+  returned: always
 replication:
   description:
     - Of a Redis that Sentinels have elected the address of the C(primary); its C(replicas), each
@@ -101,6 +105,12 @@ def memory_of(client: Client) -> dict[str, int]:
     return {"used": int(said["used_memory"]), "limit": int(said["maxmemory"])}
 
 
+def run_id_of(client: Client) -> str:
+    """What this run of Redis is known by, whatever the address is."""
+    (text,) = client.ask(("INFO", "server"))
+    return fields(text).get("run_id", "")
+
+
 def replication_of(client: Client) -> dict[str, Any] | None:
     """Who follows the primary, and how far behind; None where it is the primary no more."""
     (text,) = client.ask(("INFO", "replication"))
@@ -137,7 +147,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    found: dict[str, Any] = {"waiting": {}, "dead": {}, "held": [], "memory": {}}
+    found: dict[str, Any] = {"waiting": {}, "dead": {}, "held": [], "memory": {}, "run_id": ""}
     found["replication"] = None
     error = ""
     external = module.params["external"]
@@ -149,6 +159,7 @@ def main() -> None:
         # Somebody else's may not tell.
         with contextlib.suppress(*([RedisError] if external else [])):
             found["memory"] = memory_of(client)
+            found["run_id"] = run_id_of(client)
             if external and external.get("sentinels"):
                 found["replication"] = replication_of(client)
     except OSError as problem:

@@ -84,6 +84,14 @@ members:
   description: Addresses of those that elect a primary, where Redis here is one of them
   type: list
   returned: always
+is_sole:
+  description: Whether Redis here has data, and is none of those
+  type: bool
+  returned: always
+broker:
+  description: Address of the broker that the workers and Beat here were given, or empty
+  type: str
+  returned: always
 firewall:
   description: Mark of the rules that the kernel has, or empty
   type: str
@@ -113,6 +121,8 @@ OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 CLIENTS = Path("/etc/celery-metal/clients.json")
 ELECTED = Path("/etc/celery-metal/redis-elected.json")
 SENTINEL = Path("/var/lib/celery-metal/sentinel/sentinel.conf")
+DATA = Path("/var/lib/celery-metal/redis")
+UNITS = Path("/etc/containers/systemd/celery-metal")
 RULES = ("nft", "--json", "--terse", "list", "table", "inet", "celery_metal")
 
 
@@ -257,6 +267,20 @@ def known_primary() -> str:
     return ""
 
 
+def is_sole(members: Sequence[str]) -> bool:
+    """Whether what Redis here has is no copy: it is not one of those that elect a primary."""
+    return not members and any((*DATA.glob("appendonlydir/*"), *DATA.glob("*.rdb")))
+
+
+def broker() -> str:
+    """The address of the broker that the app's containers here were given; empty without any."""
+    for path in sorted(UNITS.glob("*.container")):
+        found = re.search(r'^Environment="CELERY_METAL_BROKER=(.*)"$', path.read_text(), re.M)
+        if found:
+            return found[1].replace("%%", "%").replace("$$", "$")
+    return ""
+
+
 def rules_mark() -> str:
     """The mark of the rules that the kernel has for Redis's port, or an empty string."""
     for one in json.loads(told(*RULES) or "{}").get("nftables", []):
@@ -269,13 +293,16 @@ def network(params: Mapping[str, Any]) -> dict[str, Any]:
     """What there is to know of the way to Redis."""
     kept = kept_in(CLIENTS)
     clients, lost = resolve(params["clients"], params["absent"], kept.get("hosts", {}))
+    members = kept_in(ELECTED).get("members", [])
     networks = [one for some in kept.get("hosts", {}).values() for one in some]
     return {
         "source": source_toward(params["toward"]) if params["toward"] else "",
         "clients": clients,
         "admitted": networks + kept.get("others", []) if kept else None,
         "firewall": rules_mark() if kept else "",
-        "members": kept_in(ELECTED).get("members", []),
+        "members": members,
+        "is_sole": is_sole(members),
+        "broker": broker(),
         "primary": known_primary(),
         "told": [
             f"{host} is not admitted to Redis: it is no part of this run, and its address is not "

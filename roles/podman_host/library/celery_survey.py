@@ -50,6 +50,11 @@ EXAMPLES = r"""
 
 RETURN = r"""
 server: {description: What it is, such as "redis 8.0.2", type: str, returned: always}
+run_id:
+  description: What this one run of it is known by; empty where the user may not ask
+  type: str
+  returned: always
+database: {description: Number of the database that was looked at, type: int, returned: always}
 findings:
   description: For each problem its C(kind), what was C(seen), and the C(remedy)
   type: list
@@ -388,6 +393,7 @@ def survey(params: dict[str, Any], directory: str) -> dict[str, Any]:
     said: dict[str, Any] = {}
     found: list[Finding] = []
     notes: list[str] = []
+    known: dict[str, str] | None = None
     client = None
     try:
         client, silent = connected(params, directory)
@@ -414,13 +420,12 @@ def survey(params: dict[str, Any], directory: str) -> dict[str, Any]:
                 f"it has no database {params['database']}: {select}",
                 "correct the number at the end of redis_external_url",
             )
-        known = [one for one in settings if isinstance(one, list) and len(one) == 2]
-        more, notes = of_the_settings(
-            None if isinstance(info, RedisError) else fields(info), dict(known)
-        )
+        told = dict(one for one in settings if isinstance(one, list) and len(one) == 2)
+        known = None if isinstance(info, RedisError) else fields(info)
+        more, notes = of_the_settings(known, told)
         found += more
         notes += silent
-        if params["sentinels"] and dict(known).get("min-replicas-to-write") == "0":
+        if params["sentinels"] and told.get("min-replicas-to-write") == "0":
             found.append(
                 Finding(
                     "replicas",
@@ -460,6 +465,8 @@ def survey(params: dict[str, Any], directory: str) -> dict[str, Any]:
     return {
         "changed": False,
         "server": f"{said.get('server', 'redis')} {said.get('version', '')}".strip(),
+        "run_id": (known or {}).get("run_id", ""),
+        "database": params["database"],
         "findings": [one._asdict() for one in found],
         "notes": notes,
     }

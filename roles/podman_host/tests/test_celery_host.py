@@ -181,3 +181,24 @@ def test_whom_redis_admits_and_by_which_rules(monkeypatch, tmp_path):
     # The table is not there: somebody has removed it.
     monkeypatch.setattr(celery_host, "told", lambda *_: "")
     assert celery_host.network({**params, "absent": {}})["firewall"] == ""
+
+
+def test_a_redis_of_its_own_has_data_that_nobody_else_has(monkeypatch, tmp_path):
+    monkeypatch.setattr(celery_host, "DATA", tmp_path)
+    assert not celery_host.is_sole([])
+    (tmp_path / "appendonlydir").mkdir()
+    assert not celery_host.is_sole([])
+    (tmp_path / "appendonlydir/appendonly.aof.1.incr.aof").touch()
+    assert celery_host.is_sole([])
+    assert not celery_host.is_sole(["10.0.0.1", "10.0.0.2"])
+
+
+def test_which_broker_the_workers_were_given(monkeypatch, tmp_path):
+    monkeypatch.setattr(celery_host, "UNITS", tmp_path / "none")
+    assert celery_host.broker() == ""
+    monkeypatch.setattr(celery_host, "UNITS", tmp_path)
+    (tmp_path / "celery-redis.container").write_text("[Container]\n")
+    assert celery_host.broker() == ""
+    text = 'Environment="A=1"\nEnvironment="CELERY_METAL_BROKER=redis://w%%20@h:6379/0?a=$$"\n'
+    (tmp_path / "celery-a@.container").write_text(text)
+    assert celery_host.broker() == "redis://w%20@h:6379/0?a=$"

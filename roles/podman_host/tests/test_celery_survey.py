@@ -13,7 +13,7 @@ DENIED = RedisError("NOPERM this user has no permissions")
 GOOD = {
     "HELLO": ["server", "redis", "version", "8.0.2", "mode", "standalone", "role", "master"],
     "SELECT": "OK",
-    "INFO": "maxmemory:1\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\n",
+    "INFO": "run_id:a1\r\nmaxmemory:1\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\n",
     "CONFIG appendfsync": ["appendfsync", "everysec"],
     "CONFIG save": ["save", ""],
     "MULTI": "OK",
@@ -73,6 +73,7 @@ def test_a_good_one_has_no_findings_and_nothing_is_executed(monkeypatch):
     redis = Redis()
     found = survey(monkeypatch, redis)
     assert (found["findings"], found["notes"], found["server"]) == ([], [], "redis 8.0.2")
+    assert (found["run_id"], found["database"]) == ("a1", 0)
     begun = redis.asked.index(("MULTI",))
     assert ("EXEC",) not in redis.asked[begun:]
     assert ("LPUSH", "reports", "x") in redis.asked[begun:]
