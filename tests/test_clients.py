@@ -134,7 +134,7 @@ def test_a_primary_that_would_be_lost_is_no_run(clients: ModuleType) -> None:
     assert clients.lost_primary({"r1": {}}, ["r1"]) == ""
 
 
-SOLE = {"is_sole": True, "secrets": {"celery-redis-acl": {}}}
+SOLE = {"is_sole": True}
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,6 @@ SOLE = {"is_sole": True, "secrets": {"celery-redis-acl": {}}}
         ({"r2": SOLE, "r3": SOLE}, "r2", "Let its workers empty it"),
         # It comes to those that have elected one.
         ({"r1": {"members": ["10.0.0.1"]}, "r3": SOLE}, "r3", "Let its workers empty it"),
-        # Nothing of the kit is deployed there.
-        ({"r2": {**SOLE, "secrets": {}}}, "", ""),
     ],
 )
 def test_the_tasks_of_a_single_redis_are_not_replaced(

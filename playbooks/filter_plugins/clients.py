@@ -154,22 +154,17 @@ def lost_primary(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -
 def replaced_data(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> str:
     """Why what a single Redis has would be lost among several: another begins; or nothing."""
     states = {host: hosts[host].get("podman_host_state", {}) for host in redis}
-    sole = [
-        host
-        for host, state in states.items()
-        if state.get("is_sole") and "celery-redis-acl" in state.get("secrets", ())
-    ]
+    sole = [host for host, state in states.items() if state.get("is_sole")]
     lost = [host for host in sole if host != redis[0]] if len(redis) > 1 else []
     if not lost:
         return ""
-    is_running = any(state.get("members") for state in states.values())
-    if sole != lost or len(lost) > 1 or is_running:
-        remedy = (
-            "Let its workers empty it, and run playbooks/remove.yml there with the inventory that "
-            "deployed it, before it joins."
-        )
-    else:
+    if sole == lost[:1] and not any(state.get("members") for state in states.values()):
         remedy = f"Write {lost[0]} first in the group redis: the one with which it begins."
+    else:
+        remedy = (
+            f"Let its workers empty it, stop it with playbooks/remove.yml --limit {lost[0]}, and "
+            "move /var/lib/celery-metal/redis away there."
+        )
     return (
         f"host {lost[0]}: Redis there has been the only one, and among several it would have what "
         f"{redis[0]} has in the place of its own tasks. {remedy} Nothing was changed."

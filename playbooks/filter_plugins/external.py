@@ -123,8 +123,8 @@ def survey_text(
             key = (
                 "deployed",
                 "a Redis that the kit has deployed is still there, with the tasks in it",
-                "let workers empty it, and take it away with playbooks/remove.yml and the "
-                "inventory that deployed it; or write redis_mode: deploy",
+                "let workers empty it with what was declared before, and take it away with "
+                "playbooks/remove.yml; or write redis_mode: deploy",
             )
             found.setdefault(key, []).append(host)
         for one in said.get("findings", ()):
@@ -241,7 +241,8 @@ def left_text(
             "notes": f"{broker} gives no answer, and keeps what it has: {said['error']}.",
         }
     tasks = [f"{number} in {queue}" for queue, number in said["waiting"].items() if number]
-    tasks += [f"{one['tasks']} of {one['queue']} held by {one['node']}" for one in said["held"]]
+    if held := sum(one["tasks"] for one in said["held"]):
+        tasks.append(f"{held} held by workers")
     tasks += [f"{number} of {queue} put aside" for queue, number in said["dead"].items()]
     if not tasks:
         return nothing

@@ -166,6 +166,8 @@ def test_tasks_flow_and_nothing_changes_by_a_second_run(app, kit, lab):
     all_follow(app, kit, lab)
     report = kit.smoke(WORKERS[0], f"celery-{QUEUE}-1", QUEUE)[QUEUE]
     assert report["missing"] == report["wrong"] == 0
+    report = kit.smoke("red3", "celery-beside-1", "beside")["beside"]
+    assert report["missing"] == report["wrong"] == 0
     before = {host: lab.invocation_ids(host, "celery*") for host in lab.hosts}
     assert set(kit.play().changed.values()) == {0}
     assert kit.play("--limit", WORKERS[0]).changed == {WORKERS[0]: 0}
@@ -197,10 +199,10 @@ def test_what_the_plan_gives_is_what_each_has(kit, lab):
         plan = kit.plan(host)
         for unit, share in (("celery-redis", plan["redis"]), ("celery-sentinel", plan["sentinel"])):
             assert lab.show(host, unit, "MemoryMax") == str(share["memory_mb"] * MB)
-        # Half of it is enough for its most so far.
+        # At its most so far, a third of it was free.
         pid = lab.run(host, "podman inspect --format '{{.State.Pid}}' celery-sentinel").strip()
         peak = re.search(r"VmHWM:\s+(\d+) kB", lab.run(host, ["cat", f"/proc/{pid}/status"]))
-        assert int(peak[1]) * 1024 * 2 < plan["sentinel"]["memory_mb"] * MB
+        assert int(peak[1]) * 1024 * 3 / 2 < plan["sentinel"]["memory_mb"] * MB
 
 
 def test_nobody_else_reaches_redis_or_a_sentinel(lab):

@@ -78,3 +78,13 @@ def test_a_new_deployment_takes_the_waiting_task_up(kit, lab):
         host=HOST,
         unit="celery-later@1.service",
     )
+
+
+def test_a_redis_that_was_left_for_another_goes_with_the_workers(kit, lab, tmp_path):
+    other = kit.inventory_with_redis(tmp_path / "other")
+    variables = {"redis_mode": "external", "redis_external_url": "redis://worker@10.0.0.5:6379/0"}
+    kit.play(playbook=REMOVE, inventory=other, remove_confirmed=True, **variables)
+    assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery*'") == ""
+    assert lab.run(HOST, "podman ps -aq") == ""
+    assert lab.run(HOST, "podman secret ls --format '{{.Name}}'").split() == ["other"]
+    assert lab.run(HOST, "ls /var/lib/celery-metal").split() == ["redis"]

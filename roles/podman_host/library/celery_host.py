@@ -85,7 +85,7 @@ members:
   type: list
   returned: always
 is_sole:
-  description: Whether Redis here has data, and is none of those
+  description: Whether there are data of a Redis here that was none of those
   type: bool
   returned: always
 broker:
@@ -122,6 +122,8 @@ CLIENTS = Path("/etc/celery-metal/clients.json")
 ELECTED = Path("/etc/celery-metal/redis-elected.json")
 SENTINEL = Path("/var/lib/celery-metal/sentinel/sentinel.conf")
 DATA = Path("/var/lib/celery-metal/redis")
+# There while Redis is one of several, and with its data when it was removed.
+SEVERAL = Path("/var/lib/celery-metal/redis-of-several")
 UNITS = Path("/etc/containers/systemd/celery-metal")
 RULES = ("nft", "--json", "--terse", "list", "table", "inet", "celery_metal")
 
@@ -268,8 +270,12 @@ def known_primary() -> str:
 
 
 def is_sole(members: Sequence[str]) -> bool:
-    """Whether what Redis here has is no copy: it is not one of those that elect a primary."""
-    return not members and any((*DATA.glob("appendonlydir/*"), *DATA.glob("*.rdb")))
+    """Whether there are data of a single Redis here, which are nowhere else."""
+    return (
+        not members
+        and not SEVERAL.exists()
+        and any((*DATA.glob("appendonlydir/*"), *DATA.glob("*.rdb")))
+    )
 
 
 def broker() -> str:

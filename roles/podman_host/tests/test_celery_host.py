@@ -185,12 +185,15 @@ def test_whom_redis_admits_and_by_which_rules(monkeypatch, tmp_path):
 
 def test_a_redis_of_its_own_has_data_that_nobody_else_has(monkeypatch, tmp_path):
     monkeypatch.setattr(celery_host, "DATA", tmp_path)
+    monkeypatch.setattr(celery_host, "SEVERAL", tmp_path / "redis-of-several")
     assert not celery_host.is_sole([])
     (tmp_path / "appendonlydir").mkdir()
     assert not celery_host.is_sole([])
     (tmp_path / "appendonlydir/appendonly.aof.1.incr.aof").touch()
     assert celery_host.is_sole([])
     assert not celery_host.is_sole(["10.0.0.1", "10.0.0.2"])
+    (tmp_path / "redis-of-several").touch()
+    assert not celery_host.is_sole([])
 
 
 def test_which_broker_the_workers_were_given(monkeypatch, tmp_path):
