@@ -1,11 +1,15 @@
 """Addresses and defaults, as kombu, Celery's Redis backend and redis-py understand them."""
 
+import gc
+from threading import Thread
 from uuid import uuid4
 
 import pytest
 from celery import Celery
 from celery_metal_runtime import configure
 from celery_metal_runtime.settings import UsageError
+from redis import exceptions
+from redis.client import PubSub
 from runtime_lab import PASSWORD, shows_no_password
 
 pytestmark = pytest.mark.oldest
@@ -186,7 +190,9 @@ def test_a_named_password_file_must_be_there(tmp_path):
     assert app.conf.broker_url == "redis://x/0"
 
 
-def test_a_result_that_comes_while_its_waiter_reconnects_is_not_waited_for(redis):
+@pytest.fixture
+def awaited(redis):
+    """An app and a result that comes while whoever waits for it looks after a lost connection."""
     app = app_with(result_backend="redis://elsewhere.invalid/1")
     configure(app, redis.environ(redis.tcp_url))
     result = app.AsyncResult(str(uuid4()))
@@ -201,5 +207,41 @@ def test_a_result_that_comes_while_its_waiter_reconnects_is_not_waited_for(redis
     app.backend.client.mget = look_too_early
     result.then(lambda _: None)  # subscribes
     redis.client.client_kill_filter(_type="pubsub")
-    assert result.get(timeout=10) == 42
+    yield app, result
     assert seen[0] == [None]
+
+
+def test_a_result_that_comes_while_its_waiter_reconnects_is_not_waited_for(awaited):
+    _, result = awaited
+    assert result.get(timeout=10) == 42
+
+
+def test_garbage_that_is_collected_while_a_waiter_reconnects_does_not_hold_it_up(
+    awaited, monkeypatch
+):
+    app, result = awaited
+    pool = app.backend.client.connection_pool
+    make, subscribe, got, lost = pool.make_connection, PubSub.subscribe, [], []
+
+    def make_after_a_collection():
+        gc.collect()
+        return make()
+
+    def subscribe_and_lose(self, *channels):
+        subscribe(self, *channels)
+        if not lost:
+            # Its traceback has this frame, which has it: garbage, with what it was subscribed by.
+            error = exceptions.ConnectionError("once more")
+            lost.append(1)
+            raise error
+
+    pool.make_connection = make_after_a_collection
+    monkeypatch.setattr(PubSub, "subscribe", subscribe_and_lose)
+    gc.disable()
+    try:
+        waiter = Thread(target=lambda: got.append(result.get(timeout=10)), daemon=True)
+        waiter.start()
+        waiter.join(20)
+    finally:
+        gc.enable()
+    assert got == [42]

@@ -4,12 +4,18 @@ from celery.backends.redis import ResultConsumer
 
 
 def install() -> None:
-    """Have all who wait in this process look again once they are subscribed again."""
+    """Have all who wait in this process look again once they are subscribed again.
+
+    What they were subscribed by is closed first, else Python closes it when it collects garbage:
+    also while redis-py 4 holds the lock of its pool, which it then waits for without end.
+    """
     reconnect = ResultConsumer._reconnect_pubsub
     if getattr(reconnect, "looks_again", False):
         return
 
     def reconnect_and_look(self: ResultConsumer) -> None:
+        if self._pubsub is not None:
+            self._pubsub.close()
         reconnect(self)
         # Celery looks, and then subscribes: it would wait without end for what came in between.
         if keys := list(self.subscribed_to):
