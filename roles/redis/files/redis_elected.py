@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,9 @@ SENTINEL_SOCKET = "/run/celery-metal/sentinel/sentinel.sock"
 MASTER = "celery"
 # Longer than an election; systemd's limit for the stop is above it.
 LEAVE_SECONDS = 20
+# For the others to hear of it; one of them may be away, and then it is of no use.
+SETTLE_SECONDS = 5
+STEP = 0.05
 # What a Sentinel writes down of what it has found out.
 FOUND = ("myid", "config-epoch", "leader-epoch", "current-epoch", "known-replica", "known-sentinel")
 RIGHTS = "+ping +client|setname +client|setinfo +sentinel|masters"
@@ -95,13 +98,20 @@ def state() -> str:
         return ""
 
 
+def tls_of(settings: dict[str, Any]) -> Any:
+    """What connections to the other hosts are encrypted with, if they are."""
+    if not settings["tls"]:
+        return None
+    return tls_context(*secrets("ca", "certificate-server"), "/run")
+
+
 def primary_elsewhere(settings: dict[str, Any]) -> str:
     """The primary as the others have elected it last; empty where none of them runs a Sentinel.
 
     For a host that comes to those that run, or has lost what its Sentinel knew.
     """
     (password,) = secrets("admin")
-    tls = tls_context(*secrets("ca", "certificate-server"), "/run") if settings["tls"] else None
+    tls = tls_of(settings)
     found = [(-1, "")]
     for member in settings["members"]:
         # Another may know. A primary that is down is taken, too: the first may be long out of date.
@@ -185,13 +195,48 @@ def has_followers(info: dict[str, str]) -> bool:
     return bool(replicas) and all(wanted in text.split(",") for text in replicas)
 
 
-def leave(own: str) -> str:
+def is_settled(settings: dict[str, Any], primary: str) -> bool:
+    """Whether most Sentinels know the new primary, and somebody follows it.
+
+    The Sentinel that has had it elected may stop with its Redis: what it has told nobody, the
+    others find out much later; the same for a replica that it has not told whom to follow.
+    """
+    login, members = ("admin", *secrets("admin")), settings["members"]
+    tls = tls_of(settings)
+    known = 1  # by the Sentinel of this host
+    for member in members:
+        with suppress(OSError, RedisError):
+            if member != settings["own"]:
+                client = Client((member, settings["sentinel_port"]), SECONDS, tls)
+                known += any(one["ip"] == primary for one in watched(client, MASTER, login))
+    if known * 2 <= len(members):
+        return False
+    with (
+        suppress(OSError, RedisError),
+        closing(Client((primary, settings["port"]), SECONDS, tls)) as it,
+    ):
+        return "state=online" in it.ask(("AUTH", *login), ("INFO", "replication"))[-1]
+    return False
+
+
+def begin(sentinel: Callable[..., Any], until: float) -> None:
+    """Have a Sentinel begin; it may have just started, or be at the end of another election."""
+    while True:
+        try:
+            sentinel("FAILOVER")
+        except RedisError as problem:
+            if isinstance(problem, ClosedError) or time.monotonic() > until:
+                raise
+            time.sleep(STEP)
+        else:
+            return
+
+
+def leave(settings: dict[str, Any]) -> str:
     """Have another elected if this is the primary; for the journal what became of it.
 
     A Sentinel's own way does not wait for replicas. So nothing is written from before it begins:
     who wants to waits, and is sent away when this Redis stops.
-
-    :param own: the address of this host.
     """
     (password,) = secrets("admin")
 
@@ -211,13 +256,16 @@ def leave(own: str) -> str:
             if time.monotonic() > deadline - LEAVE_SECONDS / 2:
                 said = "no replica has all that this primary has: nobody follows it"
                 raise RedisError(said)
-            time.sleep(0.05)
-        sentinel("FAILOVER")
+            time.sleep(STEP)
+        begin(sentinel, deadline - LEAVE_SECONDS / 2)
         while time.monotonic() < deadline:
             primary = sentinel("GET-MASTER-ADDR-BY-NAME")[0]
-            if primary != own:
+            if primary != settings["own"]:
+                settles = time.monotonic() + SETTLE_SECONDS
+                while not is_settled(settings, primary) and time.monotonic() < settles:
+                    time.sleep(STEP)
                 return f"{primary} is the primary now"
-            time.sleep(0.05)
+            time.sleep(STEP)
     except ClosedError:  # as with one that cannot be reached
         raise
     except RedisError as problem:
@@ -238,7 +286,7 @@ def main(what: str) -> None:
         write(ROLE, redis_text(settings, state(), password))
     else:
         try:
-            said = leave(settings["own"])
+            said = leave(settings)
         except (OSError, RedisError) as problem:
             said = f"this Redis goes without a successor: {problem}"
         if said:

@@ -175,7 +175,17 @@ FOLLOWED = {
 def test_who_leaves_says_what_became_of_it(elected, monkeypatch, more, said):
     monkeypatch.setattr(elected, "secrets", lambda *_: [PASSWORD])
     monkeypatch.setattr(elected, "ask", asked({**FOLLOWED, **more}))
-    assert elected.leave("10.0.0.1").startswith(said)
+    looked = []
+
+    def is_settled(_, primary):
+        looked.append(primary)
+        return len(looked) > 2
+
+    monkeypatch.setattr(elected, "is_settled", is_settled)
+    monkeypatch.setattr(elected, "LEAVE_SECONDS", 0.2)
+    assert elected.leave(SETTINGS).startswith(said)
+    # It is not left alone before the others know.
+    assert looked == (["10.0.0.2"] * 3 if "is the primary" in said else [])
 
 
 def test_a_sentinel_that_hangs_up_is_as_one_that_cannot_be_reached(elected, monkeypatch):
@@ -183,4 +193,17 @@ def test_a_sentinel_that_hangs_up_is_as_one_that_cannot_be_reached(elected, monk
     closed = ClosedError("the connection was closed")
     monkeypatch.setattr(elected, "ask", asked({**FOLLOWED, "SENTINEL FAILOVER": closed}))
     with pytest.raises(ClosedError):
-        elected.leave("10.0.0.1")
+        elected.leave(SETTINGS)
+
+
+def test_a_sentinel_that_is_not_ready_is_asked_again(elected):
+    answers = [RedisError("INPROG"), RedisError("NOGOODSLAVE"), "OK"]
+
+    def sentinel(*words):
+        assert words == ("FAILOVER",)
+        if isinstance(answers[0], Exception):
+            raise answers.pop(0)
+        return answers.pop(0)
+
+    elected.begin(sentinel, time.monotonic() + 60)
+    assert answers == []
