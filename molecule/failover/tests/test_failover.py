@@ -7,6 +7,7 @@ import re
 import ssl
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from uuid import uuid4
 
@@ -141,6 +142,10 @@ def load(app, kit, lab, rows):
                 f"{counted.duplicates} twice, {len(one.refused)} refused; nothing was acknowledged "
                 f"for {one.pause:.1f} s, nothing was done for {counted.pause:.1f} s"
             )
+            print(Counter(str(error) for error in one.refused))
+        if max(one.pause, counted.pause) >= BACK_SECONDS:
+            for host in REDIS:
+                print(lab.journal(host, "celery-[rs]e*", 400))
         assert one.pause < BACK_SECONDS
         assert counted.pause < BACK_SECONDS
 
