@@ -219,6 +219,16 @@ def is_settled(settings: dict[str, Any], primary: str) -> bool:
     return False
 
 
+def unready(own: str, redis: Callable[..., Any], sentinel: Callable[..., Any]) -> str:
+    """Why another cannot be elected yet; empty when it can."""
+    # It may have been elected a moment ago, and what the Sentinel begins would be another's end.
+    if (named := sentinel("GET-MASTER-ADDR-BY-NAME")[0]) != own:
+        return f"the Sentinel here takes {named} for the primary"
+    if not has_followers(fields(redis("INFO", "replication"))):
+        return "no replica has all that this primary has"
+    return ""
+
+
 def begin(sentinel: Callable[..., Any], until: float) -> None:
     """Have a Sentinel begin; it may have just started, or be at the end of another election."""
     while True:
@@ -252,10 +262,9 @@ def leave(settings: dict[str, Any]) -> str:
     redis("CLIENT", "PAUSE", str(2 * LEAVE_SECONDS * 1000), "WRITE")
     said = f"no other Redis has become the primary within {LEAVE_SECONDS} s"
     try:
-        while not has_followers(fields(redis("INFO", "replication"))):
+        while why := unready(settings["own"], redis, sentinel):
             if time.monotonic() > deadline - LEAVE_SECONDS / 2:
-                said = "no replica has all that this primary has: nobody follows it"
-                raise RedisError(said)
+                raise RedisError(why)
             time.sleep(STEP)
         begin(sentinel, deadline - LEAVE_SECONDS / 2)
         while time.monotonic() < deadline:

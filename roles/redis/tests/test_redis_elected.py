@@ -147,10 +147,18 @@ def test_the_file_is_root_s_alone_and_a_sentinel_reads_it(elected, tmp_path, mon
 
 
 def asked(answers):
-    """What stands for Redis and its Sentinel; an error among the answers is raised."""
+    """What stands for Redis and its Sentinel; an error among the answers is raised.
+
+    Of a tuple each is given once, and the last again and again.
+    """
+    given = {}
 
     def ask(path, password, *words):
-        answer = answers.get(" ".join(words[:2]), "OK")
+        name = " ".join(words[:2])
+        answer = answers.get(name, "OK")
+        if isinstance(answer, tuple):
+            given[name] = given.get(name, -1) + 1
+            answer = answer[min(given[name], len(answer) - 1)]
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -158,8 +166,11 @@ def asked(answers):
     return ask
 
 
+NAMED = "SENTINEL GET-MASTER-ADDR-BY-NAME"
+OWN, OTHER = ["10.0.0.1", "6379"], ["10.0.0.2", "6379"]
 FOLLOWED = {
     "ROLE": ["master"],
+    NAMED: OWN,
     "INFO replication": "master_repl_offset:7\r\nslave0:ip=a,port=1,offset=7\r\n",
 }
 
@@ -168,7 +179,18 @@ FOLLOWED = {
     ("more", "said"),
     [
         ({"ROLE": ["slave"]}, ""),
-        ({"SENTINEL GET-MASTER-ADDR-BY-NAME": ["10.0.0.2", "6379"]}, "10.0.0.2 is the primary now"),
+        ({NAMED: (OWN, OWN, OTHER)}, "10.0.0.2 is the primary now"),
+        # Its Sentinel has not heard yet that it is the primary.
+        ({NAMED: (OTHER, OTHER, OWN, OTHER)}, "10.0.0.2 is the primary now"),
+        (
+            {NAMED: OTHER},
+            "no other Redis becomes the primary: the Sentinel here takes 10.0.0.2 for",
+        ),
+        (
+            {"INFO replication": "master_repl_offset:7\r\n"},
+            "no other Redis becomes the primary: no r",
+        ),
+        ({}, "no other Redis has become the primary within"),
         ({"SENTINEL FAILOVER": RedisError("NOGOODSLAVE")}, "no other Redis becomes the primary"),
     ],
 )
