@@ -180,7 +180,7 @@ def _servers(url: str) -> tuple[set[tuple[str, int]], int]:
     """Each server of an address with its port, "" for this host; and the database."""
     if url.startswith(SOCKET):
         query = parse_qs(urlsplit(url).query)
-        return {("", 0)}, int(query["virtual_host"][0])
+        return {("", 0)}, int(query.get("virtual_host", ["0"])[0])
     said = endpoint(url)
     servers = said.get("sentinels") or [[said["host"], said["port"]]]
     return {(host, port) for host, port in servers}, said["database"]
