@@ -164,6 +164,7 @@ def sentinel_text(settings: dict[str, Any], before: str, acl: str, password: str
         f"sentinel auth-pass {MASTER} {password}",
         f"sentinel down-after-milliseconds {MASTER} {settings['down_milliseconds']}",
         f"sentinel failover-timeout {MASTER} {settings['failover_milliseconds']}",
+        f"sentinel parallel-syncs {MASTER} {settings['parallel_syncs']}",
         *found_lines(before, members),
     ]
     return "\n".join(lines) + "\n"

@@ -27,7 +27,8 @@ SETTINGS = {
     "sentinel_port": 26379,
     "tls": True,
     "down_milliseconds": 3000,
-    "failover_milliseconds": 10000,
+    "failover_milliseconds": 5000,
+    "parallel_syncs": 100,
 }
 FOUND = f"""sentinel monitor celery 10.0.0.2 6379 2
 sentinel config-epoch celery 7
