@@ -190,11 +190,12 @@ def test_a_pool_that_takes_no_task_ends_the_worker(start, producer, tmp_path):
 
 
 def test_a_frozen_worker_is_not_stuck(start, producer):
-    worker = start(CELERY_METAL_WATCHDOG_SECONDS="3").ready()
+    worker = start(CELERY_METAL_WATCHDOG_SECONDS="7").ready()
     worker.systemd.wait_for("WATCHDOG=1", since=time.monotonic())
     worker.process.send_signal(signal.SIGSTOP)
-    # Longer than the limit of 2 s; there is nothing to wait for while all stands still.
-    time.sleep(2.3)
+    # Longer than the limit of 4.7 s, and well below the 6.3 s after which it ends whatever it does;
+    # there is nothing to wait for while all stands still.
+    time.sleep(5)
     worker.process.send_signal(signal.SIGCONT)
     worker.systemd.wait_for("WATCHDOG=1", since=time.monotonic())
     assert producer.answers(worker, CROWD, 0)
