@@ -44,6 +44,10 @@ LOCK = pathlib.Path("/run/lock/celery-metal-lab.lock")
 LOCAL_CAS = pathlib.Path("/usr/local/share/ca-certificates")
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+# What decides the content of the images that a stock holds.
+STOCK_SOURCES = ("roles/image", "app/runtime", "app/sample")
+STOCK_PLAYBOOK = CHECKOUT / "molecule" / "_lab" / "stock.yml"
+STOCK_DAYS = 7
 SUBNETS = ipaddress.ip_network("10.213.0.0/16")
 FIRST_HOST = 11
 BOOT_SECONDS = 120
@@ -78,7 +82,9 @@ class LabError(Exception):
 class Platform:
     """One host as a scenario asks for it. `memory_mb` in MiB; None: what this machine has.
 
-    An `offline` host reaches the lab's own network, and has no route out of it.
+    An `offline` host reaches the lab's own network, and has no route out of it. A host starts with
+    the images of the sample app if this checkout's are in stock; without `images` or Podman it has
+    none.
     """
 
     name: str
@@ -88,6 +94,7 @@ class Platform:
     release: str = "trixie"
     bare: bool = False
     offline: bool = False
+    images: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -518,6 +525,74 @@ def make_base(root: pathlib.Path, release: str, mirror: str, packages: str) -> N
     (root / "var/lib/containers").mkdir(exist_ok=True)
 
 
+# --- images ---------------------------------------------------------------------------------------
+
+
+def sources_digest(checkout: pathlib.Path = CHECKOUT) -> str:
+    """Return twelve hex digits for the content of all files that images are made of."""
+    digest = hashlib.sha256()
+    for top in STOCK_SOURCES:
+        for path in sorted((checkout / top).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and "tests" not in path.parts:
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{path.relative_to(checkout)} {content}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def stock_of(base: pathlib.Path) -> pathlib.Path:
+    """Return where the containers' directory with this checkout's images is, if it is there.
+
+    The stock saves time and decides nothing: a host that has another image, or none, gets what it
+    lacks from the roles.
+    """
+    return CACHE / f"stock-{base.name}-{sources_digest()}"
+
+
+def build_stock() -> pathlib.Path:
+    """Return the stock, made on a host that is shut down cleanly, if there is none yet."""
+    base = build_base("trixie", bare=False)
+    stock = stock_of(base)
+    with locked(CACHE / f"{stock.name}.lock"):
+        if not stock.is_dir():
+            say("building the images of the sample app, once for all hosts: about 40 s")
+            started = time.monotonic()
+            name = full_name("@stock")
+            down(name)
+            up(name, (Platform("metal", ("redis", "celery"), images=False),))
+            lab = load_or_fail(name)
+            playbook = pathlib.Path(sys.executable).with_name("ansible-playbook")
+            environment = {**os.environ, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg")}
+            done = subprocess.run(
+                [playbook, "-i", lab.directory / "hosts.yml", STOCK_PLAYBOOK],
+                cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                raise LabError(f"the images could not be built\n{done.stdout}{done.stderr}")
+            power_off(lab, lab.hosts[0])
+            copy_tree(lab.hosts[0].directory / "containers", stock)
+            down(name)
+            forget_stocks(keep=stock)
+            say(f"the images are in stock after {time.monotonic() - started:.0f} s")
+    return stock
+
+
+def forget_stocks(keep: pathlib.Path) -> None:
+    """Remove stocks that no new host has been made from for STOCK_DAYS."""
+    for path in CACHE.glob("stock-*-*"):
+        aged = time.time() - path.stat().st_mtime > STOCK_DAYS * 86400
+        if aged and path.is_dir() and path != keep:
+            remove_tree(path)
+
+
+def copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copy a directory with owners, modes and attributes; `target` is whole or not there."""
+    scratch = target.with_name(f".{target.name}")
+    remove_tree(scratch)
+    run("cp", "--archive", "--reflink=auto", source, scratch)
+    scratch.rename(target)
+
+
 # --- hosts ----------------------------------------------------------------------------------------
 
 
@@ -535,8 +610,14 @@ def create_host(lab: Lab, host: Host) -> None:
     # All is prepared beside and then renamed: a directory that is there is complete.
     scratch = host.directory.with_name(f".{host.name}")
     remove_tree(scratch)
-    for part in ("upper", "work", "root", "containers"):
+    for part in ("upper", "work", "root"):
         (scratch / part).mkdir(parents=True)
+    stock = stock_of(base)
+    if host.platform.images and not host.platform.bare and stock.is_dir():
+        copy_tree(stock, scratch / "containers")
+        os.utime(stock)
+    else:
+        (scratch / "containers").mkdir()
     (scratch / "base").write_text(str(base))
     upper = scratch / "upper"
     _, mtu = default_route()
@@ -828,13 +909,16 @@ def up(name: str, platforms: tuple[Platform, ...], inventory: pathlib.Path | Non
 def down(name: str, journals: pathlib.Path | None = None) -> None:
     """Remove everything of the lab, also of half a lab or of one whose hosts have died.
 
-    What its journals warn of is kept in the directory `journals`, one HOST.log each.
+    Warnings of its journals are kept in the directory `journals`, one HOST.log each, beside the CPU
+    seconds of each host.
     """
     with locked(LOCK):
         lab = load(name)
         hosts = lab.hosts if lab else ()
         close_connections(name)
         shutil.rmtree(SOCKETS / short_id(name), ignore_errors=True)
+        if journals and hosts:
+            keep_cpu_seconds(hosts, journals)
         in_parallel(lambda host: kill_cgroup(host_cgroup(host)), hosts)
         if journals:
             in_parallel(lambda host: keep_journal(host, journals), hosts)
@@ -846,6 +930,20 @@ def down(name: str, journals: pathlib.Path | None = None) -> None:
         remove_tree(STATE / name)
         if not all_labs():
             forget_machine()
+
+
+def cpu_seconds(host: Host) -> float:
+    """Return the CPU time of the host's processes since its last boot; 0 for one that is down."""
+    path = host_cgroup(host) / "cpu.stat"
+    words = path.read_text().split() if path.exists() else []
+    return int(words[words.index("usage_usec") + 1]) / 1e6 if words else 0.0
+
+
+def keep_cpu_seconds(hosts: tuple[Host, ...], directory: pathlib.Path) -> None:
+    """Write the CPU seconds of each host to the file cpu.json of a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({host.name: round(cpu_seconds(host), 1) for host in hosts})
+    (directory / "cpu.json").write_text(text + "\n")
 
 
 def keep_journal(host: Host, directory: pathlib.Path) -> None:
@@ -892,6 +990,13 @@ def reboot(lab: Lab, host: Host) -> None:
     subprocess.run([*ssh(lab, host), "systemctl reboot"], stdin=subprocess.DEVNULL, check=False)
     close_connections(lab.name, "stop")
     wait_booted(lab, host, other_than=before)
+
+
+def power_off(lab: Lab, host: Host) -> None:
+    """Shut the host down cleanly, and return when it has no process any more."""
+    close_connections(lab.name, "stop")
+    subprocess.run([*ssh(lab, host), "systemctl poweroff"], stdin=subprocess.DEVNULL, check=False)
+    wait_until(lambda: not is_up(host), BOOT_SECONDS, f"end of {host.name}")
 
 
 def start(lab: Lab, host: Host) -> None:
@@ -966,6 +1071,7 @@ def arguments() -> argparse.ArgumentParser:
     base = verb("base", "build the cached base system and print its directory", lab=False)
     base.add_argument("--release", default="trixie", help="of Debian (default: %(default)s)")
     base.add_argument("--without", choices=["podman"], help="leave this out")
+    verb("stock", "build the images that new hosts start with, and print their place", lab=False)
     command = verb("up", "create and boot hosts, and wait until all have booted")
     command.add_argument("--platforms", required=True, metavar="JSON|@FILE")
     command.add_argument("--inventory", type=pathlib.Path, metavar="FILE", help="write it here too")
@@ -1029,6 +1135,8 @@ def main(argv: list[str]) -> int:
     match options.verb:
         case "base":
             print(build_base(options.release, options.without == "podman"))
+        case "stock":
+            print(build_stock())
         case "up":
             up(options.lab, read_platforms(options.platforms), options.inventory)
         case "down":

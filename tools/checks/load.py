@@ -1,0 +1,96 @@
+"""How busy this machine is, from the kernel's counters; and whether one job more has room."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+
+# So many seconds are looked at together: a scenario pauses and computes in turn.
+WINDOW = 10.0
+# A job that has just begun shows its load only later.
+SETTLE = 8.0
+# The share of all CPUs that must have been idle for one job more.
+IDLE_SHARE = 0.12
+# Less than this many MB of available memory, and no more is started.
+MEMORY_MB = 3000
+# So many run whatever the load: each of them waits for half of its time.
+AT_LEAST = 2
+AT_MOST = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """CPU time since boot in clock ticks, at a moment in seconds: all of it, and idle."""
+
+    moment: float
+    total: int
+    idle: int
+
+
+def parse_stat(text: str, moment: float) -> Sample:
+    """Return a sample from the text of /proc/stat (proc_stat(5)).
+
+    Time stolen by other virtual machines is not idle; time that waits for the disk is.
+
+    >>> parse_stat("cpu  10 0 5 80 5 0 0 0 0 0\\n", 1.0)
+    Sample(moment=1.0, total=100, idle=85)
+    """
+    numbers = [int(word) for word in text.splitlines()[0].split()[1:9]]
+    return Sample(moment, sum(numbers), numbers[3] + numbers[4])
+
+
+def parse_available(text: str) -> int:
+    """Return the available memory in MiB from the text of /proc/meminfo.
+
+    >>> parse_available("MemTotal: 4096 kB\\nMemAvailable: 2048 kB\\n")
+    2
+    """
+    line = next(line for line in text.splitlines() if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) // 1024
+
+
+def admits(running: int, idle: float, since_start: float, available_mb: int) -> bool:
+    """Return whether one more job may start.
+
+    Args:
+        running: jobs that run now.
+        idle: the share of CPU time that was idle lately, 0 to 1.
+        since_start: seconds since the last job has started.
+        available_mb: memory in MiB that programs can still get.
+    """
+    if running < AT_LEAST:
+        return True
+    if running >= AT_MOST or available_mb < MEMORY_MB:
+        return False
+    return since_start >= SETTLE and idle >= IDLE_SHARE
+
+
+class Meter:
+    """Keeps the samples of the last WINDOW seconds."""
+
+    def __init__(self) -> None:
+        self.samples: collections.deque[Sample] = collections.deque()
+
+    def add(self, sample: Sample) -> None:
+        """Take one more sample, and drop those that are too old."""
+        self.samples.append(sample)
+        while len(self.samples) > 2 and sample.moment - self.samples[0].moment > WINDOW:
+            self.samples.popleft()
+
+    def look(self, moment: float) -> None:
+        """Take a sample of this machine now."""
+        self.add(parse_stat(pathlib.Path("/proc/stat").read_text(), moment))
+
+    @property
+    def idle(self) -> float:
+        """The share of CPU time that was idle in the window, 0 to 1; 0 before two samples."""
+        if len(self.samples) < 2:
+            return 0.0
+        first, last = self.samples[0], self.samples[-1]
+        return (last.idle - first.idle) / max(1, last.total - first.total)
+
+
+def available_memory() -> int:
+    """Return the memory in MiB that programs of this machine can still get."""
+    return parse_available(pathlib.Path("/proc/meminfo").read_text())
