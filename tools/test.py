@@ -52,6 +52,7 @@ LINTERS = {
     "yamllint": ["yamllint", "--strict", "."],
     "ruff-check": ["ruff", "check", "."],
     "ruff-format": ["ruff", "format", "--check", "."],
+    "mypy": ["mypy"],
 }
 
 
