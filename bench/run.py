@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BIN = pathlib.Path(sys.executable).parent
@@ -131,7 +131,7 @@ def host_memory_mb(number: int) -> int:
 def inventory(hosts: str, name: str, declared: list[dict[str, str | int]]) -> str:
     """Return the lab's inventory (text) reduced to one host, which also gets the queues."""
     variables = json.loads(hosts)["all"]["hosts"][name]
-    group = {"hosts": {name: {}}}
+    group: dict[str, Any] = {"hosts": {name: {}}}
     return json.dumps(
         {
             "all": {
@@ -385,7 +385,7 @@ def in_worker(site: lab.Lab, host: lab.Host, *command: str) -> str:
 def task_rate(site: lab.Lab, host: lab.Host, names: Sequence[str]) -> float:
     """Return how many tasks a second these queues do together, all loaded at once."""
     chosen = [word for name in names for word in ("--queue", name)]
-    points = []
+    points: list[tuple[int, float]] = []
     for count in TASK_COUNTS:
         words = ["--count", str(count), "--timeout", "300", "--json", *chosen]
         reports = json.loads(in_worker(site, host, "python", "-m", "metal_sample.smoke", *words))

@@ -31,6 +31,7 @@ HOSTS = {
     "web4": {"node": "web4", "workers": []},
     "web5": {"failed": True, "msg": "MODULE FAILURE"},
 }
+NOTHING = {"error": "", "waiting": {}, "dead": {}, "held": []}
 BACKLOG = {
     "error": "",
     "waiting": {"mail": 7, "reports": 0, "old": 3, "empty": 0},
@@ -223,7 +224,7 @@ def test_who_is_the_primary_and_who_follows(
 ) -> None:
     said = {"primary": "10.0.0.5:6379", "replicas": replicas, "count": count}
     hosts = {"web1": {"node": "web1", "workers": [worker("mail", **BUSY)]}}
-    backlog = {"error": "", "waiting": {"mail": 0}, "replication": said}
+    backlog = {**NOTHING, "waiting": {"mail": 0}, "replication": said}
     redis = {**DB, "replicas_required": required}
     shown = fleet.fleet_text(hosts, backlog, redis).splitlines()[3:]
     assert shown == [f"Redis: {line}" for line in lines]
@@ -239,7 +240,7 @@ NAMES = {f"10.0.0.{number}": f"red{number}" for number in (5, 6, 7)}
 
 def test_hosts_of_redis_are_named_as_in_the_inventory(fleet: ModuleType) -> None:
     said = {"primary": "10.0.0.5:6379", "replicas": [FOLLOWS, COMES], "count": 1}
-    backlog = {"error": "", "memory": {"used": 9, "limit": 10}, "replication": said}
+    backlog = {**NOTHING, "memory": {"used": 9, "limit": 10}, "replication": said}
     shown = fleet.fleet_text({}, backlog, {**DB, "names": NAMES})
     assert "\nRedis on red5 uses 90 % of" in shown
     assert (
@@ -262,7 +263,7 @@ def test_a_host_of_redis_that_is_not_there_is_named(
     fleet: ModuleType, primary: str, absent: list[str]
 ) -> None:
     backlog = {
-        "error": "",
+        **NOTHING,
         "replication": {"primary": primary, "replicas": [FOLLOWS], "count": 1},
     }
     redis = {**DB, "names": NAMES}

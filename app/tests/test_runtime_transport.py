@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from celery import chord, signature
 from celery_metal_runtime import ledger
+from celery_metal_runtime.transport import Claiming
 from runtime_lab import PASSWORD, PATIENCE, Producer, wait_until
 
 POOLS = ("prefork", "threads", "gevent", "solo")
@@ -141,6 +142,14 @@ def test_an_acknowledgement_that_comes_too_late_is_said(start, redis, producer, 
     redis.client.delete(f"celery-metal.held:{worker.node}:{worker.queue}")
     wait_until(lambda: "was not held any more: this worker was silent" in worker.log, "it is said")
     assert "see 'A task may run twice' in docs/safety.md" in worker.log
+
+
+@pytest.mark.oldest
+def test_a_request_of_kombus_own_claims_nothing():
+    # Before 5.7 kombu keeps no time of it. A worker with a no_ack queue sends such requests.
+    channel = object.__new__(Claiming)
+    channel._in_poll = object()
+    assert not channel.may_be_claiming_since(time.monotonic())
 
 
 def test_a_task_whose_reply_was_lost_goes_back(start, redis, producer, tmp_path):

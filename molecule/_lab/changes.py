@@ -159,7 +159,9 @@ def _of_line(found: Changes, line: str) -> None:
 
 def _of_words(found: Changes, task: str, result: Mapping[str, Any]) -> None:
     kinds = {"images": "bring image", "packages": "install package"}
-    kind = kinds[re.match(r"Say which (\w+) a run without --check would", task)[1]]
+    said = re.match(r"Say which (\w+) a run without --check would", task)
+    assert said, task
+    kind = kinds[said[1]]
     words = result["msg"].removesuffix(", and what they depend on")
     found[kind].update(words.split(", "))
 
@@ -249,13 +251,13 @@ def done(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:
     """What has changed on a host between two snapshots."""
     found = nothing()
     found["install package"] = set(after["packages"]) - set(before["packages"])
-    was, now = map(_files, (before, after))
+    old_files, files = map(_files, (before, after))
     brought = _brought(after, found["install package"])
-    for path in differing(was, now):
+    for path in differing(old_files, files):
         if path.startswith(TRUST):
             found["renew"].add(TRUST)
         elif path not in brought:
-            found["files"][path] = now[path][1] if path in now else None
+            found["files"][path] = files[path][1] if path in files else None
     was, now = map(_active, (before, after))
     for name in differing(was, now):
         if name not in was:

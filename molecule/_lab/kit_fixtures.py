@@ -13,10 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from lab_fixtures import LabUnderTest
+
+if TYPE_CHECKING:
+    from celery_metal_types import Fleet, Plan, PlannedQueue
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ANSIBLE_PLAYBOOK = pathlib.Path(sys.executable).with_name("ansible-playbook")
@@ -82,7 +85,7 @@ class Kit:
 
         An AssertionError with all output if it does not end as expected: well, or with `fails` not.
         """
-        command = [ANSIBLE_PLAYBOOK, "-i", inventory or self.inventory, playbook, *words]
+        command = [str(ANSIBLE_PLAYBOOK), "-i", inventory or self.inventory, playbook, *words]
         done = subprocess.run(
             [*command, "-e", json.dumps(variables)],
             cwd=ROOT,
@@ -127,19 +130,20 @@ class Kit:
         plain = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
         return {**os.environ, **plain}
 
-    def status(self, *words: str) -> dict[str, Any]:
+    def status(self, *words: str) -> Fleet:
         """What playbooks/status.yml knows, and that it changed nothing."""
         played = self.play(*words, playbook="playbooks/status.yml", status_format="json")
         assert set(played.changed.values()) == {0}, played.output
         found = re.search(r"^( *)\{\n.*?^\1\}$", played.output, re.M | re.S)
         assert found, played.output
-        return json.loads(found[0])
+        status: Fleet = json.loads(found[0])
+        return status
 
     def inventory_of(self, directory: pathlib.Path, *hosts: str) -> str:
         """Write an inventory in which only these hosts are there, in both groups; its path."""
         everything = json.loads(pathlib.Path(self.inventory, "hosts.yml").read_text())
         known = {name: everything["all"]["hosts"][name] for name in hosts}
-        members = {"hosts": {name: {} for name in hosts}}
+        members: dict[str, Any] = {"hosts": {name: {} for name in hosts}}
         groups = {"redis": members, "celery": members}
         path = directory / "hosts.yml"
         path.write_text(json.dumps({"all": {"hosts": known, "children": groups}}))
@@ -153,11 +157,12 @@ class Kit:
         (directory / "hosts.yml").write_text(json.dumps(known))
         return str(directory)
 
-    def plan(self, host: str) -> dict[str, Any]:
+    def plan(self, host: str) -> Plan:
         """The plan that is kept on a host."""
-        return json.loads(self.lab.run(host, "cat /etc/celery-metal/plan.json"))
+        plan: Plan = json.loads(self.lab.run(host, "cat /etc/celery-metal/plan.json"))
+        return plan
 
-    def queue(self, host: str, name: str) -> dict[str, Any]:
+    def queue(self, host: str, name: str) -> PlannedQueue:
         """One queue's row in the plan of a host."""
         return next(row for row in self.plan(host)["queues"] if row["name"] == name)
 
@@ -196,7 +201,8 @@ class Kit:
         command = ["podman", "exec", container, "python", "-m", "metal_sample.smoke", "--json"]
         line = [*command, "--count", str(count), *words]
         # Longer than it waits for answers itself: it says which are missing.
-        return json.loads(self.lab.run(host, line, timeout=90))
+        answers: dict[str, dict[str, Any]] = json.loads(self.lab.run(host, line, timeout=90))
+        return answers
 
     def secret(self, host: str, name: str) -> str:
         """A secret from the store of a host, without a last newline."""

@@ -274,7 +274,7 @@ def groups_of(lab: Lab) -> dict[str, list[str]]:
 
 def render_inventory(lab: Lab) -> str:
     """Return the lab as an inventory file. JSON is valid YAML, and needs no library."""
-    children = {
+    children: dict[str, Any] = {
         group: {"hosts": {name: {} for name in names}} for group, names in groups_of(lab).items()
     }
     hosts = {host.name: host_vars(lab, host) for host in lab.hosts}

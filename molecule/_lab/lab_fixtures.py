@@ -207,4 +207,5 @@ def lab() -> LabUnderTest:
 
 def pytest_unconfigure() -> None:
     """Have a process that does not end, for one of its threads does not, say where it hangs."""
+    assert sys.__stderr__
     faulthandler.dump_traceback_later(END_SECONDS, exit=True, file=sys.__stderr__)

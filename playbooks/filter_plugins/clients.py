@@ -32,7 +32,9 @@ def listens(hosts: Mapping[str, Mapping[str, Any]], redis: str, others: Iterable
 def redis_address(hosts: Mapping[str, Mapping[str, Any]], redis: str) -> str:
     """What Redis listens on; empty where its host has no default address."""
     facts = hosts[redis].get("ansible_facts", {})
-    return hosts[redis].get("redis_address", facts.get("default_ipv4", {}).get("address", ""))
+    default = facts.get("default_ipv4", {}).get("address", "")
+    address: str = hosts[redis].get("redis_address", default)
+    return address
 
 
 def names_of(variables: Mapping[str, Any], host: str) -> list[str]:

@@ -636,7 +636,8 @@ def on_controller(path: str, places: Iterable[str]) -> bool:
 
 def certificate_problems(paths: Iterable[str], places: Iterable[str]) -> list[str]:
     """What is wrong with podman_host_ca_certificates: files that are missing, or would be one."""
-    problems, taken = [], {}
+    problems: list[str] = []
+    taken: dict[str, str] = {}
     for path in paths:
         if not on_controller(path, places):
             problems.append(
@@ -726,7 +727,8 @@ def tls_problems(files: Any, names: list[str]) -> list[str]:
             f"redis_tls_files has {', '.join(sorted(map(word, map(str, files))))}: write "
             f"{', '.join(TLS_FILES)}, each the path of a PEM file on the controller"
         ]
-    problems, found = [], {}
+    problems: list[str] = []
+    found: dict[str, list[Any]] = {}
     for kind in TLS_FILES:
         where = f"redis_tls_files[{kind}] names {shown(files[kind])}"
         chain = chain_in(files[kind], kind, where, problems)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from jinja2 import Undefined, UndefinedError
@@ -13,6 +13,9 @@ try:
     from ansible.errors import AnsibleError
 except ImportError:  # the functions also serve where Ansible is not installed
     AnsibleError = ValueError
+
+if TYPE_CHECKING:
+    from celery_metal_types import AskOptions, Backlog, Endpoint, Finding, Findings
 
 MODE = "redis_mode"
 # Of all hosts alike: there is one broker.
@@ -75,7 +78,7 @@ def hushed(value: Any) -> str:
     return re.sub(r"//\S*:\S*@", "//...@", ascii(value))
 
 
-def endpoint(url: str) -> dict[str, Any]:
+def endpoint(url: str) -> Endpoint:
     """What an address says, as options of the modules that ask Redis over the network.
 
     >>> endpoint("rediss://worker@10.0.0.5:6380/1")
@@ -83,20 +86,21 @@ def endpoint(url: str) -> dict[str, Any]:
     """
     parts = urlsplit(url)
     user, _, hosts = parts.netloc.rpartition("@")
-    common = {
+    is_elected = parts.scheme.startswith("sentinel")
+    found: Endpoint = {
         "tls": parts.scheme in ("rediss", "sentinels"),
         "user": user,
         "database": int(parts.path.strip("/") or 0),
+        "host": "" if is_elected else parts.hostname or "",
+        "port": 0 if is_elected else parts.port or 6379,
     }
-    if not parts.scheme.startswith("sentinel"):
-        return {**common, "host": parts.hostname or "", "port": parts.port or 6379}
+    if not is_elected:
+        return found
     named = [urlsplit(f"//{host}") for host in hosts.split(",")]
     query = parse_qs(parts.query)
     return {
-        **common,
-        "host": "",
-        "port": 0,
-        "sentinels": [[one.hostname, one.port or 26379] for one in named],
+        **found,
+        "sentinels": [[one.hostname or "", one.port or 26379] for one in named],
         "master_name": query["master_name"][0],
         "sentinel_auth": query.get("sentinel_auth") != ["no"],
     }
@@ -107,7 +111,7 @@ def survey_text(
     played: Iterable[str],
     accepted: Iterable[str],
     url: str,
-) -> dict[str, str]:
+) -> Findings:
     """What all hosts have found, as ``problems`` and ``notes``; each is empty when there are none.
 
     :param hosts: Ansible's hostvars, with what ``celery_host`` and ``celery_survey`` gave.
@@ -127,11 +131,13 @@ def survey_text(
                 "playbooks/remove.yml; or write redis_mode: deploy",
             )
             found.setdefault(key, []).append(host)
-        for one in said.get("findings", ()):
+        findings: list[Finding] = said.get("findings", [])
+        for one in findings:
             found.setdefault((one["kind"], one["seen"], one["remedy"]), []).append(host)
         for note in said.get("notes", ()):
             noted.setdefault(note, []).append(host)
-    lines, notes = [], []
+    lines: list[str] = []
+    notes: list[str] = []
     for (kind, seen, remedy), there in found.items():
         where = f"host{'s' if len(there) > 1 else ''} {', '.join(there)}"
         if kind in ACCEPTABLE and kind in accepted:
@@ -167,13 +173,13 @@ def left(
     servers, number = _servers(earlier)
     if is_external(hosts, groups):
         wanted, database = _servers(str(said_by(hosts, host, "redis_external_url")))
-        stays = servers & wanted
+        is_kept = not servers.isdisjoint(wanted)
     else:
         # A host of the kit's has one Redis, whatever its port is.
         names = {"" for one in groups["redis"] if one == host}
         names |= {name for one in groups["redis"] for name in _names(hosts[one], one)}
-        stays = {server for server, _ in servers} & names
-    return "" if stays and number == database else earlier
+        is_kept = not names.isdisjoint(server for server, _ in servers)
+    return "" if is_kept and number == database else earlier
 
 
 def _servers(url: str) -> tuple[set[tuple[str, int]], int]:
@@ -183,7 +189,7 @@ def _servers(url: str) -> tuple[set[tuple[str, int]], int]:
         return {("", 0)}, int(query.get("virtual_host", ["0"])[0])
     said = endpoint(url)
     servers = said.get("sentinels") or [[said["host"], said["port"]]]
-    return {(host, port) for host, port in servers}, said["database"]
+    return {(str(host), int(port)) for host, port in servers}, said["database"]
 
 
 def _names(variables: Mapping[str, Any], host: str) -> set[str]:
@@ -198,7 +204,7 @@ def _names(variables: Mapping[str, Any], host: str) -> set[str]:
     }
 
 
-def how_to_ask(url: str) -> dict[str, Any]:
+def how_to_ask(url: str) -> AskOptions:
     """The options by which the module ``celery_backlog`` asks a broker at an address."""
     if url.startswith(SOCKET):
         return {"database": _servers(url)[1]}
@@ -212,7 +218,7 @@ def left_text(
     groups: Mapping[str, Any],
     database: int,
     accepted: bool,
-) -> dict[str, str]:
+) -> Findings:
     """What would stay behind in the broker that workers of a host have now.
 
     :param host: of those that have the same broker, the first says it for all.
@@ -221,8 +227,9 @@ def left_text(
     :param accepted: whether the user leaves it there.
     :returns: ``problems`` and ``notes``; each is empty when there are none.
     """
-    nothing = {"problems": "", "notes": ""}
-    url, said = left(hosts, host, groups, database), hosts[host]["check_left"]
+    nothing: Findings = {"problems": "", "notes": ""}
+    url = left(hosts, host, groups, database)
+    said: Backlog = hosts[host]["check_left"]
     there = [host]
     if not url.startswith(SOCKET):
         there = [one for one in played if left(hosts, one, groups, database) == url]

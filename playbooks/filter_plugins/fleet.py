@@ -6,12 +6,30 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 try:
     from ansible.errors import AnsibleFilterError
 except ImportError:  # the functions also serve where Ansible is not installed
     AnsibleFilterError = ValueError
+
+if TYPE_CHECKING:
+    from celery_metal_types import (
+        Backlog,
+        Fleet,
+        FleetHost,
+        FleetMemory,
+        FleetRedis,
+        FleetReplica,
+        FleetReplication,
+        FleetWorker,
+        HostStatus,
+        NoAnswer,
+        RedisUse,
+        Replica,
+        Replication,
+        Worker,
+    )
 
 COLUMNS = {
     "host": "host",
@@ -31,34 +49,28 @@ FORMATS = ("table", "json")
 SILENT_SECONDS = 3
 
 
-class Redis(TypedDict, total=False):
-    """What the inventory says of Redis; ``host`` is always there."""
-
-    host: str  # the address of one that is the user's own
-    alarm_percent: int  # above which share of its memory it is nearly full
-    replicas_required: int  # with fewer a primary takes no tasks; 0 where the kit deploys none
-    names: Mapping[str, str]  # IP address to host of the inventory, of those that elect a primary
-
-
 def fleet(
-    hosts: Mapping[str, Mapping[str, Any]],
-    backlog: Mapping[str, Any],
-    redis: Redis,
+    hosts: Mapping[str, HostStatus | NoAnswer],
+    backlog: Backlog | NoAnswer,
+    redis: FleetRedis,
     whole: bool,
-) -> dict[str, Any]:
+) -> Fleet:
     """All that is known, in one structure.
 
     :param hosts: host to what the module ``celery_status`` gave, or Ansible's word on why not.
     :param backlog: what the module ``celery_backlog`` gave, or Ansible's word on why not.
-    :param redis: see :class:`Redis`.
+    :param redis: what the inventory says of Redis.
     :param whole: whether these are all hosts; else a worker without a row is none that is missing.
     :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
         row each; ``beat``, host to what its Beat says; and what Redis holds.
     """
-    workers, nodes = [], set()
-    waiting = backlog.get("waiting", {})
-    for host, said in hosts.items():
-        for worker in sorted(said.get("workers", []), key=_order):
+    workers: list[FleetWorker] = []
+    nodes: set[str] = set()
+    asked = _known(backlog)
+    waiting = asked["waiting"]
+    answered = {host: said for host, said in hosts.items() if "workers" in said}
+    for host, said in answered.items():
+        for worker in sorted(said["workers"], key=_order):
             found = [waiting[queue] for queue in worker["queues"] if queue in waiting]
             workers.append({"host": host, **worker, "waiting": sum(found) if found else None})
             nodes.add(_node(worker, said["node"]))
@@ -66,18 +78,32 @@ def fleet(
         "whole": whole,
         "hosts": {host: _host(said) for host, said in hosts.items()},
         "workers": workers,
-        "beat": {host: said["beat"] for host, said in hosts.items() if said.get("beat")},
+        "beat": {host: said["beat"] for host, said in answered.items() if said.get("beat")},
         "redis_host": redis["host"],
-        "redis_error": backlog.get("error", str(backlog.get("msg", "no answer")).strip()),
-        "redis_memory": _memory(backlog.get("memory") or {}, redis.get("alarm_percent", 80)),
-        "redis_replication": _replication(backlog.get("replication"), redis),
+        "redis_error": asked["error"],
+        "redis_memory": _memory(asked["memory"], redis.get("alarm_percent", 80)),
+        "redis_replication": _replication(asked["replication"], redis),
         "waiting": waiting,
-        "held": [{**one, "listed": one["node"] in nodes} for one in backlog.get("held", [])],
-        "dead": backlog.get("dead", {}),
+        "held": [{**one, "listed": one["node"] in nodes} for one in asked["held"]],
+        "dead": asked["dead"],
     }
 
 
-def _memory(said: Mapping[str, int], alarm_percent: int) -> dict[str, Any] | None:
+def _known(backlog: Backlog | NoAnswer) -> Backlog:
+    """What was answered; without an answer an empty backlog, with Ansible's word as its error."""
+    nothing: Backlog = {
+        "error": str(backlog.get("msg", "no answer")).strip(),
+        "waiting": {},
+        "dead": {},
+        "held": [],
+        "memory": {},
+        "run_id": "",
+        "replication": None,
+    }
+    return {**nothing, **backlog} if "waiting" in backlog else nothing
+
+
+def _memory(said: RedisUse, alarm_percent: int) -> FleetMemory | None:
     """What Redis uses of its memory; None where nothing is known, or nothing limits it."""
     if not said.get("limit"):
         return None
@@ -86,21 +112,24 @@ def _memory(said: Mapping[str, int], alarm_percent: int) -> dict[str, Any] | Non
     return {"used": used, "limit": limit, "percent": used * 100 // limit, "alarm": alarm}
 
 
-def _replication(said: Mapping[str, Any] | None, redis: Redis) -> dict[str, Any] | None:
+def _replication(said: Replication | None, redis: FleetRedis) -> FleetReplication | None:
     """Who follows the primary, who is in neither, and how many are missing for it to take tasks."""
     if not said:
         return None
     names, required = redis.get("names", {}), redis.get("replicas_required", 0)
     count = said["count"]
     host = _named(said["primary"], names)
-    replicas = [{**one, "host": _named(one["address"], names)} for one in said["replicas"]]
+    replicas: list[FleetReplica] = [
+        {**one, "host": _named(one["address"], names)} for one in said["replicas"]
+    ]
     seen = {host, *(one["host"] for one in replicas)}
     # With an address that no host has, another that seems to be absent may be the one behind it.
     absent = (
         [] if seen - set(names.values()) else [one for one in names.values() if one not in seen]
     )
     return {
-        **said,
+        "primary": said["primary"],
+        "count": count,
         "host": host,
         "replicas": replicas,
         "absent": absent,
@@ -114,27 +143,27 @@ def _named(address: str, names: Mapping[str, str]) -> str:
     return names.get(address.rpartition(":")[0].strip("[]"), address)
 
 
-def _host(said: Mapping[str, Any]) -> dict[str, str]:
+def _host(said: HostStatus | NoAnswer) -> FleetHost:
     if "workers" in said:
         return {"state": "ok", "why": ""}
     state = "unreachable" if said.get("unreachable") else "no answer"
     return {"state": state, "why": str(said.get("error", said.get("msg", ""))).strip()}
 
 
-def _order(worker: Mapping[str, Any]) -> tuple[str, int, str]:
+def _order(worker: Worker) -> tuple[str, int, str]:
     number = worker["instance"]
     return worker["queue"], int(number) if number.isdigit() else 0, number
 
 
-def _node(worker: Mapping[str, Any], host: str) -> str:
+def _node(worker: Worker, host: str) -> str:
     # As the runtime names itself; Celery splits names at @.
     name = re.sub(r"[^\w.:-]", "_", f"{worker['queue']}-{worker['instance']}")
     return f"{name}@{re.sub(r'[^\w.:-]', '_', host)}"
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(found: Fleet) -> str:
     """The fleet as aligned plain text, without a last newline."""
-    rows = []
+    rows: list[dict[str, str]] = []
     for host, answer in found["hosts"].items():
         own = [_cells(worker) for worker in found["workers"] if worker["host"] == host]
         state = "no workers" if answer["state"] == "ok" else answer["state"]
@@ -142,8 +171,9 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join([*_aligned([COLUMNS, *rows]), *_notes(found)])
 
 
-def _cells(worker: Mapping[str, Any]) -> dict[str, str]:
-    cells = {key: "-" if worker[key] is None else str(worker[key]) for key in COLUMNS}
+def _cells(worker: FleetWorker) -> dict[str, str]:
+    values: Mapping[str, object] = worker
+    cells = {key: "-" if values[key] is None else str(values[key]) for key in COLUMNS}
     if worker["queues"] != [worker["queue"]]:
         cells["queue"] += f" ({', '.join(worker['queues'])})"
     if worker["restarts"]:
@@ -166,7 +196,7 @@ def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return lines
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
+def _notes(found: Fleet) -> list[str]:
     """What no row tells, where there is any."""
     notes = [
         f"{host}, {answer['state']}: {answer['why']}"
@@ -220,7 +250,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     return ["", *notes] if notes else []
 
 
-def _followers(found: Mapping[str, Any]) -> list[str]:
+def _followers(found: FleetReplication) -> list[str]:
     """Who is the primary, who has what it has, and what it means that too few have."""
     primary, replicas = found["host"], found["replicas"]
     said = ", ".join(f"{one['host']} ({_distance(one)})" for one in replicas)
@@ -245,7 +275,7 @@ def _followers(found: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _distance(replica: Mapping[str, Any]) -> str:
+def _distance(replica: Replica) -> str:
     """How far a replica is behind."""
     if replica["state"] != "online":
         return f"not online: {replica['state']}"
@@ -276,9 +306,9 @@ def queue_names(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) -
 
 
 def fleet_text(
-    hosts: Mapping[str, Mapping[str, Any]],
-    backlog: Mapping[str, Any],
-    redis: Redis,
+    hosts: Mapping[str, HostStatus | NoAnswer],
+    backlog: Backlog | NoAnswer,
+    redis: FleetRedis,
     form: str = "table",
     whole: bool = True,
 ) -> str:

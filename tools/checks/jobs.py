@@ -18,6 +18,7 @@ TEST_SECONDS = 900
 LINTERS = {
     "ansible-lint": ["ansible-lint", "--offline", "--nocolor"],
     "yamllint": ["yamllint", "--strict", "."],
+    "mypy": ["mypy"],
     "ruff-check": ["ruff", "check", "."],
     "ruff-format": ["ruff", "format", "--check", "."],
 }

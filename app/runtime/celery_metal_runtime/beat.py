@@ -218,13 +218,15 @@ class Service(beat.Service):
         except (UnsentError, *UNANSWERED) as error:
             say(f"schedule: a task was not sent, and is due still: {line(error)}")
             sleep(LOOK_SECONDS)
-            return self._end()
+            self._end()
+            return None
         self._tell(_words(scheduler))
         until = monotonic() + (interval or 0)
         while True:
             self.health.last_turn = now = monotonic()
             if not self.fence.is_held():
-                return self._end()
+                self._end()
+                return None
             if now >= until:
                 # Not nothing, for which Celery would not sync.
                 return 1e-6 if interval else 0

@@ -220,8 +220,8 @@ def _for_celery(
         )
     # With all of it in each: kombu takes what it logs in with from the one whose turn it is.
     addresses = [
-        f"{SENTINEL}://{login}{_netloc(host.hostname)}:{host.port or SENTINEL_PORT}{parts.path}"
-        for host in hosts
+        f"{SENTINEL}://{login}{_netloc(host)}:{port or SENTINEL_PORT}{parts.path}"
+        for host, port in ((one.hostname or "", one.port) for one in hosts)
     ]
     timeouts = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), SENTINEL_SECONDS)
     user = {"username": unquote(given)} if given else {}

@@ -218,8 +218,8 @@ def _find_app(app_name: str) -> "Celery":
         except Exception as error:
             # A module that is not there is a guess of Celery's; all else is the app's own error,
             # which Celery takes for a guess, too.
-            is_absent = isinstance(error, ModuleNotFoundError) and error.name
-            if not is_absent or not f"{name}.".startswith(f"{error.name}."):
+            absent = error.name if isinstance(error, ModuleNotFoundError) else None
+            if not absent or not f"{name}.".startswith(f"{absent}."):
                 own.append(error)
             raise
 
@@ -271,7 +271,8 @@ def _count_cpus(pool: str) -> int:
     except ImportError:  # before Celery 5.7, which has no --concurrency auto either
         return len(os.sched_getaffinity(0))
     # As Celery's own --concurrency auto: a quota binds what computes, not what waits.
-    return cpu_budget(use_cgroup_quota=pool == "prefork").count
+    count: int = cpu_budget(use_cgroup_quota=pool == "prefork").count
+    return count
 
 
 def _say(what: str) -> None:

@@ -9,7 +9,7 @@ ran: it is sent and written down, or neither.
 import threading
 from collections.abc import Iterable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
@@ -23,7 +23,10 @@ from celery_metal_runtime.notify import line, say
 
 if TYPE_CHECKING:
     from celery import Celery
+    from kombu.transport.redis import Channel
     from redis import Redis
+else:
+    Channel = object  # mixed into it
 
 LOCK = "celery-metal.beat.lock"
 STATE = "celery-metal.beat"
@@ -89,11 +92,10 @@ class Fence:
             if self.is_held() and self._extend(began):
                 return True
             self.token = None
-            if self._lock is None:
-                self._connect()
-            if not self._lock.acquire():
+            lock = self._connect() if self._lock is None else self._lock
+            if not lock.acquire():
                 return False
-            self.token = self._lock.local.token
+            self.token = lock.local.token
             self._hold(began)
             return True
 
@@ -113,7 +115,7 @@ class Fence:
         """Let another Beat take the lock at once; without Redis, when its timeout is over."""
         with self._mutex:
             held, self._held_until, self.token = self.token, 0.0, None
-            if held:
+            if held and self._lock:
                 try:
                     self._lock.release()
                 except UNANSWERED as error:
@@ -150,7 +152,8 @@ class Fence:
 
     def read(self) -> dict[str, bytes]:
         """Name of each entry to what was written of it; errors are those of Redis."""
-        found = self._client.hgetall(self._key(STATE))
+        # Of kombu's client, which decodes nothing.
+        found = cast("dict[bytes, bytes]", self._redis().hgetall(self._key(STATE)))
         return {name.decode(errors="replace"): record for name, record in found.items()}
 
     def save(self, records: Mapping[str, str], gone: Iterable[str] = ()) -> None:
@@ -161,19 +164,32 @@ class Fence:
             self._run(SAVE, [self._key(LOCK), self._key(STATE)], arguments)
 
     def _run(self, script: str, keys: list[str], arguments: list[Any]) -> None:
-        if not self.is_held() or not self._client.eval(script, len(keys), *keys, *arguments):
+        if not self.is_held() or not self._redis().eval(script, len(keys), *keys, *arguments):
             self._held_until = 0.0
             raise NotHeldError("another Beat holds the lock")
 
-    def _connect(self) -> None:
+    def _redis(self) -> "Redis":
+        if self._client is None:
+            raise NotHeldError("the lock was never taken")
+        return self._client
+
+    def _connect(self) -> Lock:
         with self.app.connection_for_write() as connection:
             channel = connection.channel()
             self._client, self._prefix = client_of(channel), channel.global_keyprefix
         # Not of one thread: the watching one extends what the loop has taken.
-        options = {"timeout": LOCK_SECONDS, "blocking": False, "thread_local": False}
-        self._lock = Lock(self._client, self._key(LOCK), **options)
+        self._lock = Lock(
+            self._redis(),
+            self._key(LOCK),
+            timeout=LOCK_SECONDS,
+            blocking=False,
+            thread_local=False,
+        )
+        return self._lock
 
     def _extend(self, began: float) -> bool:
+        if self._lock is None:
+            return False
         try:
             self._lock.extend(LOCK_SECONDS, replace_ttl=True)
         except LockError:
@@ -192,7 +208,7 @@ class Fence:
         return self._prefix + name
 
 
-class Fenced:
+class Fenced(Channel):
     """What a channel does differently while a Beat schedules; mixed into kombu's two kinds."""
 
     fence: Fence

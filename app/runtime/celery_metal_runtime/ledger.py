@@ -195,9 +195,12 @@ class Ledger:
 
     @staticmethod
     def _move(client: Any, held: str, item: bytes, change: Change) -> int:
-        if not change.push:
-            return client.lrem(held, 1, item)
-        return client.eval(MOVE, 2, held, change.key, item, change.push, change.item)
+        moved: int
+        if change.push:
+            moved = client.eval(MOVE, 2, held, change.key, item, change.push, change.item)
+        else:
+            moved = client.lrem(held, 1, item)
+        return moved
 
     # In the thread of its own, or at the end
 
@@ -272,7 +275,8 @@ class Ledger:
         return json.dumps([beat, os.getpid(), sorted(self._queues)])
 
     def _key(self, name: str) -> str:
-        return self.channel.global_keyprefix + name
+        prefix: str = self.channel.global_keyprefix
+        return prefix + name
 
 
 class Beat:
@@ -345,7 +349,9 @@ class Beat:
         for queue in list(ledger._queues):
             self._find_orphans(client, queue, before, now)
 
-    def _find_orphans(self, client: Any, queue: str, before: dict, now: float) -> None:
+    def _find_orphans(
+        self, client: Any, queue: str, before: dict[object, float], now: float
+    ) -> None:
         """Look for tasks that were moved to the list while their reply was lost."""
         ledger, held = self.ledger, self.ledger.held_key(queue)
         known = {record.item for record in list(ledger._records.values())}

@@ -1,5 +1,7 @@
 """Whoever waits for results gets them, also over a connection that was lost."""
 
+from typing import Any
+
 from celery.backends.redis import ResultConsumer
 
 
@@ -22,5 +24,6 @@ def install() -> None:
             for meta in filter(None, self.backend.client.mget(keys)):
                 self.on_state_change(self._decode_result(meta), None)
 
-    reconnect_and_look.looks_again = True
-    ResultConsumer._reconnect_pubsub = reconnect_and_look
+    marked: Any = reconnect_and_look
+    marked.looks_again = True
+    ResultConsumer._reconnect_pubsub = marked

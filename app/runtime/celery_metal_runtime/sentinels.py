@@ -39,12 +39,15 @@ class Sentinel(sentinel.Sentinel):
 
         Those who do not answer are asked last the next time.
         """
-        enough, known, reasons = len(self.sentinels) // 2 + 1, [], []
+        enough = len(self.sentinels) // 2 + 1
+        known: list[dict[str, Any] | None] = []
+        reasons: list[str] = []
         for one in sorted(self.sentinels, key=lambda one: _address(one) in self.silent):
             if len(known) == enough:
                 break
             try:
-                known.append(one.sentinel_masters().get(service_name))
+                masters: Any = one.sentinel_masters()
+                known.append(masters.get(service_name))
                 self.silent.discard(_address(one))
             except (RedisConnectionError, RedisTimeoutError) as error:
                 self.silent.add(_address(one))
@@ -67,6 +70,7 @@ def install() -> None:
     """Have all clients that this process makes from now on find their primary so."""
     if sentinel.Sentinel is Sentinel:
         return
+    patched: Any = sentinel
     read = sentinel.SentinelManagedConnection.read_response
 
     def read_or_leave(self: sentinel.SentinelManagedConnection, *args: Any, **options: Any) -> Any:
@@ -103,6 +107,6 @@ def install() -> None:
         SentinelChannel.supports_batch_publish = property(
             lambda self: not self.replicas and can_batch.fget(self)
         )
-    sentinel.SentinelManagedConnection.read_response = read_or_leave
+    patched.SentinelManagedConnection.read_response = read_or_leave
     # Both kombu and Celery look for it there.
-    sentinel.Sentinel = Sentinel
+    patched.Sentinel = Sentinel

@@ -46,7 +46,7 @@ def size(environ: Mapping[str, str], pool: str, count_cpus: Callable[[], int]) -
         line = f"concurrency {count}: the CPUs that this container may use, as Celery counts"
         return Sizing((f"--concurrency={count}",), (line,))
     if pool == "prefork":
-        return _options(*_clamp(wish, cpu_count or count_cpus(), factor))
+        return _options(*_clamp(wish, wish.high, cpu_count or count_cpus(), factor))
     if pool == "threads" and wish.low is not None:
         # Celery's thread pool has no grow(): its autoscaler would fail at the first burst.
         line = f"threads cannot be autoscaled: starting with the highest number, {wish.high}"
@@ -83,12 +83,12 @@ def _autoscale(environ: Mapping[str, str]) -> tuple[int, int] | None:
     return high, low
 
 
-def _clamp(wish: Wish, cpus: int, factor: int) -> tuple[Wish, *tuple[str, ...]]:
+def _clamp(wish: Wish, high: int, cpus: int, factor: int) -> tuple[Wish, *tuple[str, ...]]:
     cap = cpus * factor
-    if wish.high <= cap:
+    if high <= cap:
         return (wish,)
     line = (
-        f"{wish.source} asks for {wish.high} processes, clamped to {cap} = {cpus} CPUs x {factor}: "
+        f"{wish.source} asks for {high} processes, clamped to {cap} = {cpus} CPUs x {factor}: "
         "more only cost memory and switching; raise CELERY_METAL_PROCESS_FACTOR to have them all "
         "the same, or set CELERY_METAL_POOL to threads or gevent for tasks that mostly wait"
     )

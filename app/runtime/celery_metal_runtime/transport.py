@@ -12,7 +12,7 @@ consume from the same queues.
 from contextlib import suppress
 from queue import Empty
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu.transport import redis, virtual
 from kombu.utils.json import loads
@@ -20,6 +20,11 @@ from kombu.utils.json import loads
 from celery_metal_runtime import backports, channels, full
 from celery_metal_runtime.ledger import Ledger, count_losses
 from celery_metal_runtime.notify import line, say
+
+if TYPE_CHECKING:
+    from kombu.transport.redis import Channel
+else:
+    Channel = object  # mixed into it
 
 REFUSED_SECONDS = 1.0
 # How long a worker of several queues waits for a task of one of them before it looks at all.
@@ -86,7 +91,7 @@ class QoS(redis.QoS):
         super().restore_unacked_once(stderr)
 
 
-class Claiming:
+class Claiming(Channel):
     """What a channel does differently; mixed into kombu's two kinds."""
 
     QoS = QoS
@@ -111,7 +116,9 @@ class Claiming:
 
     def may_be_claiming_since(self, since: float) -> bool:
         """Whether a request made before that time of the monotonic clock may still be answered."""
-        return bool(self._in_poll) and self._brpop_sent_at <= since
+        # None: before kombu 5.7 its own requests, which claim nothing, leave no time.
+        sent = self._brpop_sent_at
+        return bool(self._in_poll) and sent is not None and sent <= since
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not self._claimed.issuperset(self.active_queues):
@@ -151,7 +158,8 @@ class Claiming:
     def _brpop_read(self, **options: Any) -> bool:
         asked, self._asked = self._asked, None
         if asked is None:
-            return super()._brpop_read(**options)
+            is_delivered: bool = super()._brpop_read(**options)
+            return is_delivered
         try:
             queue, item = self._read_claim(asked)
         finally:
@@ -191,7 +199,7 @@ class Claiming:
     def _refuse(self, error: Exception) -> None:
         """Redis is full, cannot write to its disk, or is a replica: ask again a little later."""
         self._is_empty = False
-        self._pause_until = self._brpop_sent_at + REFUSED_SECONDS
+        self._pause_until = (self._brpop_sent_at or monotonic()) + REFUSED_SECONDS
         # BLMOVE needs memory; what waits is taken all the same.
         if not self._is_refused and not full.is_full(error):
             self._is_refused = True

@@ -96,7 +96,8 @@ def _refuse(
 
 def _numbers(number: str) -> tuple[int, ...]:
     # Also of 5.6.0rc1, which counts as 5.6.0.
-    return tuple(map(int, re.match(r"\d+(\.\d+)*", number)[0].split(".")))
+    found = re.match(r"\d+(\.\d+)*", number)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def _text(numbers: tuple[int, ...]) -> str:

@@ -5,6 +5,8 @@ gives the same output, and a host with more vCPUs or memory never gives a queue 
 All memory is in MB of 1024 x 1024 bytes, as in Ansible's facts and systemd's "M".
 """
 
+from __future__ import annotations
+
 import difflib
 import heapq
 import json
@@ -14,7 +16,7 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 try:
     from ansible.errors import AnsibleError, AnsibleFilterError
@@ -24,6 +26,21 @@ try:
     UNREADABLE: tuple[type[Exception], ...] = (AnsibleError, RecursionError, UndefinedError)
 except ImportError:  # the functions also serve where Ansible is not installed
     AnsibleFilterError, UNREADABLE = ValueError, ()
+
+if TYPE_CHECKING:
+    from celery_metal_types import (
+        Autoscale,
+        Findings,
+        Host,
+        Limits,
+        Plan,
+        PlannedQueue,
+        Queue,
+        RedisLimits,
+        RedisShare,
+        Refusal,
+        Share,
+    )
 
 
 class QueuesError(ValueError):
@@ -245,41 +262,6 @@ UNCHANGED = "Nothing was changed."
 SHOWN_LENGTH = 70
 
 
-class Autoscale(TypedDict):
-    """The bounds of Celery's --autoscale per instance, in processes (prefork) or greenlets."""
-
-    min: int
-    max: int
-
-
-class Queue(TypedDict):
-    """One queue with every default filled in, and `unit`: its name as units and files take it."""
-
-    name: str
-    unit: str
-    workload: str
-    pool: str
-    weight: int
-    concurrency: str | int | Autoscale
-    instances: int
-    memory_per_process_mb: int
-    drain_seconds: int
-    acks_late: bool
-    prefetch: int
-    time_limit_seconds: int
-    max_tasks_per_child: int
-    environment: Mapping[str, str]
-    secrets: str | list[str]
-    hosts: str | list[str]
-    queues: list[str]
-    queue_order: str
-    volumes: list[str]
-    ports: list[str]
-    devices: list[str]
-    gpus: list[str]
-    quadlet: Mapping[str, Mapping[str, Any]]
-
-
 def unit_slug(name: str) -> str:
     """Return a queue's name as the middle of a unit's name: what is outside [A-Za-z0-9_.-] becomes
     "_" and two hex digits for each of its UTF-8 bytes. Two names may share a slug ("a/", "a_2f");
@@ -345,7 +327,8 @@ def _normalised(queue: Mapping[str, Any]) -> Queue:
         # What outlasts the drain would run again from its beginning at each stop.
         values["time_limit_seconds"] = values["drain_seconds"]
     values["queues"] = list(values["queues"]) or [queue["name"]]
-    return {"name": values.pop("name"), "unit": unit_slug(queue["name"]), **values}
+    # QUEUE_RULES names the same keys; a test compares them.
+    return cast("Queue", {"name": values.pop("name"), "unit": unit_slug(queue["name"]), **values})
 
 
 def _item_problems(position: int, item: Any) -> list[str]:
@@ -554,13 +537,15 @@ def _unit_key_problem(kept: Mapping[str, str], name: Any, given: Any) -> str | N
     return None
 
 
-def port_clashes(queues: Iterable[Mapping[str, Any]]) -> list[str]:
+def port_clashes(queues: Iterable[Queue]) -> list[str]:
     """Return which queues of one host want the same port of it."""
     taken: dict[tuple[str, str], list[tuple[str, str]]] = {}
     found = []
     for queue in queues:
         for port in queue["ports"]:
             parts = WRITTEN["ports"].pattern.fullmatch(port)
+            if not parts:
+                continue  # no valid queue has it
             address = parts["address"] or ""
             others = taken.setdefault((str(int(parts["port"])), parts["protocol"] or "tcp"), [])
             found += [
@@ -803,28 +788,6 @@ SENTINEL_MB = 32
 SENTINEL_CPU_WEIGHT = 1000
 
 
-class Host(TypedDict):
-    """One host: vcpus that its processes may use, memory_mb in all, numa_nodes for a note only."""
-
-    name: str
-    vcpus: int
-    memory_mb: int
-    numa_nodes: int
-
-
-class Limits(TypedDict):
-    """What the planner keeps to; redis is None, beat_mb and sentinel_mb are 0 where none runs."""
-
-    reserve_mb: str | int
-    process_factor: int
-    threads_per_vcpu: int
-    greenlets_per_vcpu: int
-    main_process_mb: int
-    beat_mb: int
-    sentinel_mb: int
-    redis: dict[str, str | int] | None
-
-
 @dataclass
 class _Pool:
     """A queue while it is being sized; size is its concurrency per instance."""
@@ -891,7 +854,7 @@ class _Sized(NamedTuple):
     stop: _Stop | None
 
 
-def plan(host: Host, queues: list[Queue], limits: Limits) -> dict[str, Any]:
+def plan(host: Host, queues: list[Queue], limits: Limits) -> Plan:
     """Return how many processes each queue gets on this host, how much memory, and why.
 
     host: see Host. queues: from validate_queues, or [] on a pure Redis host. limits: see Limits.
@@ -916,7 +879,12 @@ def plan(host: Host, queues: list[Queue], limits: Limits) -> dict[str, Any]:
     ]
     workers = sum(_total_mb(pool, limits) for pool in pools)
     return {
-        "host": {key: host[key] for key in ("name", "vcpus", "memory_mb", "numa_nodes")},
+        "host": {
+            "name": host["name"],
+            "vcpus": host["vcpus"],
+            "memory_mb": host["memory_mb"],
+            "numa_nodes": host["numa_nodes"],
+        },
         "queues": rows,
         "beat": _beat_share(limits) if limits["beat_mb"] else None,
         "redis": _redis_share(memory) if limits["redis"] else None,
@@ -936,10 +904,15 @@ def plan(host: Host, queues: list[Queue], limits: Limits) -> dict[str, Any]:
     }
 
 
-def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> dict[str, Any]:
+def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> PlannedQueue:
     queue = pool.queue
     return {
-        **{key: queue[key] for key in ("name", "unit", "pool", "workload", "weight", "instances")},
+        "name": queue["name"],
+        "unit": queue["unit"],
+        "pool": queue["pool"],
+        "workload": queue["workload"],
+        "weight": queue["weight"],
+        "instances": queue["instances"],
         "concurrency": pool.size,
         "autoscale": _autoscale(queue),
         "processes": pool.per_instance,
@@ -955,7 +928,11 @@ def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> di
         "secrets": queue["secrets"],
         "queues": queue["queues"],
         "queue_order": queue["queue_order"],
-        **{key: queue[key] for key in ("volumes", "ports", "devices", "gpus", "quadlet")},
+        "volumes": queue["volumes"],
+        "ports": queue["ports"],
+        "devices": queue["devices"],
+        "gpus": queue["gpus"],
+        "quadlet": queue["quadlet"],
         "reasons": {
             "concurrency": _size_reason(pool, wanted, sized),
             "memory_mb": _memory_reason(pool, sized.limits),
@@ -972,13 +949,14 @@ def usable_vcpus(vcpus: int, runs_redis: bool) -> int:
 def _divide_memory(host: Host, runs_workers: bool, limits: Limits) -> _Memory:
     # Floor division takes at most 1 of each MB more: what is left never falls as memory grows.
     total = host["memory_mb"]
-    reserve = limits["reserve_mb"]
-    if reserve == "auto":
-        reserve = max(256, total // 10)
+    declared = limits["reserve_mb"]
+    reserve = declared if declared != "auto" else max(256, total // 10)
     redis, reason = 0, ""
     if limits["redis"]:
-        redis, reason = limits["redis"]["memory_mb"], "explicit"
-        if redis == "auto":
+        wanted, reason = limits["redis"]["memory_mb"], "explicit"
+        if wanted != "auto":
+            redis = wanted
+        else:
             percent = 20 if runs_workers else 70
             left = total - reserve
             redis = max(96, left * percent // 100)
@@ -1157,7 +1135,7 @@ def _cpu_weights(queues: list[Queue]) -> list[tuple[int, str]]:
     ]
 
 
-def _redis_share(memory: _Memory) -> dict[str, Any]:
+def _redis_share(memory: _Memory) -> RedisShare:
     """Return Redis's part of the plan.
 
     The third above maxmemory is for copy-on-write while the AOF is rewritten, fragmentation and
@@ -1175,7 +1153,7 @@ def _redis_share(memory: _Memory) -> dict[str, Any]:
     }
 
 
-def _sentinel_share(limits: Limits) -> dict[str, Any]:
+def _sentinel_share(limits: Limits) -> Share:
     """Return the part of the Sentinel beside a Redis that is one of several."""
     return {
         "memory_mb": limits["sentinel_mb"],
@@ -1187,7 +1165,7 @@ def _sentinel_share(limits: Limits) -> dict[str, Any]:
     }
 
 
-def _beat_share(limits: Limits) -> dict[str, Any]:
+def _beat_share(limits: Limits) -> Share:
     """Return Beat's part of the plan."""
     return {
         "memory_mb": limits["beat_mb"],
@@ -1271,7 +1249,7 @@ TABLE_WIDTH = 110
 NAME_WIDTH = 24
 
 
-def plan_table(plan: Mapping[str, Any]) -> str:
+def plan_table(plan: Plan) -> str:
     """Return a plan as aligned plain text, at most 110 columns wide, without a last newline."""
     host = plan["host"]
     head = f"host {host['name']}: {_count(host['vcpus'], 'vCPU')}, {host['memory_mb']} MB memory"
@@ -1293,7 +1271,7 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     return "\n".join([head, *_aligned([COLUMNS, *rows]), _sum_line(plan), *_rollout_lines(plan)])
 
 
-def _queue_cells(queue: Mapping[str, Any]) -> tuple[str, ...]:
+def _queue_cells(queue: PlannedQueue) -> tuple[str, ...]:
     bounds = queue["autoscale"]
     size = f"{bounds['min']} to {bounds['max']}" if bounds else str(queue["concurrency"])
     numbers = (queue["processes"], queue["memory_mb"], queue["cpu_weight"])
@@ -1307,7 +1285,7 @@ def _queue_cells(queue: Mapping[str, Any]) -> tuple[str, ...]:
     return (*cells, queue["reasons"]["concurrency"] + _consumed(queue))
 
 
-def _consumed(queue: Mapping[str, Any]) -> str:
+def _consumed(queue: PlannedQueue) -> str:
     """The queues that a worker consumes, where that is more than its name says."""
     if queue["queues"] == [queue["name"]]:
         return ""
@@ -1335,7 +1313,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     return lines
 
 
-def _sum_line(plan: Mapping[str, Any]) -> str:
+def _sum_line(plan: Plan) -> str:
     totals = plan["totals"]
     terms = [
         ("workers", totals["workers_mb"]),
@@ -1345,7 +1323,8 @@ def _sum_line(plan: Mapping[str, Any]) -> str:
         ("reserve", totals["reserve_mb"]),
     ]
     absent = {"workers": not plan["queues"]}
-    absent |= {name: not plan[name.lower()] for name in ("Beat", "Redis", "Sentinel")}
+    absent |= {"Beat": not plan["beat"], "Redis": not plan["redis"]}
+    absent |= {"Sentinel": not plan["sentinel"]}
     parts = " + ".join(f"{name} {value}" for name, value in terms if not absent.get(name))
     total = sum(value for _, value in terms)
     text = f"{parts} = {total} of {totals['memory_mb']} MB"
@@ -1354,7 +1333,7 @@ def _sum_line(plan: Mapping[str, Any]) -> str:
     return text
 
 
-def _rollout_lines(plan: Mapping[str, Any]) -> list[str]:
+def _rollout_lines(plan: Plan) -> list[str]:
     """The queues that pause while their worker is replaced: there is no room for one beside it."""
     free = plan["totals"]["free_mb"]
     names = [_shortened(q["name"]) for q in plan["queues"] if q["memory_mb"] > free]
@@ -1401,7 +1380,7 @@ def host_from_facts(facts: Mapping[str, Any], name: str, numa_nodes: int) -> Hos
 def limits_from_settings(settings: Mapping[str, Any]) -> Limits:
     """Return the planner's limits from the capacity_* variables; an absent one is its default."""
     value = {key: settings.get(key, rule.default) for key, rule in SETTING_RULES.items()}
-    redis = (
+    redis: RedisLimits | None = (
         {"memory_mb": value["capacity_redis_memory_mb"]} if value["capacity_redis_host"] else None
     )
     elects = value["capacity_redis_host"] and value["capacity_redis_sentinel"]
@@ -1454,7 +1433,7 @@ def plan_or_error(
     name: str,
     settings: Mapping[str, Any],
     groups: Iterable[str] = (),
-) -> dict[str, Any]:
+) -> Plan | Refusal:
     """Return the plan of one host, which is in groups of those names, or {"error": text}.
 
     Text instead of an exception: Ansible buries a filter's exception under three layers of its own,
@@ -1474,7 +1453,7 @@ def plan_or_error(
 
 def placement_text(
     hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]], celery: Iterable[str]
-) -> dict[str, str]:
+) -> Findings:
     """Return what `placement` says as the text of a refusal, and of a notice; "" for nothing.
 
     hosts: Ansible's hostvars. celery: the hosts that are to run workers.
@@ -1514,7 +1493,7 @@ def longest_seconds(hosts: Mapping[str, Mapping[str, Any]], celery: Iterable[str
     return sorted(value for value in values if isinstance(value, int))
 
 
-def table_or_error(plan: Mapping[str, Any]) -> str:
+def table_or_error(plan: Plan | Refusal) -> str:
     """Return what plan_or_error gave as text: its table, or its error."""
     return plan["error"] if "error" in plan else plan_table(plan)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+if TYPE_CHECKING:
+    from celery_metal_types import Plan, PlannedQueue, Units
 
 # A task that the drain interrupts has 3 s for its `finally`; the rest is to give it back to Redis.
 INTERRUPT_SECONDS = 10
@@ -58,7 +61,7 @@ def unit_keys(keys: dict[str, Any]) -> str:
     return "".join(lines)
 
 
-def needed(plan: dict[str, Any]) -> dict[str, str]:
+def needed(plan: Plan) -> dict[str, str]:
     """Paths that must be on the host before a worker starts, to the queues that need them.
 
     >>> needed({"queues": [{"name": "a", "volumes": ["/x:/y:ro"], "devices": ["/dev/z"]}]})
@@ -66,8 +69,8 @@ def needed(plan: dict[str, Any]) -> dict[str, str]:
     """
     found: dict[str, list[str]] = {}
     for queue in plan["queues"]:
-        for key in ("volumes", "devices"):
-            for one in queue[key]:
+        for key, paths in (("volumes", queue["volumes"]), ("devices", queue["devices"])):
+            for one in paths:
                 found.setdefault(one.partition(":")[0], []).append(
                     f"{key} of queue {queue['name']}"
                 )
@@ -100,17 +103,18 @@ def visibility_seconds(drains: list[int]) -> int:
     return max(LEAST_VISIBILITY_SECONDS, 2 * max(drains, default=0))
 
 
-def of_the_app(queue: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
+def of_the_app(queue: PlannedQueue | None, context: dict[str, Any]) -> dict[str, Any]:
     """What a queue's workers have of the app's environment and secrets.
 
-    :param queue: a row of the plan; its own variables go before those of all. Beat has all.
+    :param queue: a row of the plan; its own variables go before those of all. None for Beat, which
+        has all.
     :param context: the ``environment``, ``secrets`` and ``secrets_exported`` of all queues.
     """
     secrets, exported = context["secrets"], context["secrets_exported"]
-    wanted = queue.get("secrets", "all")
+    wanted = queue["secrets"] if queue else "all"
     names = secrets if wanted == "all" else wanted
     return {
-        "environment": {**context["environment"], **queue.get("environment", {})},
+        "environment": {**context["environment"], **(queue["environment"] if queue else {})},
         "secrets": {name: secrets[name] for name in sorted(names)},
         "secrets_exported": [name for name in sorted(names) if name in exported],
     }
@@ -128,7 +132,7 @@ def lacks(kept: dict[str, dict[str, str]], wanted: dict[str, str]) -> list[str]:
     return [name for name, mark in wanted.items() if kept.get(name, {}).get("version") != mark]
 
 
-def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[str, Any]:
+def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
     """Unit files and links of all queues in a host's plan, and of Beat where it is in the plan.
 
     :param plan: what ``roles/capacity`` returned for the host.
@@ -149,7 +153,8 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
     jinja.globals.update(broker_targets=BROKER_TARGETS)
     container = jinja.get_template(f"{QUADLETS[1:]}/celery-@.container.j2")
     target = jinja.get_template(f"{UNITS[1:]}/celery-.target.j2")
-    files, links = {}, {}
+    files: dict[str, str] = {}
+    links: dict[str, str] = {}
     for queue in plan["queues"]:
         unit = f"celery-{queue['unit']}"
         files[f"{QUADLETS}/{unit}@.container"] = container.render(
@@ -170,7 +175,7 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
         files[f"{QUADLETS}/celery-beat.container"] = jinja.get_template(
             f"{QUADLETS[1:]}/celery-beat.container.j2"
         ).render(
-            **{**context, **of_the_app({}, context)},
+            **{**context, **of_the_app(None, context)},
             **drain_chain(SEND_SECONDS),
             share=beat,
             command="beat",
@@ -181,7 +186,7 @@ def worker_units(plan: dict[str, Any], templates: str, **context: Any) -> dict[s
     return {"files": files, "links": links, "needed": needed(plan)}
 
 
-def surge_sizes(plan: dict[str, Any]) -> dict[str, int]:
+def surge_sizes(plan: Plan) -> dict[str, int]:
     """Template of each queue's workers to the memory in MB of an instance beside the old one.
 
     Not of those with ports: the old one has them.

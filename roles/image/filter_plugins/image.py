@@ -171,7 +171,8 @@ def archive_image_id(path: str) -> str:
                 manifests = read("index.json")["manifests"]
                 if len(manifests) == 1:
                     digest = manifests[0]["digest"].replace(":", "/")
-                    return read(f"blobs/{digest}")["config"]["digest"].removeprefix("sha256:")
+                    image: str = read(f"blobs/{digest}")["config"]["digest"]
+                    return image.removeprefix("sha256:")
             elif "manifest.json" in names:
                 manifests = read("manifest.json")
                 if len(manifests) == 1:

@@ -63,7 +63,7 @@ held:
 
 import contextlib
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError
@@ -77,8 +77,11 @@ from ansible.module_utils.celery_redis import (
 )
 from ansible.module_utils.celery_redis_login import client_at, client_of
 
+if TYPE_CHECKING:
+    from celery_metal_types import Backlog, Endpoint, Held, Lengths, RedisUse, Replication
 
-def backlog(client: Client, queues: list[str]) -> dict[str, Any]:
+
+def backlog(client: Client, queues: list[str]) -> Lengths:
     """The lengths of all lists of the queues, and of those queues that workers tell of."""
     (beats,) = client.ask(("HGETALL", "celery-metal.nodes"))
     nodes = {node: queues_of(life) for node, life in zip(beats[::2], beats[1::2], strict=True)}
@@ -90,15 +93,17 @@ def backlog(client: Client, queues: list[str]) -> dict[str, Any]:
     lengths = iter(client.ask(*(("LLEN", key) for key in keys)))
     waiting = {queue: sum(next(lengths) for _ in PRIORITIES) for queue in known}
     dead = {queue: next(lengths) for queue in known}
-    held = [{"node": node, "queue": queue, "tasks": next(lengths)} for node, queue in pairs]
+    lists: list[Held] = [
+        {"node": node, "queue": queue, "tasks": next(lengths)} for node, queue in pairs
+    ]
     return {
         "waiting": waiting,
         "dead": {queue: tasks for queue, tasks in dead.items() if tasks},
-        "held": [one for one in held if one["tasks"]],
+        "held": [one for one in lists if one["tasks"]],
     }
 
 
-def memory_of(client: Client) -> dict[str, int]:
+def memory_of(client: Client) -> RedisUse:
     """What Redis uses, and what it may use."""
     (text,) = client.ask(("INFO", "memory"))
     said = fields(text)
@@ -111,7 +116,7 @@ def run_id_of(client: Client) -> str:
     return fields(text).get("run_id", "")
 
 
-def replication_of(client: Client) -> dict[str, Any] | None:
+def replication_of(client: Client) -> Replication | None:
     """Who follows the primary, and how far behind; None where it is the primary no more."""
     (text,) = client.ask(("INFO", "replication"))
     said = fields(text)
@@ -147,15 +152,21 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    found: dict[str, Any] = {"waiting": {}, "dead": {}, "held": [], "memory": {}, "run_id": ""}
-    found["replication"] = None
-    error = ""
-    external = module.params["external"]
-    database = (external or module.params)["database"]
+    found: Backlog = {
+        "error": "",
+        "waiting": {},
+        "dead": {},
+        "held": [],
+        "memory": {},
+        "run_id": "",
+        "replication": None,
+    }
+    external: Endpoint | None = module.params["external"]
+    database = external["database"] if external else module.params["database"]
     try:
         client = client_at(external, module.tmpdir) if external else client_of("monitor")
         client.ask(("SELECT", str(database)))
-        found |= backlog(client, module.params["queues"])
+        found = {**found, **backlog(client, module.params["queues"])}
         # Somebody else's may not tell.
         with contextlib.suppress(*([RedisError] if external else [])):
             found["memory"] = memory_of(client)
@@ -163,10 +174,10 @@ def main() -> None:
             if external and external.get("sentinels"):
                 found["replication"] = replication_of(client)
     except OSError as problem:
-        error = f"{SOCKET + ': ' if not external else ''}{problem.strerror or problem}"
+        found["error"] = f"{SOCKET + ': ' if not external else ''}{problem.strerror or problem}"
     except (RedisError, HostError) as problem:
-        error = str(problem)
-    module.exit_json(changed=False, error=error, **found)
+        found["error"] = str(problem)
+    module.exit_json(changed=False, **found)
 
 
 if __name__ == "__main__":

@@ -205,7 +205,8 @@ def source_toward(address: str) -> str:
         family, kind, protocol, _, where = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(where)
-            return probe.getsockname()[0]
+            source: str = probe.getsockname()[0]
+            return source
     except OSError as problem:
         raise HostError(
             f"there is no way from here to Redis at {address}: {problem.strerror or problem}. "
@@ -221,15 +222,16 @@ def addresses_of(name: str) -> list[str]:
     except OSError:
         return []
     # Without the interface that follows a link-local one.
-    return sorted({one[4][0].partition("%")[0] for one in found})
+    return sorted({str(one[4][0]).partition("%")[0] for one in found})
 
 
 def kept_in(path: Path) -> dict[str, Any]:
     """What the last run has kept there, such as whom Redis admits; nothing where it has not."""
     try:
-        return json.loads(path.read_text())
+        kept: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):  # or damaged: as good as nothing
         return {}
+    return kept
 
 
 def resolve(
@@ -291,7 +293,8 @@ def rules_mark() -> str:
     """The mark of the rules that the kernel has for Redis's port, or an empty string."""
     for one in json.loads(told(*RULES) or "{}").get("nftables", []):
         if "table" in one:
-            return one["table"].get("comment", "")
+            mark: str = one["table"].get("comment", "")
+            return mark
     return ""
 
 

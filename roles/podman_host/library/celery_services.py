@@ -109,7 +109,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -152,7 +152,8 @@ def turns(units: list[str], surge: dict[str, int], free_mb: int) -> list[Turn]:
     :returns: turns with each unit once; those that nothing can run beside come last, one by one.
     """
     sizes = {unit: surge.get(template_of(unit)) for unit in units}
-    found, room = [], 0
+    found: list[Turn] = []
+    room = 0
     for unit in units:
         size = sizes[unit]
         if size is None or size > free_mb:
@@ -239,8 +240,9 @@ def bring(verb: str, units: list[str], lines: int) -> None:
         return
     command = ("systemctl", verb, "--", *units)
     # Standard output is the module's own, for its result.
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **quiet) as process:
+    with subprocess.Popen(
+        command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
         while True:
             try:
                 said = process.communicate(timeout=LOOK_SECONDS)[1].strip()
@@ -386,9 +388,10 @@ def go_back(
 def read_state(path: str) -> dict[str, Any]:
     """What was kept of the versions that worked; nothing before the first."""
     try:
-        return json.loads(Path(path).read_text())
+        state: dict[str, Any] = json.loads(Path(path).read_text())
     except (FileNotFoundError, ValueError):  # or damaged: as good as nothing
         return {"version": None, "images": []}
+    return state
 
 
 def write_state(path: str, state: dict[str, Any]) -> None:
@@ -400,7 +403,7 @@ def write_state(path: str, state: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def held_images(units: Iterable[str]) -> set[str]:
+def held_images(units: Collection[str]) -> set[str]:
     """IDs of the images of all containers but those of these units."""
     listed = json.loads(run("podman", "ps", "--all", "--format", "json").stdout or "[]")
     unit = "PODMAN_SYSTEMD_UNIT"

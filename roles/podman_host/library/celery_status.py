@@ -39,10 +39,14 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+
+if TYPE_CHECKING:
+    from celery_metal_types import HostStatus, PlannedQueue, Worker
 
 BEAT = "celery-beat"
 QUADLETS = Path("/etc/containers/systemd/celery-metal")
@@ -97,18 +101,19 @@ def state(unit: dict[str, str], drained: bool) -> str:
     return "drained" if active == "inactive" and drained else active
 
 
-def version(container: dict[str, Any]) -> str:
+def version(container: Mapping[str, Any]) -> str:
     """The tag of a container's image, or else the beginning of its digest or ID.
 
     >>> version({"Image": "registry.example:5000/app:1.2", "ImageID": "0123456789abcdef"})
     '1.2'
     """
-    name = container.get("Image", "").rpartition("/")[2]
+    image: str = container.get("ImageID", "")
+    name: str = container.get("Image", "").rpartition("/")[2]
     name, _, digest = name.partition("@sha256:")
     if digest:
         return digest[:12]
     tag = name.partition(":")[2]
-    return tag[:VERSION_LENGTH] if tag else container.get("ImageID", "")[:12]
+    return tag[:VERSION_LENGTH] if tag else image[:12]
 
 
 def since(unit: dict[str, str], drained_at: float | None) -> int | None:
@@ -121,10 +126,10 @@ def since(unit: dict[str, str], drained_at: float | None) -> int | None:
 
 def row(
     unit: dict[str, str],
-    consumed: dict[str, dict[str, Any]],
-    versions: dict[str, str],
+    consumed: Mapping[str, PlannedQueue],
+    versions: Mapping[str, str],
     drained_at: float | None,
-) -> dict[str, Any]:
+) -> Worker:
     """One worker, as the table of the fleet needs it.
 
     :param consumed: the middle of a unit's name to its queue's row in the plan.
@@ -134,10 +139,11 @@ def row(
     # systemd may keep the last words of a worker that is gone.
     running = unit.get("ActiveState") in ("active", "deactivating")
     said = numbers(unit.get("StatusText", "")) if running else {}
-    queue = consumed.get(slug, {"name": slug})
+    queue = consumed.get(slug)
+    name = queue["name"] if queue else slug
     return {
-        "queue": queue["name"],
-        "queues": queue.get("queues", [queue["name"]]),
+        "queue": name,
+        "queues": queue.get("queues", [name]) if queue else [name],
         "instance": instance,
         "state": state(unit, drained_at is not None),
         "restarts": int(unit.get("NRestarts") or 0),
@@ -164,8 +170,8 @@ def units(quadlets: Path) -> list[str]:
 
 def main() -> None:
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
-    plan = json.loads(PLAN.read_text()) if PLAN.exists() else {"queues": []}
-    consumed = {queue["unit"]: queue for queue in plan["queues"]}
+    planned: list[PlannedQueue] = json.loads(PLAN.read_text())["queues"] if PLAN.exists() else []
+    consumed = {queue["unit"]: queue for queue in planned}
     asked = units(QUADLETS)
     words = ("systemctl", "show", f"--property={PROPERTIES}", "--timestamp=unix", "--", *asked)
     found = blocks(output(*words)) if asked else []
@@ -182,12 +188,12 @@ def main() -> None:
     }
     drained_at = MARKER.stat().st_mtime if MARKER.exists() else None
     beats = [one for one in found if one["Id"] == f"{BEAT}.service"]
-    module.exit_json(
-        changed=False,
-        node=socket.gethostname(),
-        workers=[row(one, consumed, versions, drained_at) for one in found if one not in beats],
-        beat=schedule(beats[0], drained_at is not None) if beats else "",
-    )
+    result: HostStatus = {
+        "node": socket.gethostname(),
+        "workers": [row(one, consumed, versions, drained_at) for one in found if one not in beats],
+        "beat": schedule(beats[0], drained_at is not None) if beats else "",
+    }
+    module.exit_json(changed=False, **result)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ notes: {description: What is no problem and worth knowing, type: list, returned:
 """
 
 import ssl
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_redis import (
@@ -74,6 +74,9 @@ from ansible.module_utils.celery_redis import (
     primary_of,
     tls_context,
 )
+
+if TYPE_CHECKING:
+    from celery_metal_types import Survey, SurveyOptions
 
 # BLMOVE, which no task is lost with.
 LEAST = (6, 2)
@@ -168,12 +171,13 @@ class UnusableError(Exception):
         self.finding = Finding(*finding)
 
 
-def connected(params: dict[str, Any], directory: str) -> tuple[Client, list[str]]:
+def connected(params: SurveyOptions, directory: str) -> tuple[Client, list[str]]:
     """A connection, with TLS where it is told; and what is worth knowing of the Sentinels.
 
     :raises UnusableError: when there is none to be had.
     """
-    where, silent = (params["host"], params["port"]), {}
+    where: tuple[str, int] = (params["host"], params["port"])
+    silent: dict[str, str] = {}
     try:
         tls = tls_context(params["ca"], params["certificate"], directory) if params["tls"] else None
         if params["sentinels"]:
@@ -211,13 +215,13 @@ def connected(params: dict[str, Any], directory: str) -> tuple[Client, list[str]
         ) from None
 
 
-def login_of(params: dict[str, Any]) -> tuple[str, ...]:
+def login_of(params: SurveyOptions) -> tuple[str, ...]:
     """What AUTH is given; nothing where there is no password and no user."""
     user, password = params["user"], params["password"]
     return (*([user] if user else []), password) if user or password else ()
 
 
-def of_sentinels(said: str, params: dict[str, Any]) -> UnusableError:
+def of_sentinels(said: str, params: SurveyOptions) -> UnusableError:
     """What it means that Sentinels name no primary."""
     if "closed" in said:
         return refused(said, params)
@@ -235,7 +239,7 @@ def of_sentinels(said: str, params: dict[str, Any]) -> UnusableError:
     )
 
 
-def entered(client: Client, params: dict[str, Any]) -> dict[str, Any]:
+def entered(client: Client, params: SurveyOptions) -> dict[str, Any]:
     """Log in, and take what the server says of itself: server, version, mode, role ...
 
     :raises UnusableError: when it lets nobody in, or is too old to tell.
@@ -250,7 +254,7 @@ def entered(client: Client, params: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(said[::2], said[1::2], strict=True))
 
 
-def refused(said: str, params: dict[str, Any]) -> UnusableError:
+def refused(said: str, params: SurveyOptions) -> UnusableError:
     """What it means that a login was refused, or what it was answered with."""
     user = params["user"] or "default"
     if said.startswith(("WRONGPASS", "NOAUTH", "ERR invalid password")):
@@ -388,7 +392,7 @@ def is_denied(said: Any) -> bool:
     return isinstance(said, RedisError) and str(said).startswith("NOPERM")
 
 
-def survey(params: dict[str, Any], directory: str) -> dict[str, Any]:
+def survey(params: SurveyOptions, directory: str) -> Survey:
     """All that is found, as the module returns it."""
     said: dict[str, Any] = {}
     found: list[Finding] = []
@@ -463,11 +467,10 @@ def survey(params: dict[str, Any], directory: str) -> dict[str, Any]:
         if client is not None:
             client.close()
     return {
-        "changed": False,
         "server": f"{said.get('server', 'redis')} {said.get('version', '')}".strip(),
         "run_id": (known or {}).get("run_id", ""),
         "database": params["database"],
-        "findings": [one._asdict() for one in found],
+        "findings": [{"kind": one.kind, "seen": one.seen, "remedy": one.remedy} for one in found],
         "notes": notes,
     }
 
@@ -490,7 +493,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    module.exit_json(**survey(module.params, module.tmpdir))
+    params = cast("SurveyOptions", module.params)
+    module.exit_json(changed=False, **survey(params, module.tmpdir))
 
 
 if __name__ == "__main__":

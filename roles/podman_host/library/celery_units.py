@@ -219,8 +219,7 @@ def validate(files: dict[str, str], links: dict[str, str]) -> None:
             elif path.endswith(".nft"):
                 checked = run(NFT, "--check", "--file", str(stage(top, path, content)))
                 if checked.returncode:
-                    said = checked.stderr.replace(f"{top}/", "")
-                    raise InvalidUnitsError("nft refuses: " + said)
+                    raise InvalidUnitsError("nft refuses: " + checked.stderr.replace(f"{top}/", ""))
         for path, target in links.items():
             if path.startswith(QUADLET_ROOT):
                 Path(quadlets, Path(path).name).symlink_to(target)

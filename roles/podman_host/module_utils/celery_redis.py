@@ -189,13 +189,14 @@ def watched(client: Client, master_name: str, login: tuple[str, ...]) -> list[di
 
 
 def primary_of(
-    sentinels: Sequence[tuple[str, int]],
+    sentinels: Sequence[Sequence[str | int]],
     master_name: str,
     login: tuple[str, ...],
     tls: ssl.SSLContext | None,
 ) -> Primary:
     """Ask all Sentinels for the primary: one behind a cut network would name an earlier one.
 
+    :param sentinels: host and port of each.
     :param login: as for watched.
     :raises RedisError: when none knows it, or one refuses the login; or it is down.
     :raises OSError: when none can be reached.
@@ -203,7 +204,7 @@ def primary_of(
     states, silent, failure = [], {}, OSError("no Sentinel is named")
     for host, port in sentinels:
         try:
-            client = Client((host, int(port)), SECONDS, tls)
+            client = Client((str(host), int(port)), SECONDS, tls)
         except OSError as problem:
             silent[f"{host}:{port}"] = str(problem.strerror or problem)
             failure = problem

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ansible.module_utils.celery_redis import (
     SECONDS,
@@ -14,6 +13,9 @@ from ansible.module_utils.celery_redis import (
     tls_context,
 )
 from ansible.module_utils.podman_store import kept
+
+if TYPE_CHECKING:
+    from celery_metal_types import Endpoint
 
 
 def client_of(user: str) -> Client:
@@ -31,7 +33,7 @@ def client_of(user: str) -> Client:
     return client
 
 
-def client_at(endpoint: Mapping[str, Any], directory: str) -> Client:
+def client_at(endpoint: Endpoint, directory: str) -> Client:
     """A connection over the network, as the workers of this host have it.
 
     :param endpoint: ``host``, ``port``, ``tls`` and ``user``; or ``sentinels``, ``sentinel_auth``

@@ -102,7 +102,8 @@ def tls_of(settings: dict[str, Any]) -> Any:
     """What connections to the other hosts are encrypted with, if they are."""
     if not settings["tls"]:
         return None
-    return tls_context(*secrets("ca", "certificate-server"), "/run")
+    ca, certificate = secrets("ca", "certificate-server")
+    return tls_context(ca, certificate, "/run")
 
 
 def primary_elsewhere(settings: dict[str, Any]) -> str:

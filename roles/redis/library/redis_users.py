@@ -255,7 +255,8 @@ class Servers:
 
     def _users(self, client: Client) -> list[str]:
         """Those that it knows; a Sentinel has no user that replicates."""
-        return self._ask(client, ("ACL", "USERS"))[0]
+        users: list[str] = self._ask(client, ("ACL", "USERS"))[0]
+        return users
 
     def adopt(self, replica: str, sentinel: str) -> None:
         """Have them log in to others with these passwords."""
@@ -292,7 +293,8 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
         users[name] = users[name] + words_of(rights)
     acl = found.get(ACL)
     earlier = hashes_of(acl.value) if acl else {}
-    passwords, hashes = {}, {NOBODY: []}
+    passwords: dict[str, Kept] = {}
+    hashes: dict[str, list[str]] = {NOBODY: []}
     for name in users.keys() - {NOBODY}:
         before = found.get(PREFIX + name)
         passwords[name], is_new = password(before, renew=name in wanted["renew"])

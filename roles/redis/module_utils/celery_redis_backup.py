@@ -31,7 +31,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 STAMP = "%Y%m%dT%H%M%SZ"
 NAME = re.compile(r"redis-(\d{8}T\d{6}Z)\.rdb")
@@ -102,7 +102,8 @@ class Client:
 
     def setting(self, name: str) -> str:
         """A directive of the running server."""
-        return self.ask("CONFIG", "GET", name)[1].decode()
+        value: bytes = self.ask("CONFIG", "GET", name)[1]
+        return value.decode()
 
 
 def _answer(stream: BinaryIO) -> Any:
@@ -681,20 +682,20 @@ def _asked(
         return answer.read()
 
 
-def give(out: BinaryIO, file: Path, note: dict[str, Any]) -> None:
+def give(out: IO[bytes], file: Path, note: dict[str, Any]) -> None:
     """Write a backup into a stream: what is in it on one line, then itself."""
     out.write(json.dumps(note).encode() + b"\n")
     with file.open("rb") as source:
         shutil.copyfileobj(source, out, 1 << 20)
 
 
-def take(stream: BinaryIO, target: Path) -> dict[str, Any]:
+def take(stream: IO[bytes], target: Path) -> dict[str, Any]:
     """Read a backup from a stream into a file; what is in it.
 
     :raises BackupError: when it is not all there, or not what it says that it is.
     """
     try:
-        note = json.loads(stream.readline(NOTE_BYTES))
+        note: dict[str, Any] = json.loads(stream.readline(NOTE_BYTES))
         size, digest = int(note["bytes"]), hashlib.sha256()
     except (ValueError, LookupError, TypeError):
         raise BackupError("what came is no backup.") from None
@@ -925,7 +926,8 @@ def pending(site: Site, name: str) -> str:
         return ""
     if found["file"] != name or not found["switched"] or site.runs():
         return ""
-    return found["aside"]
+    aside: str = found["aside"]
+    return aside
 
 
 def _exchange(site: Site, name: str, note: dict[str, Any], now: datetime) -> str:

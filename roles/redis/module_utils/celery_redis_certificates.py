@@ -188,6 +188,7 @@ def issue(
             ),
             *("-nodes", "-keyout", key, "-out", request, "-subj", f"/CN={name}"),
         )
+        signer: tuple[str, ...]
         if authority:
             Path(by).write_text(authority)
             signer = ("-cert", by, "-keyfile", by)

@@ -1,0 +1,1 @@
+# What the project uses of Ansible, which has no types of its own.

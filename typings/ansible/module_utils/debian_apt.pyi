@@ -1,0 +1,1 @@
+from debian_apt import *
