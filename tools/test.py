@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -95,6 +94,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Children find the tools of the checkout first, and nothing is written beside the sources.
-    os.environ.setdefault("PYTHONDONTWRITEBYTECODE", "1")
     sys.exit(main())

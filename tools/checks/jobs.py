@@ -54,6 +54,9 @@ class Job:
         """Return the job's environment: this checkout's tools first, and plain output."""
         env = dict(os.environ, PATH=f"{BIN}:{os.environ['PATH']}", NO_COLOR="1", PY_COLORS="0")
         env |= {"ANSIBLE_NOCOLOR": "1", "MOLECULE_COMMAND_BORDERS": "false"}
+        # Each process that Ansible forks would compile the filters again.
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
+        env["PYTHONPYCACHEPREFIX"] = str(ROOT / ".cache" / "bytecode")
         if self.junit:
             # Reaches pytest also through Molecule.
             hangs = f"-o faulthandler_timeout={TEST_SECONDS} -o faulthandler_exit_on_timeout=true"
