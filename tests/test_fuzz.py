@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.playbook
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SEED = 20261124
 # Odd values for each variable and key, of all that there are.

@@ -3,6 +3,7 @@
 
     test.py                       everything
     test.py lint | unit           only these
+    test.py quick                 the linters and the unit tests that take seconds
     test.py molecule [NAME...]    all scenarios, or these
 
 At most two scenarios run at a time, and one other check beside them. What a job says is in
@@ -35,6 +36,8 @@ BIN = ROOT / ".venv" / "bin"
 LAB = ROOT / "molecule" / "_lab" / "lab.py"
 # A scenario waits half of its time, for what its hosts do: two leave room for a check.
 SCENARIOS_AT_ONCE, CHECKS_AT_ONCE = 2, 1
+# Without scenarios.
+QUICK_AT_ONCE = 2
 # What only computes leaves the CPUs to who is waited for.
 BESIDE = ("nice",)
 # They take longest: begun last, one would run alone at the end.
@@ -52,6 +55,16 @@ LINTERS = {
     "yamllint": ["yamllint", "--strict", "."],
     "ruff-check": ["ruff", "check", "."],
     "ruff-format": ["ruff", "format", "--check", "."],
+}
+# Unit tests that need nothing but Python and PROGRAMS: one run of pytest.
+UNIT_TESTS = ("roles", "tests", "bench", "molecule/_lab")
+# The programs that these start, and Debian's package of each.
+PROGRAMS = {
+    "dpkg-deb": "dpkg",
+    "git": "git",
+    "openssl": "openssl",
+    "redis-server": "redis-server",
+    "ssh-keygen": "openssh-client",
 }
 
 
@@ -215,31 +228,37 @@ def lint_jobs() -> list[Job]:
     return [Job(f"lint/{name}", (*BESIDE, *command)) for name, command in LINTERS.items()]
 
 
+def pytest_job(name: str, *words: str, prefix: tuple[str, ...] = BESIDE) -> Job:
+    """Return one run of pytest; hypothesis's profile for CI has no limits of time."""
+    options = ("--quiet", "-p", "no:cacheprovider", "--hypothesis-profile=ci")
+    return Job(name, (*prefix, "pytest", *options, *words), junit=True)
+
+
+def pure_job() -> Job:
+    """Return the job of all unit tests that start neither Ansible nor a worker."""
+    return pytest_job("unit/pure", "-m", "not playbook", *UNIT_TESTS)
+
+
 def unit_jobs() -> list[Job]:
-    """Return one job for each directory of unit tests, and app's with its oldest versions."""
-    directories = [
-        *sorted(ROOT.glob("roles/*/tests")),
-        ROOT / "app/tests",
-        ROOT / "tests",
-        ROOT / "bench",
-        LAB.parent,
-    ]
-    names = [
-        str(directory.relative_to(ROOT))
-        for directory in directories
-        if any(directory.glob("test_*.py"))
-    ]
-    # Hypothesis's own for a machine of which nobody knows what else it does: no limits of time.
-    command = ("pytest", "--quiet", "-p", "no:cacheprovider", "--hypothesis-profile=ci")
+    """Return the jobs of the unit tests; app/ runs without nice, as its workers must beat."""
     return [
-        *(Job(f"unit/{name}", (*beside(name), *command, name), junit=True) for name in names),
+        pure_job(),
+        pytest_job("unit/playbooks", "-m", "playbook", "tests"),
+        pytest_job("unit/app/tests", "app/tests", prefix=()),
         Job("unit/app/tests-oldest", ("tools/oldest.sh",), junit=True),
     ]
 
 
-def beside(name: str) -> tuple[str, ...]:
-    """Return how to start the tests of a directory; those of app/ have workers that must beat."""
-    return () if name.startswith("app/") else BESIDE
+def quick_jobs() -> list[Job]:
+    """Return what answers within a minute; a program that a check needs ends the run."""
+    missing = [name for name in PROGRAMS if not shutil.which(name)]
+    if missing:
+        packages = sorted({PROGRAMS[name] for name in missing})
+        sys.exit(
+            f"test.py: the checks need programs that are not installed: {', '.join(missing)}\n"
+            f"  Fix: apt-get install {' '.join(packages)}. No check was run."
+        )
+    return [pure_job(), *lint_jobs()]
 
 
 def scenario_jobs(wanted: list[str]) -> list[Job]:
@@ -262,6 +281,7 @@ def scenario_jobs(wanted: list[str]) -> list[Job]:
 def run_all(jobs: list[Job], minutes: int) -> list[Result]:
     """Run the jobs, a few at a time, and return their results in the jobs' order."""
     runner = Runner(minutes)
+    beside_scenarios = any(job.scenario for job in jobs)
 
     def interrupted(number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt(signal.Signals(number).name)
@@ -269,7 +289,7 @@ def run_all(jobs: list[Job], minutes: int) -> list[Result]:
     signal.signal(signal.SIGTERM, interrupted)
     with (
         ThreadPoolExecutor(SCENARIOS_AT_ONCE) as scenarios,
-        ThreadPoolExecutor(CHECKS_AT_ONCE) as checks,
+        ThreadPoolExecutor(CHECKS_AT_ONCE if beside_scenarios else QUICK_AT_ONCE) as checks,
     ):
         futures: list[Future[Result]] = [
             (scenarios if job.scenario else checks).submit(runner.run, job) for job in jobs
@@ -309,7 +329,7 @@ def main() -> int:
     """Run what the command line asks for and return the exit status."""
     parser = argparse.ArgumentParser(description="Run the project's checks.")
     parser.add_argument(
-        "kind", nargs="?", choices=["all", "lint", "unit", "molecule"], default="all"
+        "kind", nargs="?", choices=["all", "lint", "unit", "quick", "molecule"], default="all"
     )
     parser.add_argument("scenarios", nargs="*", metavar="NAME")
     parser.add_argument(
@@ -322,6 +342,7 @@ def main() -> int:
     jobs = {
         "lint": lint_jobs,
         "unit": unit_jobs,
+        "quick": quick_jobs,
         "molecule": lambda: scenario_jobs(options.scenarios),
         "all": lambda: [*lint_jobs(), *unit_jobs(), *scenario_jobs([])],
     }[options.kind]()
