@@ -56,6 +56,8 @@ LINTERS = {
     "ruff-check": ["ruff", "check", "."],
     "ruff-format": ["ruff", "format", "--check", "."],
 }
+# Replace those of the same name in `quick`. The playbooks of scenarios take most of the time.
+QUICK_LINTERS = {"ansible-lint": [*LINTERS["ansible-lint"], "roles", "playbooks", "site.yml"]}
 # Unit tests that need nothing but Python and PROGRAMS: one run of pytest.
 UNIT_TESTS = ("roles", "tests", "bench", "molecule/_lab")
 # The programs that these start, and Debian's package of each.
@@ -223,9 +225,9 @@ def failures(job: Job) -> Iterator[str]:
         yield f"{job.name}: see its log above"
 
 
-def lint_jobs() -> list[Job]:
+def lint_jobs(linters: dict[str, list[str]] = LINTERS) -> list[Job]:
     """Return one job for each linter."""
-    return [Job(f"lint/{name}", (*BESIDE, *command)) for name, command in LINTERS.items()]
+    return [Job(f"lint/{name}", (*BESIDE, *command)) for name, command in linters.items()]
 
 
 def pytest_job(name: str, *words: str, prefix: tuple[str, ...] = BESIDE) -> Job:
@@ -258,7 +260,7 @@ def quick_jobs() -> list[Job]:
             f"test.py: the checks need programs that are not installed: {', '.join(missing)}\n"
             f"  Fix: apt-get install {' '.join(packages)}. No check was run."
         )
-    return [pure_job(), *lint_jobs()]
+    return [pure_job(), *lint_jobs(LINTERS | QUICK_LINTERS)]
 
 
 def scenario_jobs(wanted: list[str]) -> list[Job]:
