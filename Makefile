@@ -2,7 +2,7 @@
 PYTHON = .venv/bin/python
 RUNS = 3
 
-.PHONY: help demo test lint unit molecule bench faults durability failover clean
+.PHONY: help demo quick test lint unit molecule bench faults durability failover clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand --tabs=12
@@ -10,6 +10,10 @@ help: ## show this
 demo: ## deploy Celery to test hosts of your own machine, and look around
 	@tools/bootstrap.sh --lab
 	@$(PYTHON) tools/demo.py
+
+quick: ## run the linters and most unit tests, within a minute
+	@tools/bootstrap.sh --venv
+	@$(PYTHON) tools/test.py quick
 
 test: ## run all checks: lint, unit tests, and every scenario on test hosts
 	@tools/bootstrap.sh --lab

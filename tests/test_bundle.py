@@ -71,13 +71,13 @@ def test_the_kit_is_whole_and_no_inventory_of_the_user_is_in_it(
             (checkout / name).write_text("x")
         else:
             (checkout / name / "tests").mkdir(parents=True)
-            for inside in ("hosts.yml", "tests/test_x.py", "bundle.yml"):
+            for inside in ("hosts.yml", "conftest.py", "tests/test_x.py", "bundle.yml"):
                 (checkout / name / inside).write_text("x")
     bundle.copy_kit(checkout, tmp_path / "kit")
     copied = {str(one.relative_to(tmp_path / "kit")) for one in (tmp_path / "kit").rglob("*")}
     assert "site.yml" in copied
     assert "inventory/cluster/hosts.yml" in copied
-    assert not [name for name in copied if re.search(r"shop|^\.|tests|bundle", name)]
+    assert not [name for name in copied if re.search(r"shop|^\.|tests|bundle|conftest", name)]
 
 
 def test_all_that_the_playbooks_name_is_in_the_kit(

@@ -17,6 +17,7 @@ import pytest
 import test_fuzz as fuzz
 from test_refusals import DEAF, Run, Site
 
+pytestmark = pytest.mark.playbook
 QUEUES = "celery_queues: [{name: emails}]\n"
 LONG = "h" * 250
 # Each with groups in which a run gets as far as the hosts.

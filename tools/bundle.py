@@ -29,7 +29,7 @@ KIT = (
     "inventory/cluster",
 )
 # A bundle is made from a checkout, which also has what downloads.
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "tests", "bundle.yml")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "conftest.py", "tests", "bundle.yml")
 PARTS = ("images/app.tar", "images/redis.tar", "packages.tar")
 
 

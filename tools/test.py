@@ -3,6 +3,7 @@
 
     test.py                       everything
     test.py lint | unit           only these
+    test.py quick                 the linters and the unit tests that take seconds
     test.py molecule [NAME...]    all scenarios, or these
 
 The longest start first, and one more whenever the CPUs have room for it. What a job prints is in
@@ -33,6 +34,8 @@ def wanted(kind: str, scenarios: list[str]) -> list[jobs.Job]:
         return jobs.lint_jobs()
     if kind == "unit":
         return jobs.unit_jobs()
+    if kind == "quick":
+        return jobs.quick_jobs()
     if kind == "molecule":
         return jobs.scenario_jobs(scenarios)
     return [*jobs.lint_jobs(), *jobs.unit_jobs(), *jobs.scenario_jobs([])]
@@ -61,7 +64,7 @@ def main() -> int:
     """Run what the command line asks for and return the exit status."""
     parser = argparse.ArgumentParser(description="Run the project's checks.")
     parser.add_argument(
-        "kind", nargs="?", choices=["all", "lint", "unit", "molecule"], default="all"
+        "kind", nargs="?", choices=["all", "lint", "unit", "quick", "molecule"], default="all"
     )
     parser.add_argument("scenarios", nargs="*", metavar="NAME")
     parser.add_argument(
@@ -76,7 +79,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         every = wanted(options.kind, options.scenarios)
-    except jobs.UnknownScenarioError as error:
+    except (jobs.MissingProgramError, jobs.UnknownScenarioError) as error:
         sys.exit(f"test.py: {error}")
     shutil.rmtree(jobs.LOGS, ignore_errors=True)
     jobs.LOGS.mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import shutil
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOGS = ROOT / ".cache" / "test"
@@ -22,6 +23,22 @@ LINTERS = {
     "ruff-check": ["ruff", "check", "."],
     "ruff-format": ["ruff", "format", "--check", "."],
 }
+# Replace those of the same name in `quick`. The playbooks of scenarios take most of the time.
+QUICK_LINTERS = {"ansible-lint": [*LINTERS["ansible-lint"], "roles", "playbooks", "site.yml"]}
+# Unit tests that need nothing but Python and PROGRAMS: one run of pytest.
+UNIT_TESTS = ("roles", "tests", "bench", "molecule/_lab", "tools")
+# The programs that these start, and Debian's package of each.
+PROGRAMS = {
+    "dpkg-deb": "dpkg",
+    "git": "git",
+    "openssl": "openssl",
+    "redis-server": "redis-server",
+    "ssh-keygen": "openssh-client",
+}
+
+
+class MissingProgramError(Exception):
+    """Programs are missing; the text names them and their packages."""
 
 
 class UnknownScenarioError(Exception):
@@ -64,37 +81,46 @@ class Job:
         return env
 
 
-def lint_jobs() -> list[Job]:
+def lint_jobs(linters: dict[str, list[str]] = LINTERS) -> list[Job]:
     """Return one job for each linter."""
-    return [Job(f"lint/{name}", (*BESIDE, *command)) for name, command in LINTERS.items()]
+    return [Job(f"lint/{name}", (*BESIDE, *command)) for name, command in linters.items()]
+
+
+def pytest_job(name: str, *words: str, prefix: tuple[str, ...] = BESIDE) -> Job:
+    """Return one run of pytest; hypothesis's profile for CI has no limits of time."""
+    options = ("--quiet", "-p", "no:cacheprovider", "--hypothesis-profile=ci")
+    return Job(name, (*prefix, "pytest", *options, *words), junit=True)
+
+
+def pure_job() -> Job:
+    """Return the job of all unit tests that start neither Ansible nor a worker."""
+    return pytest_job("unit/pure", "-m", "not playbook", *UNIT_TESTS)
 
 
 def unit_jobs() -> list[Job]:
-    """Return one job for each directory of unit tests, and app's with its oldest versions."""
-    directories = [
-        *sorted(ROOT.glob("roles/*/tests")),
-        ROOT / "app/tests",
-        ROOT / "tests",
-        ROOT / "bench",
-        ROOT / "tools/checks",
-        LAB.parent,
-    ]
-    names = [
-        str(directory.relative_to(ROOT))
-        for directory in directories
-        if any(directory.glob("test_*.py"))
-    ]
-    # Hypothesis's own for a machine of which nobody knows what else it does: no limits of time.
-    command = ("pytest", "--quiet", "-p", "no:cacheprovider", "--hypothesis-profile=ci")
+    """Return the jobs of the unit tests; app/ runs without nice, as its workers must beat."""
     return [
-        *(Job(f"unit/{name}", (*beside(name), *command, name), junit=True) for name in names),
+        pure_job(),
+        pytest_job("unit/playbooks", "-m", "playbook", "tests"),
+        pytest_job("unit/app/tests", "app/tests", prefix=()),
         Job("unit/app/tests-oldest", ("tools/oldest.sh",), junit=True),
     ]
 
 
-def beside(name: str) -> tuple[str, ...]:
-    """Return how to start the tests of a directory; those of app/ have workers that must beat."""
-    return () if name.startswith("app/") else BESIDE
+def quick_jobs() -> list[Job]:
+    """Return what answers within a minute.
+
+    Raises:
+        MissingProgramError: a test starts a program that is not installed.
+    """
+    missing = [name for name in PROGRAMS if not shutil.which(name)]
+    if missing:
+        packages = sorted({PROGRAMS[name] for name in missing})
+        raise MissingProgramError(
+            f"the checks need programs that are not installed: {', '.join(missing)}\n"
+            f"  Fix: apt-get install {' '.join(packages)}. No check was run."
+        )
+    return [pure_job(), *lint_jobs(LINTERS | QUICK_LINTERS)]
 
 
 def known_scenarios() -> list[str]:

@@ -1,0 +1,113 @@
+"""When a job starts, and what is read of its log, its report and this machine."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checks import load, measure, runner
+from checks.jobs import Job
+
+LOG = """INFO     [default > discovery] scenario test matrix: destroy, create
+INFO     [default > destroy] Executing
+INFO     [default > destroy] Executed: Successful
+INFO     [default > create] Executing
+TASK [Boot the hosts]
+INFO     [default > create] Executed: Successful
+"""
+REPORT = """<testsuites><testsuite tests="3" errors="0" failures="1" skipped="1">
+<testcase name="slow" time="12.5"/>
+<testcase name="bad" time="1.0"><failure message="no\nanswer"/></testcase>
+<testcase name="left out" time="0"><skipped message="why"/></testcase>
+</testsuite></testsuites>
+"""
+
+
+@pytest.fixture
+def job(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setattr("checks.jobs.LOGS", tmp_path)
+    return Job("unit/some", ("true",), junit=True)
+
+
+def test_a_log_that_grows_gives_the_seconds_of_each_phase(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("")
+    phases = measure.Phases(path)
+    lines = LOG.splitlines(keepends=True)
+    for moment, line in enumerate([*lines, *lines[1:3]]):
+        with path.open("a") as file:
+            file.write(line[:-1])
+            file.flush()
+            phases.look(100.0)  # half a line says nothing yet
+            file.write("\n")
+        phases.look(float(moment))
+    assert phases.seconds == {"destroy": 2.0, "create": 2.0}
+
+
+def test_what_failed_or_was_skipped_is_counted_and_named(job: Job) -> None:
+    job.report.write_text(REPORT)
+    assert measure.count(job, status=1) == (1, 2)
+    assert list(measure.failures(job)) == ["unit/some: bad: no answer", "unit/some: left out: why"]
+    assert measure.read_tests(job.report)[0] == measure.Test("slow", 12.5)
+
+
+def test_a_run_of_pytest_without_tests_has_failed(job: Job) -> None:
+    assert measure.count(job, status=0) == (0, 1)
+    job.report.write_text('<testsuite tests="0" errors="0" failures="0" skipped="0"/>')
+    assert measure.count(job, status=0) == (0, 1)
+
+
+def test_the_longest_starts_first_and_one_that_is_unknown_counts_as_long() -> None:
+    jobs = [Job(name, ("true",)) for name in ("short", "new", "long")]
+    found = runner.in_order(jobs, {"short": 1, "long": runner.UNKNOWN_SECONDS + 1})
+    assert [job.name for job in found] == ["long", "new", "short"]
+
+
+@given(
+    running=st.integers(0, 20),
+    idle=st.floats(0, 1),
+    since=st.floats(0, 100),
+    memory=st.integers(0, 100_000),
+)
+def test_load_and_memory_decide_between_the_bounds(
+    running: int, idle: float, since: float, memory: int
+) -> None:
+    admitted = load.admits(running, idle, since, memory)
+    if running < load.AT_LEAST:
+        assert admitted
+    elif admitted:
+        assert running < load.AT_MOST
+        assert idle >= load.IDLE_SHARE
+        assert since >= load.SETTLE
+        assert memory >= load.MEMORY_MB
+
+
+def test_the_share_of_idle_time_is_that_of_the_last_seconds() -> None:
+    meter = load.Meter()
+    assert meter.idle == 0
+    # Idle until 60, then busy: the window forgets what is older.
+    for moment in range(100):
+        meter.add(load.Sample(float(moment), 200 * moment, 200 * min(moment, 60)))
+    assert meter.idle == 0
+    meter.add(load.Sample(100.0, 20_000, 12_200))
+    assert meter.idle == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_job_that_hangs_is_ended_and_says_so(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hanging = Job("unit/hanging", ("sleep", "1000"))
+    result = runner.Runner(minutes=0.01).run_all([hanging])[0]
+    assert (result.passed, result.failed) == (0, 1)
+    assert "not done after 1 s" in capsys.readouterr().out
+
+
+def test_cpu_seconds_are_those_of_all_that_a_job_has_started(job: Job) -> None:
+    burn = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"
+    busy = Job("unit/busy", ("sh", "-c", f"sh -c '{burn}'; true"))
+    result = runner.Runner(minutes=2).run_all([busy])[0]
+    assert result.passed == 1
+    assert 0 < result.cpu_seconds < result.seconds + 1
