@@ -27,9 +27,9 @@ unit: ## run the unit tests
 	@tools/bootstrap.sh --venv
 	@$(PYTHON) tools/test.py unit
 
-molecule: ## run the scenarios, or one: make molecule S=default
+molecule: ## run the scenarios, or one: make molecule S=default; KEEP=1 keeps its hosts, T=name is a test
 	@tools/bootstrap.sh --lab
-	@$(PYTHON) tools/test.py molecule $(S)
+	@$(PYTHON) tools/test.py $(if $(KEEP),keep,molecule) $(S) $(if $(T),--only "$(T)")
 
 bench: ## measure
 	@tools/bootstrap.sh --lab

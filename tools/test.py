@@ -5,6 +5,7 @@
     test.py lint | unit           only these
     test.py quick                 the linters and the unit tests that take seconds
     test.py molecule [NAME...]    all scenarios, or these
+    test.py keep NAME             this one, on hosts that stay for the next call
 
 The longest start first, and one more whenever the CPUs have room for it. What a job prints is in
 .cache/test/JOB.log, and is shown if the job fails. At the end stand the seconds of each job by
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 
-from checks import jobs, measure, runner
+from checks import jobs, keep, measure, runner
 
 # A job that takes longer hangs: CI as a whole has 90 minutes.
 JOB_MINUTES = 30
@@ -36,7 +37,7 @@ def wanted(kind: str, scenarios: list[str]) -> list[jobs.Job]:
         return jobs.unit_jobs()
     if kind == "quick":
         return jobs.quick_jobs()
-    if kind == "molecule":
+    if kind in ("molecule", "keep"):
         return jobs.scenario_jobs(scenarios)
     return [*jobs.lint_jobs(), *jobs.unit_jobs(), *jobs.scenario_jobs([])]
 
@@ -54,6 +55,11 @@ def report(results: list[measure.Result], seconds: float) -> int:
     return 1 if failed else 0
 
 
+def stock() -> None:
+    """Have the images ready that the hosts of scenarios start with."""
+    subprocess.run([jobs.BIN / "python", jobs.LAB, "stock"], check=True, stdout=sys.stderr)
+
+
 def record(results: list[measure.Result]) -> None:
     """Keep the seconds of each job: the order of the next runs."""
     seconds = runner.expected() | {one.job.name: round(one.seconds) for one in results}
@@ -64,7 +70,10 @@ def main() -> int:
     """Run what the command line asks for and return the exit status."""
     parser = argparse.ArgumentParser(description="Run the project's checks.")
     parser.add_argument(
-        "kind", nargs="?", choices=["all", "lint", "unit", "quick", "molecule"], default="all"
+        "kind",
+        nargs="?",
+        choices=["all", "lint", "unit", "quick", "molecule", "keep"],
+        default="all",
     )
     parser.add_argument("scenarios", nargs="*", metavar="NAME")
     parser.add_argument(
@@ -74,18 +83,30 @@ def main() -> int:
         help="a job that takes longer hangs (%(default)s)",
     )
     parser.add_argument(
+        "--only",
+        default="",
+        metavar="EXPRESSION",
+        help="of a kept scenario, these tests: pytest's -k",
+    )
+    parser.add_argument(
         "--record", action="store_true", help="keep the seconds of each job, for the order"
     )
     options = parser.parse_args()
+    if options.kind == "keep" and len(options.scenarios) != 1:
+        parser.error("keep takes the name of one scenario")
     try:
         every = wanted(options.kind, options.scenarios)
     except (jobs.MissingProgramError, jobs.UnknownScenarioError) as error:
         sys.exit(f"test.py: {error}")
+    if options.kind == "keep":
+        (scenario,) = options.scenarios
+        stock()
+        return keep.run(scenario, options.only)
     shutil.rmtree(jobs.LOGS, ignore_errors=True)
     jobs.LOGS.mkdir(parents=True)
     started = time.monotonic()
     if any(job.scenario for job in every):
-        subprocess.run([jobs.BIN / "python", jobs.LAB, "stock"], check=True, stdout=sys.stderr)
+        stock()
     try:
         results = runner.Runner(options.minutes).run_all(every)
     except runner.InterruptedRunError as interrupt:
