@@ -18,6 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import pathlib
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -27,6 +31,10 @@ from checks import jobs, keep, measure, runner
 
 # A job that takes longer hangs: CI as a whole has 90 minutes.
 JOB_MINUTES = 30
+# All checks together, in CI: a new one pays for its minutes.
+BUDGET_MINUTES = 45
+# How the rows begin in docs/testing.md.
+ROWS = {"quick": "`make quick`", "keep": "`make molecule S=", "all": "`make test`"}
 
 
 def wanted(kind: str, scenarios: list[str]) -> list[jobs.Job]:
@@ -66,6 +74,17 @@ def record(results: list[measure.Result]) -> None:
     runner.RECORD.write_text(json.dumps(seconds, indent=2, sort_keys=True) + "\n")
 
 
+def write_times(path: pathlib.Path, kind: str, seconds: float, cpu: float) -> None:
+    """Write what a kind of checks took into its row of the table in a page."""
+    row = rf"^(\| {re.escape(ROWS[kind])}.*?) \| [-0-9]+ \| [-0-9]+ \|$"
+    text, found = re.subn(
+        row, rf"\g<1> | {seconds:.0f} | {cpu:.0f} |", path.read_text(), count=1, flags=re.M
+    )
+    if not found:
+        sys.exit(f"test.py: {path} has no row {ROWS[kind]!r}")
+    path.write_text(text)
+
+
 def main() -> int:
     """Run what the command line asks for and return the exit status."""
     parser = argparse.ArgumentParser(description="Run the project's checks.")
@@ -89,6 +108,9 @@ def main() -> int:
         help="of a kept scenario, these tests: pytest's -k",
     )
     parser.add_argument(
+        "--markdown", type=pathlib.Path, metavar="FILE", help="write the times into its table"
+    )
+    parser.add_argument(
         "--record", action="store_true", help="keep the seconds of each job, for the order"
     )
     options = parser.parse_args()
@@ -98,13 +120,17 @@ def main() -> int:
         every = wanted(options.kind, options.scenarios)
     except (jobs.MissingProgramError, jobs.UnknownScenarioError) as error:
         sys.exit(f"test.py: {error}")
+    started = time.monotonic()
     if options.kind == "keep":
         (scenario,) = options.scenarios
         stock()
-        return keep.run(scenario, options.only)
+        status = keep.run(scenario, options.only)
+        cpu = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+        if options.markdown and not status:
+            write_times(options.markdown, options.kind, time.monotonic() - started, cpu)
+        return status
     shutil.rmtree(jobs.LOGS, ignore_errors=True)
     jobs.LOGS.mkdir(parents=True)
-    started = time.monotonic()
     if any(job.scenario for job in every):
         stock()
     try:
@@ -112,9 +138,16 @@ def main() -> int:
     except runner.InterruptedRunError as interrupt:
         print(f"\ninterrupted by {interrupt}", flush=True)
         return 130
+    seconds = time.monotonic() - started
+    if options.kind == "all" and os.environ.get("CI"):
+        results.append(measure.budget(seconds, BUDGET_MINUTES))
+    status = report(results, seconds)
     if options.record:
         record(results)
-    return report(results, time.monotonic() - started)
+    if options.markdown and not status:
+        cpu = sum(result.cpu_seconds for result in results)
+        write_times(options.markdown, options.kind, seconds, cpu)
+    return status
 
 
 if __name__ == "__main__":

@@ -121,6 +121,23 @@ def failures(job: Job) -> Iterator[str]:
         yield f"{job.name}: see its log above"
 
 
+def budget(seconds: float, minutes: float) -> Result:
+    """Return a check of its own: all checks together took no longer than so many minutes."""
+    kept = seconds <= minutes * 60
+    failure = (
+        f"checks/budget: {seconds / 60:.1f} minutes, more than the {minutes:.0f} they may take"
+    )
+    return Result(
+        job=Job("checks/budget", ()),
+        seconds=0.0,
+        cpu_seconds=0.0,
+        phases={},
+        passed=int(kept),
+        failed=int(not kept),
+        failures=() if kept else (failure,),
+    )
+
+
 def hosts_cpu(kept: pathlib.Path) -> float:
     """Return the CPU seconds that the lab has noted for a scenario's hosts (lab.py down)."""
     path = kept / "cpu.json"

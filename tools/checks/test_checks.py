@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 
 import pytest
@@ -24,6 +25,13 @@ REPORT = """<testsuites><testsuite tests="3" errors="0" failures="1" skipped="1"
 <testcase name="left out" time="0"><skipped message="why"/></testcase>
 </testsuite></testsuites>
 """
+
+# tools/test.py: Python has a module of this name, too.
+SPEC = importlib.util.spec_from_file_location("tool", pathlib.Path(__file__).parents[1] / "test.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+tool = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(tool)
 
 
 @pytest.fixture
@@ -60,6 +68,13 @@ def test_a_run_of_pytest_without_tests_has_failed(job: Job) -> None:
     assert measure.count(job, status=0) == (0, 1)
 
 
+def test_checks_that_take_longer_than_their_budget_fail() -> None:
+    assert measure.budget(2699, 45).failed == 0
+    late = measure.budget(2760, 45)
+    assert (late.passed, late.failed) == (0, 1)
+    assert late.failures == ("checks/budget: 46.0 minutes, more than the 45 they may take",)
+
+
 def test_the_longest_starts_first_and_one_that_is_unknown_counts_as_long() -> None:
     jobs = [Job(name, ("true",)) for name in ("short", "new", "long")]
     found = runner.in_order(jobs, {"short": 1, "long": runner.UNKNOWN_SECONDS + 1})
@@ -94,6 +109,21 @@ def test_the_share_of_idle_time_is_that_of_the_last_seconds() -> None:
     assert meter.idle == 0
     meter.add(load.Sample(100.0, 20_000, 12_200))
     assert meter.idle == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_times_are_written_into_their_row(tmp_path: pathlib.Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "| What | s | CPU |\n|---|---|---|\n| `make quick` | - | 7 |\n| `make test` | 9 | - |\n"
+    )
+    tool.write_times(page, "quick", 41.4, 60.6)
+    assert page.read_text().splitlines()[2:] == [
+        "| `make quick` | 41 | 61 |",
+        "| `make test` | 9 | - |",
+    ]
+    page.write_text("nothing\n")
+    with pytest.raises(SystemExit, match="has no row"):
+        tool.write_times(page, "quick", 1, 1)
 
 
 def test_a_job_that_hangs_is_ended_and_says_so(
