@@ -15,13 +15,17 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import celery_redis
+import lab as machinery
 import pytest
-from lab_fixtures import LabUnderTest
+from lab_fixtures import CommandError, LabUnderTest
 
 if TYPE_CHECKING:
     from celery_metal_types import Fleet, Plan, PlannedQueue
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# A busy machine answers late, and a Redis that is stopped never.
+REDIS_SECONDS = 30
 ANSIBLE_PLAYBOOK = pathlib.Path(sys.executable).with_name("ansible-playbook")
 
 
@@ -66,12 +70,20 @@ def end_all(pid: int) -> None:
             os.kill(one, signal.SIGKILL)
 
 
+def raw(answer: Any) -> str:
+    """Redis's answer as `redis-cli --raw` prints it: a list as lines, nothing as an empty one."""
+    if isinstance(answer, list):
+        return "\n".join(map(raw, answer))
+    return "" if answer is None else str(answer)
+
+
 class Kit:
     """The kit as an operator uses it on the scenario's hosts."""
 
     def __init__(self, lab: LabUnderTest, inventory: str) -> None:
         self.lab = lab
         self.inventory = inventory
+        self._passwords: dict[tuple[str, str], str] = {}
 
     def play(
         self,
@@ -237,12 +249,26 @@ class Kit:
         self.lab.run(host, ["python3", "-c", code, name])
 
     def redis(self, host: str, *words: str, user: str = "admin") -> str:
-        """What redis-cli prints for a user's command, run on the Redis host."""
-        command = ["podman", "exec", "-i", "celery-redis", "sh", "-c"]
-        script = 'read -r REDISCLI_AUTH; export REDISCLI_AUTH; exec redis-cli --raw "$@"'
-        options = ["-s", "/run/redis/redis.sock", "--user", user, "--no-auth-warning"]
-        line = [*command, script, "redis-cli", *options, *words]
-        return self.lab.run(host, line, stdin=self.password(host, user) + "\n").strip()
+        """What Redis of a host answers to a user's command, as `redis-cli --raw` prints it.
+
+        CommandError if it cannot be asked.
+        """
+        for known in (True, False):
+            if not known or (host, user) not in self._passwords:
+                self._passwords[host, user] = self.password(host, user)
+            try:
+                path = machinery.seen_from_here(self.lab.lab.host(host), celery_redis.SOCKET)
+                client = celery_redis.Client(str(path), REDIS_SECONDS)
+                try:
+                    login = ("AUTH", user, self._passwords[host, user])
+                    welcome, answer = client.try_all(login, words)
+                finally:
+                    client.close()
+            except (OSError, machinery.LabError) as problem:
+                raise CommandError(host, f"redis {' '.join(words)}", 1, str(problem)) from None
+            if welcome == "OK":
+                return raw(answer).strip()
+        raise CommandError(host, f"redis {' '.join(words)}", 1, str(welcome))
 
 
 @pytest.fixture(scope="session")

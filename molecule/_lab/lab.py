@@ -49,6 +49,8 @@ STOCK_SOURCES = ("roles/image", "app/runtime", "app/sample")
 STOCK_PLAYBOOK = CHECKOUT / "molecule" / "_lab" / "stock.yml"
 STOCK_DAYS = 7
 SUBNETS = ipaddress.ip_network("10.213.0.0/16")
+# Of the sockets there: Ansible names its own by a hash, and shared() those of tests.
+ANSIBLES = "[0-9a-f]*"
 FIRST_HOST = 11
 BOOT_SECONDS = 120
 # What systemd-nspawn returns when the host inside has asked for a reboot.
@@ -370,6 +372,16 @@ def is_populated(cgroup: pathlib.Path) -> bool:
 def is_up(host: Host) -> bool:
     """Tell whether the host has processes. A crashed kernel cannot happen: it has none."""
     return is_populated(host_cgroup(host))
+
+
+def seen_from_here(host: Host, path: str) -> pathlib.Path:
+    """Return the path by which this machine reaches a file of a running host, mounts included."""
+    scope = host_cgroup(host) / "payload" / "init.scope" / "cgroup.procs"
+    try:
+        first = scope.read_text().split()[0]
+    except (OSError, IndexError):
+        raise LabError(f"host {host.name} does not run") from None
+    return pathlib.Path("/proc", first, "root", path.lstrip("/"))
 
 
 def kill_cgroup(cgroup: pathlib.Path) -> None:
@@ -756,6 +768,12 @@ def ssh(lab: Lab, host: Host, *extra: str) -> list[str]:
     return ["ssh", *options, f"root@{host.address}"]
 
 
+def shared(lab: Lab) -> list[str]:
+    """Return SSH options for many short commands: one connection to each host, kept for a while."""
+    path = SOCKETS / short_id(lab.name) / "tests-%n"
+    return ["-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", f"ControlPath={path}"]
+
+
 def ssh_answers(host: Host) -> bool:
     """Tell whether an SSH server greets at the host's address; LabError if the host has died."""
     if not is_up(host):
@@ -968,12 +986,13 @@ def forget_machine() -> None:
             directory.rmdir()
 
 
-def close_connections(name: str, order: str = "exit") -> None:
-    """End the SSH connections that ansible keeps open to this lab's hosts.
+def close_connections(name: str, order: str = "exit", pattern: str = "*") -> None:
+    """End the SSH connections that are kept open to this lab's hosts.
 
-    With the order "stop" those in use stay, but nobody new is let in.
+    With the order "stop" those in use stay, and a new command makes a new one. ANSIBLES is the
+    pattern of those that Ansible keeps.
     """
-    for path in (SOCKETS / short_id(name)).glob("*"):
+    for path in (SOCKETS / short_id(name)).glob(pattern):
         if path.is_socket():
             # A master that has gone by itself is as good as one told to go.
             subprocess.run(

@@ -75,7 +75,7 @@ class LabUnderTest:
         line = command if isinstance(command, str) else shlex.join(command)
         try:
             done = subprocess.run(
-                [*machinery.ssh(self.lab, self.lab.host(host)), line],
+                [*machinery.ssh(self.lab, self.lab.host(host), *machinery.shared(self.lab)), line],
                 input=stdin,
                 capture_output=True,
                 text=True,
@@ -171,7 +171,7 @@ class LabUnderTest:
 
     def disconnect(self) -> None:
         """End all connections that Ansible has to the hosts, in the middle of whatever they do."""
-        machinery.close_connections(self.lab.name)
+        machinery.close_connections(self.lab.name, pattern=machinery.ANSIBLES)
 
     def reboot(self, host: str) -> None:
         """Reboot a host from inside and return when it has booted again."""

@@ -46,10 +46,13 @@ def run(scenario: str, only: str) -> int:
     if has_lab(scenario):
         # Made once: what prepares new hosts does not run again.
         steps = [step for step in steps if step == "converge"]
+    else:
+        # Molecule may still believe in hosts that are gone.
+        steps = ["destroy", *steps]
     environment = Job(f"molecule/{scenario}", (), scenario=scenario).environment() | {
         "MOLECULE_SCENARIO_NAME": scenario,
         "MOLECULE_SCENARIO_DIRECTORY": str(ROOT / "molecule" / scenario),
-        "PYTHONPATH": str(LAB.parent),
+        "PYTHONPATH": f"{LAB.parent}:{ROOT / 'roles/podman_host/module_utils'}",
     }
     commands = [["molecule", step, "--scenario-name", scenario] for step in steps]
     for command in [*commands, pytest_command(scenario, only)]:
