@@ -36,10 +36,12 @@ def start(redis: Redis, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     """Starts workers, each on a queue of its own, and ends them with the test."""
     workers: list[Worker] = []
 
-    def start_worker(*arguments: str, server: Redis = redis, **environ: str) -> Worker:
+    def start_worker(
+        *arguments: str, server: Redis = redis, fresh: bool = False, **environ: str
+    ) -> Worker:
         name = f"{tmp_path.name}-{len(workers)}"
         defaults = server.environ() | {"CELERY_METAL_QUEUE": name, "CONCURRENCY": "2"}
-        worker = Worker(tmp_path / name, defaults | environ, *arguments)
+        worker = Worker(tmp_path / name, defaults | environ, *arguments, fresh=fresh)
         workers.append(worker)
         return worker
 

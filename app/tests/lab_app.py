@@ -1,7 +1,9 @@
 """An app for the tests: it tells what runs it, and can be made to fail as workers do."""
 
 import ctypes
+import json
 import os
+import pkgutil
 import threading
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ from celery import Celery, bootsteps, signals
 from celery.exceptions import Reject
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import control_command
-from celery_metal_runtime import ledger
+from kombu import Connection
 from redis import Redis
 
 app = Celery(
@@ -34,9 +36,23 @@ class Flaky(bootsteps.StartStopStep):
 if "LAB_FLAKY" in os.environ:
     Tasks.requires = (*Tasks.requires, Flaky)
 
-if "LAB_BEAT_SECONDS" in os.environ:
-    ledger.BEAT_SECONDS = float(os.environ["LAB_BEAT_SECONDS"])
-    ledger.LEASE_SECONDS = 20 * ledger.BEAT_SECONDS
+if os.environ.get("LAB_CONSTANTS"):
+    for _name, _value in json.loads(os.environ["LAB_CONSTANTS"]).items():
+        _owner, _, _constant = _name.rpartition(".")
+        _owner = pkgutil.resolve_name(_owner)
+        assert hasattr(_owner, _constant), _name
+        setattr(_owner, _constant, _value)
+    # The pauses between two attempts to connect, which are 2, 4, 6 ... s.
+    _pauses = Connection._ensure_connection.__defaults__
+    assert _pauses[2:5] == (2, 2, 30)
+    Connection._ensure_connection.__defaults__ = (*_pauses[:2], 0.2, 0.2, 1.0, *_pauses[5:])
+    _drain = Connection.drain_events
+
+    def _drain_briefly(self, timeout=None, **options):
+        """Under gevent Celery's loop waits here for 2 s, also when a task ends or SIGTERM comes."""
+        return _drain(self, timeout=timeout and min(timeout, 0.1), **options)
+
+    Connection.drain_events = _drain_briefly
 
 
 @signals.task_prerun.connect
@@ -50,16 +66,33 @@ _lock = threading.Lock()
 _crowd = {"now": 0, "peak": 0}
 
 
-@app.task
-def crowd(seconds):
-    """Where this ran, and the most of these that have ever run at once in this process."""
+@app.task(bind=True)
+def gather(self, folder, size):
+    """Where this ran, and the most of these that have ever run at once in this process.
+
+    None ends before so many of them have begun.
+    """
     with _lock:
         _crowd["now"] += 1
         _crowd["peak"] = max(_crowd.values())
-    time.sleep(seconds)
+    Path(folder, self.request.id).touch()
+    while len(os.listdir(folder)) < size:
+        time.sleep(0.02)
     with _lock:
         _crowd["now"] -= 1
     return {"pid": os.getpid(), "thread": threading.get_native_id(), "peak": _crowd["peak"]}
+
+
+@app.task
+def work(seconds):
+    """Take some time."""
+    time.sleep(seconds)
+
+
+@app.task
+def constants(names):
+    """What constants of the runtime are, in the process that this runs in."""
+    return [pkgutil.resolve_name(f"celery_metal_runtime.{name}") for name in names]
 
 
 @app.task
@@ -69,12 +102,26 @@ def inside():
     return names | {"pid": os.getpid(), "threads": len(os.listdir("/proc/self/task"))}
 
 
+def wait_for(path):
+    """Return when there is a file of that name, or after an hour."""
+    end = time.monotonic() + 3600
+    while not Path(path).exists() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 @app.task
-def touch(path, seconds):
-    """Leave a mark before and after some work, for who cannot wait for a result."""
+def touch(path):
+    """Leave a mark, and another one when there is a file of the name with .go."""
     Path(path).write_text("begun")
-    time.sleep(seconds)
+    wait_for(f"{path}.go")
     Path(path).write_text("done")
+
+
+@app.task
+def count_later(path, go):
+    """Leave a mark when there is a file of the other name, each time that this is done."""
+    wait_for(go)
+    count(path, 0)
 
 
 @app.task

@@ -1,6 +1,7 @@
 """A real Redis with a password, real workers, and the place of systemd."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -8,20 +9,25 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 from celery import Celery
 from celery.result import ResultSet
 from celery_metal_runtime import configure
+from fork_lab import Fork, Server
 from redis import Redis as Client
 
 HERE = Path(__file__).parent
 USERS = HERE.parents[1] / "roles/redis/files/users.acl"
 PASSWORD = "p@ss:/?#%;,+ end"  # all that means something in a URL
 PATIENCE = 60.0
+RUNTIME = "celery_metal_runtime"
 
 
 def wait_until(condition: Callable[[], object], what: object, seconds: float = PATIENCE) -> object:
@@ -185,9 +191,14 @@ class Systemd:
 
 
 class Worker:
-    """A worker, or a Beat, as in its container, but for the container."""
+    """A worker, or a Beat, as in its container, but for the container.
 
-    def __init__(self, folder: Path, environ: dict[str, str], *arguments: str) -> None:
+    `fresh`: in a Python of its own, and not in a fork of one that has loaded Celery.
+    """
+
+    def __init__(
+        self, folder: Path, environ: dict[str, str], *arguments: str, fresh: bool = False
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.log_file = folder / "log"
         address = environ.pop("ADDRESS", str(folder / "notify"))
@@ -196,14 +207,10 @@ class Worker:
         self.node = f"{self.queue}-1@{socket.gethostname()}"
         self.environ = base_environ() | {"NOTIFY_SOCKET": address} | environ
         self.begun = time.monotonic()
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "celery_metal_runtime", *arguments],
-                env=self.environ,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-            )
+        fresh = fresh or self.environ.get("CELERY_METAL_POOL") == "gevent"
+        self.process = start_process(
+            RUNTIME, arguments, self.environ, folder, self.log_file, fresh=fresh
+        )
         self.pid = self.process.pid
 
     def ready(self) -> "Worker":
@@ -229,6 +236,23 @@ class Worker:
         return self.process.wait(PATIENCE)
 
 
+# What workers in tests have shorter than it is; test_runtime_health has the real values.
+CONSTANTS = {
+    "health.PROBE_SECONDS": 0.2,
+    "watch.LONGEST_TICK": 0.2,
+    "watch.STATUS_SECONDS": 0.2,
+}
+
+
+def constants(more: Mapping[str, float] = MappingProxyType({})) -> dict[str, str]:
+    """The variable that changes constants of the runtime, as ledger.BEAT_SECONDS, or of kombu."""
+    full = {
+        name if name.startswith("kombu.") else f"{RUNTIME}.{name}": value
+        for name, value in {**CONSTANTS, **more}.items()
+    }
+    return {"LAB_CONSTANTS": json.dumps(full)}
+
+
 def base_environ() -> dict[str, str]:
     paths = [HERE.parent / "runtime", HERE.parent / "sample", HERE]
     return {
@@ -236,19 +260,47 @@ def base_environ() -> dict[str, str]:
         "PYTHONPATH": ":".join(map(str, paths)),
         "PYTHONDONTWRITEBYTECODE": "1",
         "CELERY_APP": "lab_app:app",
-    }
+    } | constants()
 
 
-def run(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command of the runtime that ends by itself, and how it ended."""
-    return subprocess.run(
-        [sys.executable, "-m", "celery_metal_runtime", *arguments],
-        env=base_environ() | environ,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+@cache
+def forks() -> Server:
+    """The server of forks of this session."""
+    return Server(base_environ())
+
+
+def start_process(
+    module: str,
+    arguments: tuple[str, ...],
+    environ: dict[str, str],
+    cwd: Path,
+    *files: Path,
+    fresh: bool = False,
+) -> Fork | subprocess.Popen:
+    """Run a module; `files`: where its output and its errors go, one file for both or two."""
+    if not fresh:
+        return forks().fork(module, arguments, environ, cwd, *files)
+    out, err = (file.open("ab") for file in (files[0], files[-1]))
+    with out, err:
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.Popen(command, env=environ, stdout=out, stderr=err, cwd=cwd)
+
+
+def run(
+    environ: dict[str, str], *arguments: str, module: str = RUNTIME, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself, the runtime's by default, and how it ended."""
+    environ = base_environ() | environ
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "out"), Path(folder, "err")
+        process = start_process(module, arguments, environ, Path.cwd(), *files, fresh=fresh)
+        try:
+            code = process.wait(PATIENCE)
+        finally:
+            process.kill()
+            process.wait()
+        out, err = (file.read_text() for file in files)
+    return subprocess.CompletedProcess(arguments, code, out, err)
 
 
 class Producer:
@@ -277,7 +329,7 @@ class Producer:
 
     def answers(self, worker: Worker, task: str, *arguments: object, times: int = 1) -> list:
         sent = [self.app.send_task(task, arguments, queue=worker.queue) for _ in range(times)]
-        answers = ResultSet(sent, app=self.app).join_native(timeout=PATIENCE)
+        answers = ResultSet(sent, app=self.app).join_native(timeout=PATIENCE, interval=0.02)
         for result in sent:
             result.backend = None  # its end would wait for this Redis, gone by then, before 5.7
         return answers

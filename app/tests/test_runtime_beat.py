@@ -8,17 +8,19 @@ from datetime import datetime
 
 import pytest
 from celery_metal_runtime import fence
-from runtime_lab import HERE, Worker, wait_until
+from runtime_lab import HERE, PATIENCE, Worker, wait_until
 
 RUNTIME = HERE.parent / "runtime"
-APP = """
+# Above three seconds, for which a holder may stand still on a busy machine.
+SHORT = """
+fence.LOCK_SECONDS, fence.EXTEND_SECONDS, fence.MARGIN_SECONDS = 4.0, 0.5, 0.5
+ours.LOOK_SECONDS, watch.LONGEST_TICK, watch.STATUS_SECONDS = 0.2, 0.2, 0.2
+"""
+REAL = """
 import datetime, os
 from celery import Celery, beat
 from celery.schedules import crontab
-from celery_metal_runtime import fence
-
-# A fifth of the real ones.
-fence.LOCK_SECONDS, fence.EXTEND_SECONDS = 6.0, 1.0
+from celery_metal_runtime import beat as ours, fence, watch
 
 app = Celery("tick", broker="redis://nowhere.invalid", backend="redis://nowhere.invalid")
 
@@ -38,11 +40,12 @@ def entry(schedule, **more):
     return {"task": "tick", "schedule": schedule, "args": ["often"], **more}
 
 app.conf.beat_schedule = {
-    "often": entry(float(os.environ.get("SECONDS", 0.5))),
+    "often": entry(float(os.environ.get("SECONDS", 0.3))),
     "daily": entry(crontab(hour=3, minute=7)),
     "weekly": entry(crontab(hour=3, minute=7, day_of_week=0)),
 }
 """
+APP = REAL + SHORT
 
 
 class Fleet:
@@ -122,26 +125,36 @@ def test_all_kinds_of_schedules_are_kept(fleet, pair):
     assert all(set(json.loads(one)) == {"last_run_at", "total_run_count"} for one in known.values())
 
 
-def test_a_planned_stop_moves_it_within_two_seconds(fleet, pair):
+def test_a_planned_stop_moves_it_before_the_lock_is_over(fleet):
+    """With the real times: the other one looks each second, and a lock is kept for 30 s."""
+    fleet.write(REAL)
+    first = fleet.start().ready()
+    second = fleet.start()
+    second.systemd.wait_for("schedule: stands by")
     fleet.more()
     begun = time.monotonic()
-    assert pair[0].stop() == 0
-    pair[1].systemd.wait_for("schedule: holds the lock", since=begun)
-    assert time.monotonic() - begun < 2 + 2  # the look, and the pause between two states
+    assert first.stop() == 0
+    # Another one may be in place by now.
+    wait_until(lambda: fleet.client.pttl(fence.LOCK) > 25_000, "the lock is taken")
+    second.systemd.wait_for("schedule: holds the lock", since=begun)
+    assert time.monotonic() - begun < 20
+    assert fleet.client.pttl(fence.LOCK) <= 30_000
     fleet.more(2)
     assert len(set(fleet.once())) == 1
-    assert pair[1].stop() == 0
+    assert second.stop() == 0
     assert fleet.client.get(fence.LOCK) is None
 
 
 def test_one_that_is_killed_is_followed_when_its_lock_is_over(fleet, pair):
     fleet.more()
     pair[0].process.kill()
+    pair[0].process.wait()
+    sent, begun = fleet.client.llen("celery"), time.monotonic()
     left = fleet.client.pttl(fence.LOCK) / 1000
-    begun = time.monotonic()
-    assert 4 < left <= 6
-    fleet.more()
-    assert time.monotonic() - begun < left + 3
+    assert 2 < left <= 4
+    pair[1].systemd.wait_for("schedule: holds the lock", since=begun)
+    assert left - 0.1 < time.monotonic() - begun < left + 20
+    wait_until(lambda: fleet.client.llen("celery") > sent, "tasks are sent")
     assert len(set(fleet.once())) == 1
 
 
@@ -164,11 +177,12 @@ def test_who_has_lost_the_lock_unknowingly_sends_nothing(fleet):
     beat = fleet.start(SECONDS="0.2").ready()
     fleet.more()
     with fleet.client.pipeline() as both:
-        other, number = both.set(fence.LOCK, "another's", px=4000).llen("celery").execute()
+        other, number = both.set(fence.LOCK, "another's", px=600_000).llen("celery").execute()
     assert other
     beat.systemd.wait_for("schedule: stands by")
     assert fleet.client.llen("celery") == number
     assert fleet.client.get(fence.LOCK) == "another's"
+    fleet.client.delete(fence.LOCK)
     fleet.more(2)
     assert len(set(fleet.once())) == 1
 
@@ -193,7 +207,7 @@ def test_a_schedule_that_changes_keeps_what_it_keeps(fleet):
     before = fleet.record("often")
     fleet.client.hset(fence.STATE, "daily", "no JSON")
     fleet.write(APP.replace('"weekly":', '"moon":').replace('["often"]', '["changed"]'))
-    second = fleet.start(SECONDS="1").ready()
+    second = fleet.start(SECONDS="0.5").ready()
     fleet.more(1)
     assert fleet.record("often")["total_run_count"] > before["total_run_count"]
     assert "changed" in fleet.words()[-1]
@@ -232,7 +246,7 @@ def test_a_start_without_redis_waits_for_it(fleet):
 
 
 def test_a_task_that_redis_did_not_take_is_due_still(fleet):
-    beat = fleet.start(SECONDS="1").ready()
+    beat = fleet.start(SECONDS="0.5").ready()
     fleet.more()
     fleet.client.config_set("maxmemory", "1mb")
     wait_until(lambda: "is due still" in beat.log, "Redis refuses")
@@ -282,7 +296,7 @@ def test_a_mistake_in_the_schedule_is_found_by_who_would_stand_by(fleet):
     fleet.start().ready()
     fleet.write(APP + 'app.conf.beat_schedule["often"]["taks"] = "typo"\n')
     broken = fleet.start()
-    assert broken.process.wait(30) == 1
+    assert broken.process.wait(PATIENCE) == 1
     assert "CELERY_APP='ticking:app' cannot be loaded" in broken.log
     assert "taks" in broken.log
     assert not broken.systemd.lines("READY=1")
@@ -292,16 +306,16 @@ def test_a_loop_that_hangs_is_ended(fleet):
     fleet.write(
         APP + "class Stuck(beat.Scheduler):\n    def tick(self):\n"
         "        import time\n        time.sleep(3600)\n\n"
-        "from celery_metal_runtime import beat as ours\nours.STUCK_SECONDS = 3\n"
+        "ours.STUCK_SECONDS = 1\n"
         'app.conf.beat_scheduler = "ticking:Stuck"\n'
     )
     beat = fleet.start(CELERY_METAL_WATCHDOG_SECONDS="3")
-    assert beat.process.wait(30) == 70
+    assert beat.process.wait(PATIENCE) == 70
     assert "the schedule's loop has not turned for" in beat.log
 
 
 def test_it_tells_systemd_that_it_lives(fleet, pair):
-    lively = fleet.start(CELERY_METAL_WATCHDOG_SECONDS="3").ready()
+    lively = fleet.start(CELERY_METAL_WATCHDOG_SECONDS="2").ready()
     wait_until(lambda: len(lively.systemd.lines("WATCHDOG=1")) > 3, "signs of life")
     assert all(not beat.systemd.lines("WATCHDOG=1") for beat in pair)
 
@@ -310,12 +324,12 @@ def test_without_a_redis_there_is_no_lock(fleet):
     environ = {"CELERY_METAL_BROKER": "", "CELERY_METAL_PASSWORD_FILE": ""}
     fleet.write(APP.replace("redis://nowhere", "amqp://nowhere"))
     beat = fleet.start(**environ)
-    assert beat.process.wait(30) == 64
+    assert beat.process.wait(PATIENCE) == 64
     assert "which is no Redis" in beat.log
 
 
 def test_the_interval_is_kept_over_a_move(fleet, pair):
-    """Entries of half a second, by the moments that were written: none comes too early."""
+    """Entries of 0.3 s, by the moments that were written: none comes too early."""
     seen = []
 
     def look():
@@ -328,4 +342,4 @@ def test_the_interval_is_kept_over_a_move(fleet, pair):
 
     wait_until(look, "eight moments")
     moments = [datetime.fromisoformat(one).timestamp() for one in seen]
-    assert min(later - one for one, later in itertools.pairwise(moments)) > 0.45
+    assert min(later - one for one, later in itertools.pairwise(moments)) > 0.27

@@ -10,7 +10,7 @@ from celery_metal_runtime import configure
 from celery_metal_runtime.settings import UsageError
 from redis import exceptions
 from redis.client import PubSub
-from runtime_lab import PASSWORD, shows_no_password
+from runtime_lab import PASSWORD, PATIENCE, shows_no_password
 
 pytestmark = pytest.mark.oldest
 
@@ -213,7 +213,7 @@ def awaited(redis):
 
 def test_a_result_that_comes_while_its_waiter_reconnects_is_not_waited_for(awaited):
     _, result = awaited
-    assert result.get(timeout=10) == 42
+    assert result.get(timeout=PATIENCE) == 42
 
 
 def test_garbage_that_is_collected_while_a_waiter_reconnects_does_not_hold_it_up(
@@ -239,9 +239,9 @@ def test_garbage_that_is_collected_while_a_waiter_reconnects_does_not_hold_it_up
     monkeypatch.setattr(PubSub, "subscribe", subscribe_and_lose)
     gc.disable()
     try:
-        waiter = Thread(target=lambda: got.append(result.get(timeout=10)), daemon=True)
+        waiter = Thread(target=lambda: got.append(result.get(timeout=PATIENCE)), daemon=True)
         waiter.start()
-        waiter.join(20)
+        waiter.join(PATIENCE + 10)
     finally:
         gc.enable()
     assert got == [42]

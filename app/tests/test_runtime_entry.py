@@ -162,7 +162,7 @@ def test_sigterm_ends_a_pid_1_that_still_loads_its_app(tmp_path):
         children = f"/proc/{outer.pid}/task/{outer.pid}/children"
         with open(children) as file:
             os.kill(int(file.read()), signal.SIGTERM)
-        wait_until(lambda: outer.poll() is not None, "the process ends", 5)
+        wait_until(lambda: outer.poll() is not None, "the process ends")
         assert outer.returncode == 0
 
 

@@ -9,7 +9,7 @@ from celery.worker import state
 from celery_metal_runtime.health import Health
 from celery_metal_runtime.ledger import Ledger
 from celery_metal_runtime.notify import Notifier
-from runtime_lab import Systemd
+from runtime_lab import PATIENCE, Systemd
 
 NOW = 10_000.0
 WATCHDOG = 60.0  # the limit is 40 s; that for answers 3 + 3 x 25 = 78 s
@@ -131,5 +131,5 @@ def test_a_listener_that_does_not_read_cannot_stop_the_worker(tmp_path):
         notifier._socket.settimeout(0.001)
         sender = threading.Thread(target=lambda: [notifier.send("X=1") for _ in range(2000)])
         sender.start()
-        sender.join(20)
+        sender.join(PATIENCE)
         assert not sender.is_alive()

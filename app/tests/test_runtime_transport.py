@@ -12,16 +12,22 @@ import pytest
 from celery import chord, signature
 from celery_metal_runtime import ledger
 from celery_metal_runtime.transport import Claiming
-from runtime_lab import PASSWORD, PATIENCE, Producer, wait_until
+from runtime_lab import PASSWORD, PATIENCE, Producer, constants, wait_until
 
 POOLS = ("prefork", "threads", "gevent", "solo")
-COUNT, CROWD, TOUCH = "lab_app.count", "lab_app.crowd", "lab_app.touch"
+COUNT, LATER, TOUCH = "lab_app.count", "lab_app.count_later", "lab_app.touch"
 NODES = "celery-metal.nodes"
-QUICK = {"LAB_BEAT_SECONDS": "0.2"}
+BEAT_SECONDS, LEASE_SECONDS = 0.1, 2.0
+QUICK = constants({"ledger.BEAT_SECONDS": BEAT_SECONDS, "ledger.LEASE_SECONDS": LEASE_SECONDS})
 
 
 def held(server, worker):
     return server.client.lrange(f"celery-metal.held:{worker.node}:{worker.queue}", 0, -1)
+
+
+def beats(server, worker):
+    """The number of the worker's last beat."""
+    return json.loads(server.client.hget(NODES, worker.node))[0]
 
 
 def message(producer, server, queue, *arguments, task=COUNT):
@@ -43,7 +49,7 @@ def test_what_a_killed_worker_held_is_done_by_its_successor_at_once(
         killed = start(CELERY_METAL_POOL=pool, CONCURRENCY=str(size)).ready()
         marks = [tmp_path / f"{pool}-{number}" for number in range(size)]
         for mark in marks:
-            producer.post(killed, TOUCH, str(mark), 3600)
+            producer.post(killed, TOUCH, str(mark))
         wait_until(lambda marks=marks: all(mark.exists() for mark in marks), "the tasks run")
         assert len(held(redis, killed)) == size
         assert redis.client.llen(killed.queue) == 0
@@ -54,7 +60,7 @@ def test_what_a_killed_worker_held_is_done_by_its_successor_at_once(
             mark.unlink()
         successor = start(CELERY_METAL_QUEUE=killed.queue, CELERY_METAL_POOL=pool)
         successor.ready()
-        wait_until(lambda marks=marks: all(mark.exists() for mark in marks), "they run again", 5)
+        wait_until(lambda marks=marks: all(mark.exists() for mark in marks), "they run again")
         assert f"{size} tasks of this worker's predecessor are back" in successor.log
         assert not redis.client.exists("unacked")
         for pid in children:
@@ -93,11 +99,17 @@ def test_a_lost_connection_neither_loses_nor_doubles_a_task(start, own_redis, tm
     workers = [start(server=own_redis, CELERY_METAL_POOL=pool, **QUICK) for pool in POOLS[:3]]
     marks = {worker.ready(): tmp_path / f"{worker.queue}.mark" for worker in workers}
     for worker, mark in marks.items():
-        for seconds in (8, 8, 0, 0, 0):
-            producer.post(worker, COUNT, str(mark), seconds)
+        producer.post(worker, LATER, str(mark), f"{mark}.go", times=2)
+        producer.post(worker, COUNT, str(mark), 0, times=3)
         worker.systemd.wait_for("2 busy")
     assert own_redis.client.client_kill_filter(_type="normal", skipme=True) > 9
+    # Long enough for others to take what a silent worker holds, and for it to look itself.
+    before = [beats(own_redis, worker) for worker in workers]
+    for worker, number in zip(workers, before, strict=True):
+        wanted = number + 1.5 * LEASE_SECONDS / BEAT_SECONDS
+        wait_until(lambda w=worker, n=wanted: beats(own_redis, w) > n, "it beats on")
     for worker, mark in marks.items():
+        mark.with_name(f"{mark.name}.go").touch()
         worker.systemd.wait_for("0 busy, 5 done")
         assert lines(mark) == 5, worker.log
         wait_until(lambda worker=worker: not held(own_redis, worker), "all are acknowledged")
@@ -105,21 +117,28 @@ def test_a_lost_connection_neither_loses_nor_doubles_a_task(start, own_redis, tm
 
 def test_a_redis_that_answers_nobody_is_waited_for(start, own_redis, tmp_path):
     producer = Producer(own_redis)
-    watched = {"CELERY_METAL_WATCHDOG_SECONDS": "24"}  # the limit is 16 s
+    # The limit is 6 s, and an attempt takes a third of it.
+    quick = constants({"broker.COMMAND_SECONDS": 2.0, "ledger.BEAT_SECONDS": 0.5})
+    watched = {"CELERY_METAL_WATCHDOG_SECONDS": "9"} | quick
     workers = [start(server=own_redis, CELERY_METAL_POOL=pool, **watched) for pool in POOLS[:3]]
     marks = {worker.ready(): tmp_path / f"{worker.queue}.mark" for worker in workers}
     for worker, mark in marks.items():
-        producer.post(worker, COUNT, str(mark), 6, times=2)
+        for number in range(2):
+            producer.post(worker, LATER, str(mark), f"{mark}.go-{number}")
     for worker in workers:
         worker.systemd.wait_for("2 busy")
     begun = time.monotonic()
     # It takes what it is sent and never answers: as a network that drops all.
     own_redis.process.send_signal(signal.SIGSTOP)
+    # One ends before the worker knows, the other after that.
+    for mark in marks.values():
+        mark.with_name(f"{mark.name}.go-0").touch()
     for worker, mark in marks.items():
         worker.systemd.wait_for("waiting for the broker since", since=begun)
+        mark.with_name(f"{mark.name}.go-1").touch()
         wait_until(lambda mark=mark: lines(mark) == 2, "the tasks are done")
     for worker in workers:
-        worker.systemd.wait_for("WATCHDOG=1", since=begun + 20)
+        worker.systemd.wait_for("WATCHDOG=1", since=begun + 8)
         assert "Redis does not answer; acknowledgements are kept until it does: " in worker.log
         assert "Redis answers again" not in worker.log
     own_redis.process.send_signal(signal.SIGCONT)
@@ -136,10 +155,11 @@ def test_a_redis_that_answers_nobody_is_waited_for(start, own_redis, tmp_path):
 
 def test_an_acknowledgement_that_comes_too_late_is_said(start, redis, producer, tmp_path):
     worker, mark = start().ready(), tmp_path / "mark"
-    producer.post(worker, TOUCH, str(mark), 1)
+    producer.post(worker, TOUCH, str(mark))
     wait_until(mark.exists, "the task runs")
     # As another worker does that has heard nothing of this one.
     redis.client.delete(f"celery-metal.held:{worker.node}:{worker.queue}")
+    mark.with_name("mark.go").touch()
     wait_until(lambda: "was not held any more: this worker was silent" in worker.log, "it is said")
     assert "see 'A task may run twice' in docs/safety.md" in worker.log
 
@@ -169,12 +189,12 @@ def test_what_a_silent_worker_held_goes_back(start, redis, producer, tmp_path, b
     redis.client.hset(NODES, node, json.dumps([1, 1, [queue]]))
     worker = start(CELERY_METAL_QUEUE=queue, **QUICK).ready()
     begun = time.monotonic()
-    while beats and time.monotonic() < begun + 6:
+    while beats and time.monotonic() < begun + 1.5 * LEASE_SECONDS:
         redis.client.hset(NODES, node, json.dumps([time.monotonic(), 1, [queue]]))
         time.sleep(0.05)
         assert lines(mark) == 0
     wait_until(lambda: lines(mark) == 1, "it is done")
-    assert time.monotonic() - begun > 20 * 0.2
+    assert time.monotonic() - begun > LEASE_SECONDS
     assert re.search(rf"{node} is silent for \d+ s: 1 tasks back to the queue; look", worker.log)
     assert node not in redis.client.hkeys(NODES)
 
@@ -188,12 +208,12 @@ def test_a_node_that_cannot_be_read_keeps_no_other_from_being_looked_at(start, o
     item = message(producer, own_redis, queue, str(mark), 0)
     client.lpush(f"celery-metal.held:silent@far:{queue}", item)
     worker = start(server=own_redis, CELERY_METAL_QUEUE=queue, **QUICK).ready()
-    wait_until(lambda: lines(mark) == 1, "what the silent one held is done", 20)
-    wait_until(lambda: client.hlen(NODES) == 1, "all but the worker are forgotten", 5)
+    wait_until(lambda: lines(mark) == 1, "what the silent one held is done")
+    wait_until(lambda: client.hlen(NODES) == 1, "all but the worker are forgotten")
     assert worker.log.count("is silent for") == len(lives)
     assert worker.log.count("cannot be read") == 4
     life = client.hget(NODES, worker.node)
-    wait_until(lambda: client.hget(NODES, worker.node) != life, "the worker goes on beating", 5)
+    wait_until(lambda: client.hget(NODES, worker.node) != life, "the worker goes on beating")
 
 
 def test_a_beat_that_fails_is_said_once_and_does_not_end_the_beating(monkeypatch, capfd):
@@ -317,11 +337,12 @@ def test_a_result_that_is_longer_than_its_message_waits_for_room(start, own_redi
 
 def test_a_redis_that_cannot_write_is_waited_for(start, own_redis, tmp_path):
     producer, mark = Producer(own_redis), tmp_path / "mark"
-    worker = start(server=own_redis, CELERY_METAL_WATCHDOG_SECONDS="1.5").ready()
+    watched = {"CELERY_METAL_WATCHDOG_SECONDS": "2"} | constants({"health.ANSWER_SECONDS": 2.0})
+    worker = start(server=own_redis, **watched).ready()
     own_redis.client.config_set("min-replicas-to-write", 1)
     wait_until(lambda: "Redis gives no tasks" in worker.log, "it is said")
     begun = time.monotonic()
-    worker.systemd.wait_for("WATCHDOG=1", since=begun + 12)  # beyond the limit of an answer
+    worker.systemd.wait_for("WATCHDOG=1", since=begun + 6)  # beyond the limit of an answer, 5 s
     own_redis.client.config_set("min-replicas-to-write", 0)
     producer.post(worker, COUNT, str(mark), 0)
     wait_until(lambda: lines(mark) == 1, "it goes on")
@@ -372,7 +393,7 @@ def test_a_task_that_always_ends_its_process_is_put_aside(start, redis, producer
     limit = "60" if how == "dies" else "1"
     worker = start(CONCURRENCY="1", CELERY_METAL_TIME_LIMIT_SECONDS=limit).ready()
     mark, other = tmp_path / "mark", tmp_path / "other"
-    task = ("lab_app.die", str(mark)) if how == "dies" else (TOUCH, str(mark), 60)
+    task = ("lab_app.die" if how == "dies" else TOUCH, str(mark))
     item = json.loads(message(producer, redis, "elsewhere", *task[1:], task=task[0]))
     item["headers"]["celery_metal_crashes"] = 9
     redis.client.lpush(worker.queue, json.dumps(item))
@@ -399,7 +420,7 @@ def test_a_task_that_asks_for_it_is_requeued_for_ever(start, redis, producer, tm
 def test_priorities_are_kept(start, redis, producer, tmp_path):
     worker, mark = start(CONCURRENCY="1").ready(), tmp_path / "mark"
     producer.app.send_task(COUNT, (str(mark), 0), queue=worker.queue, priority=5)
-    wait_until(lambda: lines(mark) == 1, "a low priority is consumed too", 5)
+    wait_until(lambda: lines(mark) == 1, "a low priority is consumed too")
     worker.process.send_signal(signal.SIGSTOP)
     order = tmp_path / "order"
     for priority in (9, 0, 9, 0):
@@ -448,13 +469,15 @@ def test_several_queues_are_taken_from_in_their_order(
 
 def test_none_of_several_queues_waits_for_the_others(start, redis, producer, tmp_path):
     environ, (_, bulk) = of_two(tmp_path)
-    start(**environ).ready()
+    # A wait for one queue alone, which must not be.
+    start(**environ, **constants({"kombu.transport.redis.Transport.brpop_timeout": 10})).ready()
     mark, begun = tmp_path / "mark", time.monotonic()
     for number in range(1, 11):
         # The turn is that of the other queue each time.
         producer.app.send_task(COUNT, (str(mark), 0), queue=bulk)
         wait_until(lambda number=number: lines(mark) == number, "it is done")
-    assert time.monotonic() - begun < 3
+    # Ten such waits would take ten times as long.
+    assert time.monotonic() - begun < 10
 
 
 def test_what_a_worker_of_several_queues_gives_back_goes_where_it_came_from(
@@ -479,7 +502,7 @@ def test_a_successor_with_other_queues_gives_back_what_was_held_of_the_old_ones(
 ):
     environ, (urgent, bulk) = of_two(tmp_path)
     killed = start(**environ).ready()
-    producer.app.send_task(TOUCH, (str(tmp_path / "mark"), 3600), queue=bulk)
+    producer.app.send_task(TOUCH, (str(tmp_path / "mark"),), queue=bulk)
     wait_until((tmp_path / "mark").exists, "the task runs")
     killed.process.kill()
     killed.process.wait()

@@ -68,7 +68,7 @@ def test_any_other_is_refused_with_the_remedy(versions, told):
 
 
 def test_the_versions_are_told():
-    done = run({"CELERY_APP": ""}, "versions")
+    done = run({"CELERY_APP": ""}, "versions", fresh=True)
     assert done.returncode == 0, done.stderr
     names = ", ".join(f"{name} {version(name)}" for name in GOOD)
     assert done.stdout == f"{names}, Python {sys.version.split()[0]}\n"
@@ -91,7 +91,7 @@ def installed(tmp_path):
 
 @pytest.mark.parametrize("command", [[], ["versions"], ["inspect", "ping"]])
 def test_an_old_version_is_one_line_and_exit_64_before_anything_else(installed, command):
-    done = run(installed("celery", "5.2.7"), *command)
+    done = run(installed("celery", "5.2.7"), *command, fresh=True)
     assert done.returncode == 64
     assert done.stderr.splitlines() == [
         "celery-metal: celery 5.2.7 is installed, and 5.4 or newer is needed: change the app's "
@@ -102,7 +102,7 @@ def test_an_old_version_is_one_line_and_exit_64_before_anything_else(installed, 
 def test_an_image_without_what_celery_needs_for_redis_is_refused(tmp_path):
     (tmp_path / "kombu").mkdir()
     (tmp_path / "kombu" / "__init__.py").write_text("raise ImportError('no packaging')\n")
-    done = run({"PYTHONPATH": f"{tmp_path}:{base_environ()['PYTHONPATH']}"}, "versions")
+    done = run({"PYTHONPATH": f"{tmp_path}:{base_environ()['PYTHONPATH']}"}, "versions", fresh=True)
     assert done.returncode == 64
     assert len(done.stderr.splitlines()) == 1
     assert "cannot be loaded: no packaging; add celery[redis] to the app's" in done.stderr

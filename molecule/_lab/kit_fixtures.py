@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from celery_metal_types import Fleet, Plan, PlannedQueue
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+CLAIMED = """
+local tasks = 0
+for _, key in ipairs(redis.call('KEYS', 'celery-metal.held:*')) do
+  tasks = tasks + redis.call('LLEN', key)
+end
+return tasks
+"""
 # A busy machine answers late, and a Redis that is stopped never.
 REDIS_SECONDS = 30
 ANSIBLE_PLAYBOOK = pathlib.Path(sys.executable).with_name("ansible-playbook")
@@ -215,6 +222,10 @@ class Kit:
         # Longer than it waits for answers itself: it says which are missing.
         answers: dict[str, dict[str, Any]] = json.loads(self.lab.run(host, line, timeout=90))
         return answers
+
+    def claimed(self, host: str) -> int:
+        """How many tasks the workers have taken and not acknowledged, from Redis of a host."""
+        return int(self.redis(host, "eval", CLAIMED, "0"))
 
     def secret(self, host: str, name: str) -> str:
         """A secret from the store of a host, without a last newline."""

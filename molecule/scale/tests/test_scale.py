@@ -205,7 +205,8 @@ def test_a_worker_of_several_queues_takes_their_tasks_in_order(site, kit, lab, o
 
     lab.wait_for(lambda: len(effects()) == len(sent), 30, "all tasks", host=HOST, unit=unit)
     assert effects() == expected
-    lab.wait_for(lambda: not kit.status()["held"], 10, "all are acknowledged", every=1)
+    lab.wait_for(lambda: kit.claimed(HOST) == 0, 60, "all are acknowledged")
+    assert not kit.status()["held"]
 
 
 def test_what_a_worker_of_several_queues_gives_back_is_where_it_was(site, kit, lab):
