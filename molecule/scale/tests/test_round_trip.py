@@ -6,6 +6,7 @@ import json
 import pathlib
 import random
 import string
+import sys
 
 import yaml
 
@@ -93,6 +94,7 @@ finally:
 def filters(path):
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
