@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -91,6 +92,8 @@ class Kit:
         self.lab = lab
         self.inventory = inventory
         self._passwords: dict[tuple[str, str], str] = {}
+        # What the last run of site.yml has deployed; None: it is not known.
+        self._deployed: dict[str, Any] | None = None
 
     def play(
         self,
@@ -115,13 +118,22 @@ class Kit:
         )
         output = done.stdout + done.stderr
         assert bool(done.returncode) == fails, f"{playbook} ended with {done.returncode}\n{output}"
+        if "--check" not in words and playbook != "playbooks/status.yml":
+            plain = playbook == "site.yml" and not (words or inventory or done.returncode)
+            self._deployed = copy.deepcopy(variables) if plain else None
         return Played(done.returncode, output)
+
+    def ensure(self, **variables: Any) -> None:
+        """Deploy the site with these variables, unless the last run has just done that."""
+        if self._deployed != variables:
+            self.play(**variables)
 
     def cut(self, task: str, seconds: float, **variables: Any) -> bool:
         """Run site.yml, and cut its connections so many seconds after that task has begun.
 
         The controller's processes are killed, too. False: the run ended well before the task.
         """
+        self._deployed = None
         with subprocess.Popen(
             [ANSIBLE_PLAYBOOK, "-i", self.inventory, "site.yml", "-e", json.dumps(variables)],
             cwd=ROOT,

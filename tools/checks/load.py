@@ -11,12 +11,14 @@ WINDOW = 10.0
 # A job that has just begun shows its load only later.
 SETTLE = 8.0
 # The share of all CPUs that must have been idle for one job more.
-IDLE_SHARE = 0.12
+IDLE_SHARE = 0.2
 # Less than this many MB of available memory, and no more is started.
 MEMORY_MB = 3000
 # So many run whatever the load: each of them waits for half of its time.
 AT_LEAST = 2
-AT_MOST = 8
+# Hosts cost CPU time as long as they run, and the load that a test sends lasts as long as what it
+# is for: with more at once each takes longer, and all of them cost more.
+AT_MOST = 4
 
 
 @dataclasses.dataclass(frozen=True)

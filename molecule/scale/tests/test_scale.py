@@ -22,7 +22,7 @@ SERVICES = {
 @pytest.fixture
 def site(kit, lab):
     """The site as it was converged, and a way to change it that says which units that concerned."""
-    kit.play(celery_queues=QUEUES)
+    kit.ensure(celery_queues=copy.deepcopy(QUEUES))
     assert kit.services(HOST) == SERVICES
 
     def change(queues):
