@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 
 lab_packages=(
   debian-archive-keyring # checks what the base system is made of
+  git # the unit tests of the role image clone repositories
   iproute2 # bridges and cables
   mmdebstrap # builds the base system
   nftables # lets the hosts reach the outside
