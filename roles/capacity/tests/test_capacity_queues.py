@@ -1,5 +1,6 @@
 """celery_queues: what is accepted, what is refused, and what the refusal says."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -356,3 +357,15 @@ def test_a_refusal_names_the_host_and_says_that_nothing_was_changed():
 def test_queues_are_not_needed_without_workers():
     assert capacity.problems_text(None, {"capacity_runs_workers": False}) == ""
     assert "celery_queues is not set" in capacity.problems_text(None, {})
+
+
+def test_the_type_of_a_queue_has_the_keys_of_its_rules():
+    stub = ROLE.parents[1] / "typings/celery_metal_types.pyi"
+    classes = {
+        node.name: [line.target.id for line in node.body if isinstance(line, ast.AnnAssign)]
+        for node in ast.parse(stub.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    assert set(classes["Queue"]) == {*capacity.QUEUE_RULES, "unit"}
+    (normalised,) = capacity.validate_queues([{"name": "mail"}])
+    assert set(normalised) == set(classes["Queue"])
