@@ -1,5 +1,6 @@
 """A program outside the kit that sends tasks all the time, and what the tests share."""
 
+import re
 import threading
 import time
 from uuid import uuid4
@@ -61,4 +62,18 @@ class Load(threading.Thread):
             host=WORKER,
             unit="celery-*",
         )
-        return counted()
+        found = counted()
+        if found.duplicates:
+            self.show_duplicates(kit, lab, kit.redis(BROKER, "smembers", key).splitlines())
+        return found
+
+    def show_duplicates(self, kit, lab, lines):
+        """Print when each task that ran twice was done, and what workers and Redis wrote then."""
+        times = {}
+        for number, moment, _ in map(str.split, lines):
+            times.setdefault(int(number), []).append(float(moment) - self.begun)
+        print({number: sorted(found) for number, found in times.items() if len(found) > 1})
+        for host in (WORKER, BROKER):
+            log = lab.journal(host, "celery-*", 5000).splitlines()
+            usual = re.compile(r"\] (received|succeeded)")
+            print("\n".join(line for line in log if not usual.search(line)))
