@@ -69,7 +69,9 @@ MENDED = "journalctl -u celery-redis -o cat | awk '/as a power cut leaves/ {n++}
 
 def make_disk(lab):
     """Put Redis's data on a disk that is a file."""
-    lab.run(BROKER, "apt-get update -qq && apt-get install -qq -y e2fsprogs >/dev/null", timeout=300)
+    lab.run(
+        BROKER, "apt-get update -qq && apt-get install -qq -y e2fsprogs >/dev/null", timeout=300
+    )
     nodes = "; ".join(f"mknod /dev/loop{n} b 7 {n}" for n in range(32))
     lab.run(BROKER, f"mknod /dev/loop-control c 10 237; {nodes}; true")
     first = DISK.format("first")
