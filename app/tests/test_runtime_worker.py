@@ -276,7 +276,7 @@ def test_a_connection_that_is_lost_at_once_is_one_outage(start, tmp_path):
     told = re.compile(r"waiting for the broker since (\d+) s")
     wait_until(
         lambda: any(int(n) >= 2 for n in told.findall("".join(worker.systemd.lines("STATUS=")))),
-        "an outage of 2 s is told",
+        "an outage of 2 s is reported",
     )
     # Each of them takes a fraction of that.
     assert worker.log.count("lost at once") > 3
