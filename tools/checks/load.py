@@ -18,7 +18,7 @@ MEMORY_MB = 3000
 AT_LEAST = 2
 # Hosts cost CPU time as long as they run, and the load that a test sends lasts as long as what it
 # is for: with more at once each takes longer, and all of them cost more.
-AT_MOST = 4
+AT_MOST = 3
 
 
 @dataclasses.dataclass(frozen=True)
