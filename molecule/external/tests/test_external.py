@@ -216,7 +216,7 @@ protected-mode no
 sentinel monitor mine ADDRESS 6379 2
 sentinel auth-user mine admin
 sentinel auth-pass mine of-the-lab
-sentinel down-after-milliseconds mine 1000
+sentinel down-after-milliseconds mine 5000
 sentinel failover-timeout mine 5000
 END
 done
@@ -233,6 +233,12 @@ def elected(lab, port=26379):
     """Port of the primary, as a Sentinel has it."""
     words = ["redis-cli", "-p", str(port), "--raw", "sentinel", "get-master-addr-by-name", "mine"]
     return int(lab.run(STORE, words).split()[1])
+
+
+def followed(lab):
+    """Whether the primary has a replica, which a busy machine may elect in its place."""
+    primary = {6379: "redis", 6381: "second"}[elected(lab)]
+    return "min_slaves_good_slaves:1" in cli(lab, "info", "replication", server=primary)
 
 
 def known(lab, port):
@@ -262,14 +268,9 @@ def test_the_primary_that_sentinels_elect_is_followed(kit, lab):
     flows(kit)
     before = ids(lab)
     lab.run(STORE, "systemctl stop redis-server")
-    lab.wait_for(lambda: elected(lab) == 6381, 30, "another is elected", host=STORE)
+    lab.wait_for(lambda: elected(lab) == 6381, 60, "another is elected", host=STORE)
     lab.run(STORE, "systemctl start redis-server")
-    lab.wait_for(
-        lambda: "min_slaves_good_slaves:1" in cli(lab, "info", "replication", server="second"),
-        60,
-        "the earlier primary follows",
-        host=STORE,
-    )
+    lab.wait_for(lambda: followed(lab), 120, "the primary has a replica", host=STORE)
     flows(kit)
     assert ids(lab) == before
     played = kit.play(playbook="playbooks/status.yml", redis_external_url=there)
