@@ -1,8 +1,10 @@
 # Thin: every verb is a script that can also be called by itself.
 PYTHON = .venv/bin/python
 RUNS = 3
+TIMES = 7
+SEED = 19
 
-.PHONY: help demo quick test lint unit molecule bench faults durability failover clean
+.PHONY: help demo quick test lint unit attack molecule bench faults durability failover clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand --tabs=12
@@ -26,6 +28,10 @@ lint: ## run the linters
 unit: ## run the unit tests
 	@tools/bootstrap.sh --venv
 	@$(PYTHON) tools/test.py unit
+
+attack: ## send workers what no client sends: TIMES as much as the checks do, from the seed SEED
+	@tools/bootstrap.sh --lab
+	@ATTACK_TIMES=$(TIMES) ATTACK_SEED=$(SEED) $(PYTHON) -m pytest -q -s app/tests/test_runtime_attack.py
 
 molecule: ## run the scenarios, or one: make molecule S=default; KEEP=1 keeps its hosts, T=name is a test
 	@tools/bootstrap.sh --lab

@@ -96,6 +96,12 @@ def constants(names):
 
 
 @app.task
+def run_out_of_memory():
+    """Fail as a task does that asks for more than there is."""
+    raise MemoryError("no more")
+
+
+@app.task
 def inside():
     """What a task sees of its process."""
     names = {name: os.environ.get(name) for name in ("NOTIFY_SOCKET", "CELERY_BROKER_URL")}

@@ -191,8 +191,9 @@ def test_a_pool_that_takes_no_task_ends_the_worker(start, producer, tmp_path):
     worker = start(CELERY_METAL_WATCHDOG_SECONDS="3").ready()
     children = worker.children
     os.kill(children[0], signal.SIGSTOP)
-    producer.post(worker, COUNT, str(tmp_path / "one"), 0)
-    producer.post(worker, COUNT, str(tmp_path / "two"), 0)
+    # So long that the other process does not take both.
+    producer.post(worker, COUNT, str(tmp_path / "one"), 1)
+    producer.post(worker, COUNT, str(tmp_path / "two"), 1)
     assert worker.process.wait(PATIENCE) == GIVE_UP
     # Two thirds of the watchdog's time, and at most two looks more.
     assert re.search(r"no process of the pool takes the task \S+ for [23] s: ", worker.log)

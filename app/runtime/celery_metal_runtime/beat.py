@@ -10,7 +10,7 @@ import signal
 import traceback
 from collections import Counter
 from collections.abc import Callable, MutableMapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -21,6 +21,7 @@ from celery.apps import beat as apps_beat
 from celery_metal_runtime import fence as fences
 from celery_metal_runtime.broker import REDIS
 from celery_metal_runtime.fence import UNANSWERED, Fence
+from celery_metal_runtime.messages import brief
 from celery_metal_runtime.notify import Notifier, line, say
 from celery_metal_runtime.settings import UsageError
 from celery_metal_runtime.versions import put
@@ -35,6 +36,8 @@ LOOK_SECONDS = 1.0
 # Above the pause of 30 s that kombu makes between two attempts to connect.
 STUCK_SECONDS = 60.0
 MOST_TRIES = 3
+# Of two hosts: what has run later than this was written by none of them.
+FUTURE = timedelta(hours=1)
 
 
 class UnsentError(Exception):
@@ -89,13 +92,16 @@ class Scheduler(beat.Scheduler):
         try:
             found = json.loads(record)
             last = datetime.fromisoformat(found["last_run_at"]).astimezone(self.app.timezone)
-            entry.last_run_at, entry.total_run_count = last, int(found["total_run_count"])
-        except (ValueError, KeyError, TypeError) as error:
+            if last > datetime.now(UTC) + FUTURE:
+                raise ValueError(f"{last} is in the future")
+            count = int(found["total_run_count"])
+        except Exception as error:  # noqa: BLE001 - whoever may write to Redis may have written it
             say(
                 f"schedule: {entry.name} begins anew: its record in {fences.STATE} cannot be read: "
-                f"{line(error)}"
+                f"{brief(error)}"
             )
             return False
+        entry.last_run_at, entry.total_run_count = last, count
         return True
 
 

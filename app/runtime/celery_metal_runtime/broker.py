@@ -104,6 +104,11 @@ def client_of(channel: Any) -> "Redis":
     return Redis(connection_pool=pool)
 
 
+def is_wrong_type(error: Exception) -> bool:
+    """Whether Redis has refused because a key holds another kind of value; redis-py 8 cuts it."""
+    return "kind of value" in str(error)
+
+
 def _set_service_defaults(app: "Celery") -> None:
     """Unlimited patience with the broker, and no wait without end on a dead connection."""
     defaults: dict[str, Any] = {

@@ -12,6 +12,8 @@ from celery import Task
 from celery.worker import state as worker_state
 from kombu import Queue
 
+from celery_metal_runtime.channels import CANARY
+
 if TYPE_CHECKING:
     from celery import Celery
     from celery.worker.consumer import Consumer
@@ -28,7 +30,7 @@ class Canary:
     def __init__(self, app: "Celery", ledger: "Ledger") -> None:
         self.app, self.ledger, self.task_id = app, ledger, str(uuid4())
         # Without a binding in Redis, which would stay there.
-        name = f"celery-metal.canary:{ledger.node}"
+        name = f"{CANARY}{ledger.node}"
         self.queue = Queue(name, exchange="", routing_key=name)
         self.proven = self._is_taken = self._is_released = False
         self._waiting: list[str] = []

@@ -1,9 +1,42 @@
 """Channels of the runtime's own, for all connections that this process makes to a Redis."""
 
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kombu import transport as kombu_transport
 from kombu.transport import redis
+
+if TYPE_CHECKING:
+    from kombu.transport.redis import Channel
+else:
+    Channel = object  # mixed into it
+
+OWN = "celery-metal."
+#: A worker's first task goes by a queue of this name.
+CANARY = "celery-metal.canary:"
+
+
+class Careful(Channel):
+    """Takes neither from Redis nor from a message's sender where a message is to be put."""
+
+    def get_table(self, exchange: str) -> list[tuple[str, ...]]:
+        """The queues of an exchange, without what is no entry of kombu's."""
+        return [
+            entry
+            for entry in super().get_table(exchange)
+            if len(entry) == 3 and not is_own(entry[2])
+        ]
+
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        # Whoever sends a task chooses where its retry, its successors and its reply go.
+        if is_own(queue):
+            raise ValueError(f"{queue[:99]!a} is no queue: it is of celery-metal's own")
+        super()._put(queue, message, **kwargs)
+
+
+def is_own(queue: str) -> bool:
+    """Whether a list of this name is the runtime's, and no queue."""
+    return OWN in queue and not queue.startswith(CANARY)
 
 
 def install(mixin: type) -> None:

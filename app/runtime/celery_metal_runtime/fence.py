@@ -14,19 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 from redis import RedisError
-from redis.exceptions import LockError
+from redis.exceptions import LockError, ResponseError
 from redis.lock import Lock
 
 from celery_metal_runtime import channels
-from celery_metal_runtime.broker import client_of
+from celery_metal_runtime.broker import client_of, is_wrong_type
 from celery_metal_runtime.notify import line, say
 
 if TYPE_CHECKING:
     from celery import Celery
-    from kombu.transport.redis import Channel
     from redis import Redis
-else:
-    Channel = object  # mixed into it
 
 LOCK = "celery-metal.beat.lock"
 STATE = "celery-metal.beat"
@@ -35,22 +32,38 @@ EXTEND_SECONDS = 5.0
 # The holder stops so long before the others can begin.
 MARGIN_SECONDS = 2.0
 
+# What is no hash in the place of the records was written by nobody of the kit.
+NOTE = """
+local function note(key, name, record)
+  local done = redis.pcall('HSET', key, name, record)
+  if type(done) == 'table' and done.err then
+    redis.call('DEL', key)
+    redis.call('HSET', key, name, record)
+  end
+end
+"""
 # Adding first: a Redis that is full refuses it before anything is written.
-PUSH = """
+PUSH = (
+    NOTE
+    + """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('LPUSH', KEYS[2], ARGV[2])
 if ARGV[3] ~= '' then redis.call('PEXPIRE', KEYS[2], ARGV[3]) end
-if #KEYS > 2 then redis.call('HSET', KEYS[3], ARGV[4], ARGV[5]) end
+if #KEYS > 2 then note(KEYS[3], ARGV[4], ARGV[5]) end
 return 1
 """
+)
 # The token, how many names and records follow, these in pairs, and the names that are to go.
-SAVE = """
+SAVE = (
+    NOTE
+    + """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local last = 2 + 2 * tonumber(ARGV[2])
-for i = 3, last, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
-for i = last + 1, #ARGV do redis.call('HDEL', KEYS[2], ARGV[i]) end
+for i = 3, last, 2 do note(KEYS[2], ARGV[i], ARGV[i + 1]) end
+for i = last + 1, #ARGV do redis.pcall('HDEL', KEYS[2], ARGV[i]) end
 return 1
 """
+)
 
 
 class NotHeldError(Exception):
@@ -94,10 +107,17 @@ class Fence:
             self.token = None
             lock = self._connect() if self._lock is None else self._lock
             if not lock.acquire():
+                self._drop_if_no_lock()
                 return False
             self.token = lock.local.token
             self._hold(began)
             return True
+
+    def _drop_if_no_lock(self) -> None:
+        """Delete what stands in the place of the lock without a timeout, which no Beat wrote."""
+        key = self._key(LOCK)
+        if self._redis().pttl(key) == -1 and self._redis().delete(key):
+            say(f"schedule: {key} in Redis has no timeout, and no Beat wrote it: it is deleted")
 
     def extend(self, now: float) -> None:
         """Extend the lock when it is time to; called again and again while it is held."""
@@ -152,8 +172,13 @@ class Fence:
 
     def read(self) -> dict[str, bytes]:
         """Name of each entry to what was written of it; errors are those of Redis."""
-        # Of kombu's client, which decodes nothing.
-        found = cast("dict[bytes, bytes]", self._redis().hgetall(self._key(STATE)))
+        try:
+            # Of kombu's client, which decodes nothing.
+            found = cast("dict[bytes, bytes]", self._redis().hgetall(self._key(STATE)))
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return {}  # and it is replaced by the next record
         return {name.decode(errors="replace"): record for name, record in found.items()}
 
     def save(self, records: Mapping[str, str], gone: Iterable[str] = ()) -> None:
@@ -208,7 +233,7 @@ class Fence:
         return self._prefix + name
 
 
-class Fenced(Channel):
+class Fenced(channels.Careful):
     """What a channel does differently while a Beat schedules; mixed into kombu's two kinds."""
 
     fence: Fence

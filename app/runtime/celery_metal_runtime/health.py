@@ -145,7 +145,8 @@ class Health(Watched):
         done = worker_state.all_total_count[0] - busy
         size = self.pool.num_processes
         word = WORDS[self.pool_name][size != 1]
-        return f"{self.queue}: {size} {word}, {busy} busy, {done} done"
+        refused = f", {self.ledger.refused} refused" if self.ledger.refused else ""
+        return f"{self.queue}: {size} {word}, {busy} busy, {done} done{refused}"
 
     def verdict(self, now: float) -> str:
         if self.draining:
@@ -328,8 +329,10 @@ def install(
     def on_shutting_down(**_: Any) -> None:
         watch.drain()
 
-    def on_shutdown(**_: Any) -> None:
+    def on_shutdown(sender: Any, **_: Any) -> None:
         watch.finish()
+        # By an exception that Celery has not foreseen: what ran may be its cause.
+        ledger.failed = bool(sender.exitcode)
         # What was taken but not begun.
         health.give_back()
         notifier.give_back(environ)

@@ -12,16 +12,20 @@ Time is only ever compared with the same process's monotonic clock: no clock of 
 import json
 import os
 import traceback
-from contextlib import suppress
+from collections import Counter
+from itertools import count
 from time import monotonic
 from typing import Any, NamedTuple
 
 from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
+from kombu.utils.json import dumps
 from redis import Redis, RedisError
+from redis.exceptions import ResponseError
 
-from celery_metal_runtime.broker import client_of
+from celery_metal_runtime.broker import client_of, is_wrong_type
+from celery_metal_runtime.messages import RefusedError, crashes_of, name_of, printable, read
 from celery_metal_runtime.notify import line, say, unpatched
 
 NODES = "celery-metal.nodes"
@@ -32,15 +36,42 @@ LEASE_SECONDS = 90.0
 MOST_CRASHES = 10
 CRASHES = "celery_metal_crashes"
 
+REASON = "celery_metal_reason"
+# Kinds of dropped messages that are said; whoever sends them may invent new ones.
+MOST_SAID = 20
+# Bytes of what a worker writes down of itself.
+LONGEST_LIFE = 65536
+
+# What is no list in the place of one of the runtime's own lists was written by nobody of the kit.
+PUSH = """
+local function push(command, key, item)
+  local done = redis.pcall(command, key, item)
+  if type(done) ~= 'table' or not done.err then return end
+  if string.find(done.err, 'WRONGTYPE', 1, true) and string.find(key, 'celery-metal.', 1, true) then
+    redis.call('DEL', key)
+    redis.call(command, key, item)
+    return
+  end
+  return done
+end
+"""
 # Removing first: a Redis that is full refuses a script that begins with adding.
-MOVE = """
+MOVE = (
+    PUSH
+    + """
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
-redis.call(ARGV[2], KEYS[2], ARGV[3])
+local failure = push(ARGV[2], KEYS[2], ARGV[3])
+if failure then
+  push('LPUSH', KEYS[1], ARGV[1])
+  return failure
+end
 return 1
 """
+)
 # The same: who does not beat is taken for dead, and its tasks run twice.
 LIVE = """
-redis.call('HDEL', KEYS[1], ARGV[1])
+local done = redis.pcall('HDEL', KEYS[1], ARGV[1])
+if type(done) == 'table' and done.err then redis.call('DEL', KEYS[1]) end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 
@@ -81,6 +112,15 @@ class Ledger:
         self._changes: dict[str, Change] = {}
         #: Tags of tasks whose process died, or had to be killed.
         self._lost: set[str] = set()
+        #: Tags of what is put aside as soon as it is acknowledged or refused, and why.
+        self._refused: dict[str, str] = {}
+        #: What Celery is about to take, and whether this worker ends by a failure of its own.
+        self._delivered: str | None = None
+        self.failed = False
+        #: How many messages were put aside or dropped, and what was said of those dropped.
+        self.refused = 0
+        self._said: set[str] = set()
+        self._claims = count(1)
         self._queues: set[str] = set()
         # One for the consumer's process, one for the thread, one for the end.
         self._clients: list[Redis] = []
@@ -102,7 +142,7 @@ class Ledger:
         if queue not in self._queues:
             left = [] if self._queues else self._left_queues(self._clients[0])
             for one in dict.fromkeys([queue, *left]):
-                moved = self._give_back(self._clients[0], self.node, one, crashed=True)
+                moved = self._give_back(self._clients[0], self.node, one)
                 if moved:
                     say(f"{moved} tasks of this worker's predecessor are back in {one}")
             self._queues.add(queue)
@@ -113,24 +153,50 @@ class Ledger:
 
     def _left_queues(self, client: Any) -> list[str]:
         """The queues of a predecessor of the same name, which has not told of its end."""
-        life = client.hget(self._key(NODES), self.node)
-        with suppress(ValueError, LookupError, TypeError):
-            return [str(queue) for queue in json.loads(life)[2]]
-        return []
+        try:
+            return queues_of(client.hget(self._key(NODES), self.node)) or []
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return []  # and it is replaced by the first beat
 
     def held_key(self, queue: str, node: str = "") -> str:
         """The list of the tasks that `node`, this one by default, has taken from `queue`."""
         return self._key(f"celery-metal.held:{node or self.node}:{queue}")
 
-    def hold(self, tag: str, queue: str, item: bytes, channel: Any) -> None:
-        """A task has been moved to the list."""
-        self._changes.pop(tag, None)
+    def hold(self, queue: str, item: bytes, channel: Any) -> str:
+        """A task has been moved to the list; its tag, which no sender has chosen."""
+        tag = f"claim-{next(self._claims)}"
         self._records[tag] = Record(queue, item, channel)
+        return tag
+
+    def deliver(self, tag: str | None) -> None:
+        """Celery is about to take a task, or has taken it."""
+        self._delivered = tag
+
+    def refuse(self, tag: str, reason: str, *, is_task: bool = False) -> None:
+        """A message is put aside as soon as it is acknowledged or refused."""
+        if record := self._records.get(tag):
+            what = f"the task {name_of(record.item)} cannot be run" if is_task else ""
+            self._refused[tag] = self._tell_refused(record.queue, reason, what)
+        else:
+            self.drop(f"a message that is not acknowledged is dropped: {reason}")
+
+    def drop(self, what: str) -> None:
+        """A message is no more; each kind is said once."""
+        self.refused += 1
+        if what not in self._said and len(self._said) < MOST_SAID:
+            self._said.add(what)
+            say(f"{what}. Others of this kind are only counted, in the status of this worker")
 
     def settle(self, tag: str) -> None:
         """A task is acknowledged: done, or thrown away."""
         self._lost.discard(tag)
-        self._change(tag, Change())
+        record = self._records.get(tag)
+        if record and (reason := self._refused.pop(tag, None)):
+            self._change(tag, Change("LPUSH", self._dead(record.queue), noted(record.item, reason)))
+        else:
+            self._change(tag, Change())
 
     def lose(self, tag: str) -> None:
         """The process in which a task ran is no more; what becomes of the task follows."""
@@ -145,9 +211,10 @@ class Ledger:
             change = self._back("LPUSH", record.queue, record.item, crashed=crashed)
             self._change(tag, change)
 
-    def bury(self, queue: str, item: bytes) -> None:
+    def bury(self, queue: str, item: bytes, reason: str) -> None:
         """Put aside what is no task: read again and again it would stop its queue."""
-        self._move(self._clients[0], self.held_key(queue), item, self._no_task(queue, item))
+        change = self._no_task(queue, item, reason)
+        self._move(self._clients[0], self.held_key(queue), item, change)
 
     def close(self) -> None:
         """Give back all that is held; errors are those of Redis.
@@ -158,8 +225,10 @@ class Ledger:
             return
         self.closed, client = True, self._clients[2]
         self.catch_up(client)
+        begun = {*_active_tags(), self._delivered} if self.failed else set()
+        causes = Counter(one.item for tag, one in list(self._records.items()) if tag in begun)
         for queue in self._queues:
-            self._give_back(client, self.node, queue, crashed=False)
+            self._give_back(client, self.node, queue, causes)
         client.hdel(self._key(NODES), self.node)
 
     def _change(self, tag: str, change: Change) -> None:
@@ -188,9 +257,9 @@ class Ledger:
             self._records.pop(tag, None)
         if not moved:
             say(
-                f"the message {tag} was not held any more: this worker was silent for more than "
-                f"{LEASE_SECONDS:.0f} s, or cut off from Redis, and its task may run twice. Look "
-                "at this host's load and network; see 'A task may run twice' in docs/safety.md"
+                f"{name_of(record.item)} was not held any more: this worker was silent for more "
+                f"than {LEASE_SECONDS:.0f} s, or cut off from Redis, and its task may run twice. "
+                "Look at this host's load and network; see 'A task may run twice' in docs/safety.md"
             )
 
     @staticmethod
@@ -222,47 +291,68 @@ class Ledger:
             self.down_since = None
             say("Redis answers again; all acknowledgements are in")
 
-    def _give_back(self, client: Any, node: str, queue: str, *, crashed: bool) -> int:
-        """Move all that `node` holds to the front of `queue`, in the old order; how many."""
-        held = self.held_key(queue, node)
+    def _give_back(
+        self, client: Any, node: str, queue: str, causes: Counter[bytes] | None = None
+    ) -> int:
+        """Move all that `node` holds to the front of `queue`, in the old order; how many.
+
+        `causes` are those of them that count as there when their worker failed; None: all.
+        """
+        held, moved = self.held_key(queue, node), 0
+        try:
+            items = client.lrange(held, 0, -1)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            client.delete(held)
+            say(f"{printable(held)} in Redis was no list, and nothing of this kit's: it is deleted")
+            return 0
         # The newest is at the left end: put back first, it is the last to be taken.
-        return sum(
-            self._move(client, held, item, self._back("RPUSH", queue, item, crashed=crashed))
-            for item in client.lrange(held, 0, -1)
-        )
+        for item in items:
+            crashed = causes is None or causes[item] > 0
+            if causes and crashed:
+                causes[item] -= 1
+            change = self._back("RPUSH", queue, item, crashed=crashed)
+            moved += self._move(client, held, item, change)
+        return moved
 
     def _back(self, push: str, queue: str, item: bytes, *, crashed: bool = False) -> Change:
         """The way back to the queue; after too many crashes, the way out."""
         try:
+            read(item)
             task = json.loads(item)
-            headers, properties = task["headers"], task["properties"]
-            headers["redelivered"] = properties["delivery_info"]["redelivered"] = True
+            headers, properties = task.get("headers") or {}, task["properties"]
+            info = properties.get("delivery_info") or {}
+            headers["redelivered"] = info["redelivered"] = True
+            task["headers"], properties["delivery_info"] = headers, info
             if crashed:
-                headers[CRASHES] = crashes = headers.get(CRASHES, 0) + 1
+                headers[CRASHES] = crashes = crashes_of(headers.get(CRASHES)) + 1
                 if crashes > MOST_CRASHES:
-                    name, number, dead = headers.get("task"), headers.get("id"), self._dead(queue)
+                    dead = self._dead(queue)
+                    reason = f"it was there at {crashes} ends of its process or its worker"
                     say(
-                        f"task {name}[{number}] was there at {crashes} ends of its process or its "
-                        f"worker: it is kept in the list {dead}. Look for the cause (memory, "
-                        "time_limit_seconds), then send it back: see 'Tasks that were put aside' "
-                        "in docs/safety.md"
+                        f"task {name_of(item)} was{reason[6:]}: it is kept in the list {dead}. "
+                        "Look for the cause (memory, time_limit_seconds), then send it back: see "
+                        "'Tasks that were put aside' in docs/safety.md"
                     )
-                    return Change("LPUSH", dead, item)
+                    return Change("LPUSH", dead, noted(item, reason))
             priority = self.channel._get_message_priority(task, reverse=False)
-        except (ValueError, KeyError, TypeError):
-            return self._no_task(queue, item)
-        return Change(
-            push, self._key(self.channel._q_for_pri(queue, priority)), json.dumps(task).encode()
-        )
+            key = self._key(self.channel._q_for_pri(queue, priority))
+            return Change(push, key, json.dumps(task).encode())
+        except RefusedError as error:
+            return self._no_task(queue, item, str(error))
 
-    def _no_task(self, queue: str, item: bytes) -> Change:
+    def _no_task(self, queue: str, item: bytes, reason: str) -> Change:
         """The way out for what is no task."""
+        self._tell_refused(queue, reason)
+        return Change("LPUSH", self._dead(queue), noted(item, reason))
+
+    def _tell_refused(self, queue: str, reason: str, what: str = "") -> str:
+        self.refused += 1
         dead = self._dead(queue)
-        say(
-            f"a message in {queue} is no task: it is kept in the list {dead}; look at it: "
-            f"redis-cli lrange {dead} 0 -1"
-        )
-        return Change("LPUSH", dead, item)
+        what = what or f"a message in {queue} is no task"
+        say(f"{what}: {reason}. It is kept in the list {dead}; look at it: lrange {dead} 0 -1")
+        return reason
 
     def _dead(self, queue: str) -> str:
         return self._key(f"celery-metal.dead:{queue}")
@@ -384,21 +474,42 @@ class Beat:
 
     def _take_over(self, client: Any, node: str, life: bytes, silence: float) -> None:
         """Give back what a silent worker holds."""
-        try:
-            queues = list(json.loads(life)[2])
-        except (ValueError, LookupError, TypeError):
+        name = printable(node)
+        if (queues := queues_of(life)) is None:
             # Not written by a worker of this kit: it must not keep the others from their turn.
             say(
-                f"{node} is silent for {silence:.0f} s, and its line in {NODES} cannot be read: "
-                f"it is removed. If celery-metal.held:{node}:* has tasks, start that worker: it "
+                f"{name} is silent for {silence:.0f} s, and its line in {NODES} cannot be read: "
+                f"it is removed. If celery-metal.held:{name}:* has tasks, start that worker: it "
                 "gives them back"
             )
             return
-        moved = sum(self.ledger._give_back(client, node, queue, crashed=True) for queue in queues)
+        moved = sum(self.ledger._give_back(client, node, queue) for queue in queues)
         say(
-            f"{node} is silent for {silence:.0f} s: {moved} tasks back to the queue; look at its "
+            f"{name} is silent for {silence:.0f} s: {moved} tasks back to the queue; look at its "
             "host, and at that worker's journal"
         )
+
+
+def queues_of(life: bytes | None) -> list[str] | None:
+    """The queues in what a worker has written down of itself; None where nobody can read it."""
+    try:
+        if life is None or len(life) > LONGEST_LIFE:
+            return None
+        _, _, queues = json.loads(life)
+        return queues if all(type(one) is str for one in queues) else None
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def noted(item: bytes, reason: str) -> bytes:
+    """A message with the reason why it was put aside, where it has a place for it."""
+    try:
+        message = read(item)
+        message["headers"][REASON] = reason
+        kept: bytes = dumps(message).encode()
+        return kept
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, it is kept as it is
+        return item
 
 
 def count_losses(ledger: Ledger) -> None:

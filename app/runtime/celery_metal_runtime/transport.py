@@ -9,37 +9,45 @@ do not notice, nor do consumers that take no acknowledgement; and workers withou
 consume from the same queues.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from kombu.transport import redis, virtual
-from kombu.utils.json import loads
 
-from celery_metal_runtime import backports, channels, full
-from celery_metal_runtime.ledger import Ledger, count_losses
+from celery_metal_runtime import backports, channels, full, guard
+from celery_metal_runtime.broker import is_wrong_type
+from celery_metal_runtime.ledger import PUSH, Ledger, count_losses
+from celery_metal_runtime.messages import RefusedError, brief, read
 from celery_metal_runtime.notify import line, say
-
-if TYPE_CHECKING:
-    from kombu.transport.redis import Channel
-else:
-    Channel = object  # mixed into it
 
 REFUSED_SECONDS = 1.0
 # How long a worker of several queues waits for a task of one of them before it looks at all.
 SEVERAL_SECONDS = 0.1
+# What is no list in the place of a queue keeps no other queue from its turn.
 # Taking first: a Redis that is full refuses a script that begins with adding, and BLMOVE.
-CLAIM = """
-local count = #KEYS / 2
+CLAIM = (
+    PUSH
+    + """
+local count, wrong = #KEYS / 2, false
 for i = 1, count do
-  local item = redis.call('RPOP', KEYS[i])
-  if item then
-    redis.call('LPUSH', KEYS[count + i], item)
+  local item = redis.pcall('RPOP', KEYS[i])
+  if type(item) == 'table' then
+    wrong = item
+  elseif item then
+    local failure = push('LPUSH', KEYS[count + i], item)
+    if failure then
+      redis.call('RPUSH', KEYS[i], item)
+      return failure
+    end
     return {i, item}
   end
 end
+return wrong
 """
+)
 
 
 class Asked(NamedTuple):
@@ -91,7 +99,7 @@ class QoS(redis.QoS):
         super().restore_unacked_once(stderr)
 
 
-class Claiming(Channel):
+class Claiming(channels.Careful):
     """What a channel does differently; mixed into kombu's two kinds."""
 
     QoS = QoS
@@ -158,7 +166,7 @@ class Claiming(Channel):
     def _brpop_read(self, **options: Any) -> bool:
         asked, self._asked = self._asked, None
         if asked is None:
-            is_delivered: bool = super()._brpop_read(**options)
+            is_delivered: bool = self._guarded(super()._brpop_read, **options)
             return is_delivered
         try:
             queue, item = self._read_claim(asked)
@@ -168,14 +176,53 @@ class Claiming(Channel):
                 self._flush_brpop_reauth()
         self._queue_cycle.rotate(queue)
         try:
-            message = loads(item.decode())
-            tag = message["properties"]["delivery_tag"]
-        except (ValueError, KeyError, TypeError):
-            self.ledger.bury(queue, item)
+            message = read(item)
+        except RefusedError as error:
+            self.ledger.bury(queue, item, str(error))
             raise Empty from None
-        self.ledger.hold(tag, queue, item, self)
-        self.connection._deliver(message, queue)
+        tag = self.ledger.hold(queue, item, self)
+        message["properties"]["delivery_tag"] = tag
+        try:
+            self.connection._deliver(message, queue)
+        except guard.BROKER_ERRORS:
+            raise
+        except Exception as error:  # noqa: BLE001 - else it would end the worker
+            self.ledger.refuse(tag, f"kombu fails with it: {brief(error)}")
+            self.qos.reject(tag)
         return True
+
+    def _size(self, queue: str) -> int:
+        try:
+            size: int = super()._size(queue)
+        except self.ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            self.ledger.drop(f"{queue} in Redis is no list, and no task can wait there: delete it")
+            return 0
+        return size
+
+    def _receive_one(self, client: Any) -> Any:
+        return self._guarded(super()._receive_one, client)
+
+    def _handle_message(self, client: Any, response: Any) -> Any:
+        payload = super()._handle_message(client, response)
+        if isinstance(payload["data"], bytes):
+            try:
+                read(payload["data"])
+            except RefusedError as error:
+                self.ledger.drop(f"a broadcast is dropped: {error}")
+                payload["data"] = None
+        return payload
+
+    def _guarded(self, receive: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What is received by kombu's own way; no message of these comes back."""
+        try:
+            return receive(*arguments, **options)
+        except (Empty, *guard.BROKER_ERRORS):
+            raise
+        except Exception as error:  # noqa: BLE001 - else it would end the worker
+            self.ledger.drop(f"a message that is not acknowledged is dropped: {brief(error)}")
+            raise Empty from None
 
     def _read_claim(self, asked: Asked) -> tuple[str, bytes]:
         try:
@@ -214,6 +261,7 @@ def install(node: str) -> Ledger:
     backports.install()
     full.install()
     Claiming.ledger = Ledger(node)
+    guard.install(Claiming.ledger)
     count_losses(Claiming.ledger)
     channels.install(Claiming)
     return Claiming.ledger

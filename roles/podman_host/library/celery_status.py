@@ -79,9 +79,11 @@ def numbers(text: str) -> dict[str, int]:
 
     >>> numbers("a: 1 busy: draining, 3 busy")
     {'busy': 3}
+    >>> numbers("a: 1 thread, 0 busy, 7 done, 2 refused")
+    {'concurrency': 1, 'busy': 0, 'done': 7}
     """
     words = r"(?:processe?s?|threads?|greenlets?)"
-    if found := re.search(rf": (\d+) {words}, (\d+) busy, (\d+) done$", text):
+    if found := re.search(rf": (\d+) {words}, (\d+) busy, (\d+) done(?:, \d+ refused)?$", text):
         return dict(zip(("concurrency", "busy", "done"), map(int, found.groups()), strict=True))
     found = re.search(r": draining, (\d+) busy$", text)
     return {"busy": int(found.group(1))} if found else {}

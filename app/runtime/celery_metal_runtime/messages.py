@@ -1,0 +1,410 @@
+"""What a message must be before Celery sees it: a list of what is allowed.
+
+Whoever may send tasks may write any bytes into a queue. By a message that is not of Celery's own
+making a worker may end, fail again at each start, or lose a slot of its pool. So each is looked at
+as a whole: its shape and types, its numbers, its depth and its size, also when it is expanded.
+What a task makes of its arguments is its own business.
+"""
+
+import bz2
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
+from importlib import import_module
+from math import isfinite
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery.app.task import Context
+from celery.utils.time import maybe_iso8601
+from kombu import compression
+from kombu.utils.json import loads
+
+if TYPE_CHECKING:
+    from kombu.message import Message
+
+MIB = 1 << 20
+#: Bytes of a message as it is in Redis, and of its body when it is expanded.
+LARGEST, LARGEST_BODY = 16 * MIB, 32 * MIB
+#: The same by type, where few bytes make many objects, or take long to read.
+LARGEST_OF_TYPE = {
+    "application/json": LARGEST_BODY,
+    "application/x-msgpack": 4 * MIB,
+    "application/x-yaml": MIB // 8,
+}
+LARGEST_OTHER = MIB
+#: Numbers, texts, lists and so on in one message, each some 100 bytes of memory; lists in lists.
+MOST_VALUES, DEEPEST = 1_000_000, 200
+#: Characters of a task's name, its ID, and the like: each ends in a line of the journal.
+LONGEST_NAME = 1024
+MOST_RETRIES = 1_000_000
+# Celery's poll for chords without a backend that counts; it sends itself again and again.
+POLL, POLL_SECONDS, MOST_POLLS = "celery.chord_unlock", 0.1, 1_000_000
+LONGEST_PATTERN = 256
+
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+_NONE = type(None)
+_TEXT, _WHOLE, _LIST, _MAP = (str, _NONE), (int, _NONE), (list, tuple, _NONE), (dict, _NONE)
+_EMBEDDED = frozenset(("callbacks", "errbacks", "chain", "chord"))
+#: Celery's own fields of a task, by their types. Others are the app's.
+_FIELDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("task", "id"), (str,)),
+    **dict.fromkeys(("root_id", "parent_id", "group", "taskset", "shadow"), _TEXT),
+    **dict.fromkeys(("reply_to", "correlation_id", "eta", "expires"), _TEXT),
+    **dict.fromkeys(("lang", "meth", "origin", "argsrepr", "kwargsrepr", "compression"), _TEXT),
+    **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), _WHOLE),
+    **dict.fromkeys(("utc", "ignore_result"), (bool, int, _NONE)),
+    **dict.fromkeys(("timelimit", "stamped_headers", "groups"), _LIST),
+    **dict.fromkeys(("callbacks", "errbacks", "chain"), _LIST),
+    **dict.fromkeys(("stamps", "chord", "delivery_info", "properties", "headers"), _MAP),
+}
+#: Of these the type alone says enough.
+_BY_TYPE = _FIELDS.keys() - {
+    *("task", "id", "root_id", "parent_id", "group", "taskset", "shadow"),
+    *("reply_to", "correlation_id", "eta", "expires", "retries", "timelimit", "stamped_headers"),
+    *_EMBEDDED,
+}
+# A field of such a name would take the place of what Celery calls.
+_METHODS = frozenset(name for name in dir(Context) if callable(getattr(Context, name)))
+_PARTS: dict[str, tuple[type, ...]] = {
+    "headers": _MAP,
+    "body": _TEXT,
+    "content-type": _TEXT,
+    "content-encoding": _TEXT,
+}
+_PROPERTIES: dict[str, tuple[type, ...]] = {
+    "delivery_info": _MAP,
+    "body_encoding": _TEXT,
+    "reply_to": _TEXT,
+    "correlation_id": _TEXT,
+    "priority": (int, float, _NONE),
+}
+
+
+class RefusedError(Exception):
+    """A message is none that a worker takes; the text says why, in a few words."""
+
+
+def read(item: bytes) -> dict[str, Any]:
+    """The message that `item` is, as kombu reads it; RefusedError where it is none."""
+    if len(item) > LARGEST:
+        raise RefusedError(f"it has {len(item)} bytes, and {LARGEST} are the most")
+    _measure(item)
+    try:
+        message: Any = loads(item.decode())
+    except Exception as error:  # noqa: BLE001 - of decoding, and of kombu's types in JSON
+        raise RefusedError(f"it is not JSON: {brief(error)}") from None
+    if type(message) is not dict or type(message.get("properties")) is not dict:
+        raise RefusedError("it has no properties")
+    for name, types in _PARTS.items():
+        if type(message.get(name)) not in types:
+            _refuse_type(name, message[name])
+    properties = message["properties"]
+    for name, types in _PROPERTIES.items():
+        if type(properties.get(name)) not in types:
+            _refuse_type(name, properties[name])
+    priority = properties.get("priority")
+    if type(priority) is float and not isfinite(priority):
+        raise RefusedError(f"its priority is {priority}")
+    if (encoding := properties.get("body_encoding")) not in (None, "", "base64", "utf-8"):
+        raise RefusedError(f"its body_encoding is {_show(encoding)}")
+    for name, value in (properties.get("delivery_info") or {}).items():
+        if type(value) is str:
+            _check_name(name, value)
+    return message
+
+
+def look(message: "Message", shortest_poll: float = POLL_SECONDS) -> None:
+    """RefusedError where a message that kombu has read is no task.
+
+    `shortest_poll` is the least interval of Celery's poll for chords, in seconds.
+    """
+    if message.errors:
+        raise RefusedError(f"its body cannot be read: {brief(message.errors[0][1])}")
+    body = message.body
+    if not body:
+        raise RefusedError("it has no body")
+    kind = message.content_type or ""
+    most = LARGEST_OF_TYPE.get(kind, LARGEST_OTHER)
+    if len(body) > most:
+        raise RefusedError(f"its body has {len(body)} bytes, and {most} are the most of {kind}")
+    is_json = kind == "application/json"
+    if is_json:
+        _measure(body)
+    try:
+        payload = message.payload
+    except Exception as error:  # noqa: BLE001 - of whatever serializer the app accepts
+        raise RefusedError(f"its body cannot be read: {brief(error)}") from None
+    if not is_json:
+        _walk(payload)
+    headers = message.headers
+    if "task" in headers and type(payload) in (list, tuple):
+        _check_fields(headers)
+        if len(payload) != 3:
+            raise RefusedError(f"its body is a list of {len(payload)}, not of 3")
+        fields, args, kwargs = headers, payload[0], payload[1]
+        _check_embedded(payload[2])
+    elif type(payload) is dict:  # the first version of Celery's messages, with or without headers
+        fields = payload | headers
+        _check_fields(payload, is_whole=False)
+        _check_fields(fields)
+        args, kwargs = payload.get("args", ()), payload.get("kwargs", {})
+    else:
+        raise RefusedError("it names no task")
+    if type(args) not in (list, tuple):
+        _refuse_type("args", args)
+    if type(kwargs) is not dict or not all(type(key) is str for key in kwargs):
+        _refuse_type("kwargs", kwargs)
+    if fields["task"] == POLL:
+        _check_poll(fields, args, kwargs, shortest_poll)
+
+
+def check_command(
+    headers: Mapping[str, Any], body: object, commands: Container[str], replies: str
+) -> None:
+    """RefusedError where this is no remote control for a worker that knows `commands`.
+
+    `replies` is the exchange by which it answers: an answer to another would be put into any queue.
+    """
+    if type(body) is not dict:
+        raise RefusedError("it is no command")
+    clock = headers.get("clock")
+    if type(clock) not in _WHOLE or not 0 <= (clock or 0) < 1 << 53:
+        raise RefusedError(f"its clock is {_show(clock)}")
+    if type(body.get("method")) is not str or body["method"] not in commands:
+        raise RefusedError(f"there is no command {_show(body.get('method'))}")
+    arguments = body.get("arguments")
+    if type(arguments) not in _MAP or not all(type(key) is str for key in arguments or ()):
+        _refuse_type("arguments", arguments)
+    destination = body.get("destination")
+    if type(destination) not in _LIST or not all(type(name) is str for name in destination or ()):
+        _refuse_type("destination", destination)
+    pattern, matcher = body.get("pattern"), body.get("matcher")
+    if type(pattern) not in _TEXT or len(pattern or "") > LONGEST_PATTERN:
+        _refuse_type("pattern", pattern)
+    # Of the other, pcre, one may be written that takes for ever.
+    if matcher not in (None, "glob"):
+        raise RefusedError(f"its matcher is {_show(matcher)}, and glob is the one that is taken")
+    if type(body.get("ticket")) not in _TEXT:
+        _refuse_type("ticket", body["ticket"])
+    if (to := body.get("reply_to")) is None:
+        return
+    key, exchange = (to.get("routing_key"), to.get("exchange")) if type(to) is dict else (to, to)
+    if exchange != replies:
+        raise RefusedError(f"its answer would go to {_show(exchange)}")
+    if type(key) is not str or not re.fullmatch(r"[0-9a-f-]{36}", key):
+        raise RefusedError(f"its answer would go to {_show(key)}")
+
+
+def limit_expansion() -> None:
+    """Have kombu expand no body beyond LARGEST_BODY, and none by what knows no limit."""
+    decoders = compression._decoders
+    for kind in list(decoders):
+        decoders[kind] = _DECODERS.get(kind, _no_decoder)
+
+
+def crashes_of(value: object) -> int:
+    """The count of crashes that a message brings along; 0 for what is no such count."""
+    return value if type(value) is int and 0 < value < MOST_RETRIES else 0
+
+
+def name_of(item: bytes) -> str:
+    """A message's task and ID, for a line of the journal."""
+    with suppress(Exception):
+        headers = loads(item.decode())["headers"]
+        return f"{_show(headers['task'])[1:-1]}[{_show(headers['id'])[1:-1]}]"
+    return "a message"
+
+
+def printable(text: str, longest: int = 200) -> str:
+    """What somebody else has written, for the middle of a line of the journal."""
+    return "".join(one if one.isprintable() else "?" for one in text[:longest])
+
+
+def brief(error: BaseException) -> str:
+    """An error's kind and text, in a few printable characters."""
+    text = printable(str(error).partition("\n")[0], 120)
+    return f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _check_fields(fields: Mapping[str, Any], *, is_whole: bool = True) -> None:
+    """Refuse Celery's own fields of a task where one has not its type."""
+    if is_whole and ("task" not in fields or "id" not in fields):
+        raise RefusedError(f"it has no {'id' if 'task' in fields else 'task'}")
+    if not _METHODS.isdisjoint(fields):
+        raise RefusedError(f"its headers have {_show(min(_METHODS.intersection(fields)))}")
+    for name, value in fields.items():
+        types = _FIELDS.get(name)
+        if types is None:
+            if type(name) is not str:
+                raise RefusedError(f"a header's name is {_show(name)}")
+            continue
+        if type(value) not in types:
+            _refuse_type(name, value)
+        if value is not None and name not in _BY_TYPE:
+            _check_value(name, value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    if type(value) is str:
+        if name in ("eta", "expires"):
+            _check_time(name, value)
+        else:
+            _check_name(name, value)
+    elif name == "retries":
+        if not 0 <= value <= MOST_RETRIES:
+            raise RefusedError(f"its retries are {value}"[:99])
+    elif name == "timelimit":
+        if value and not (len(value) == 2 and all(map(_is_limit, value))):
+            _refuse_type(name, value)
+    elif name in ("callbacks", "errbacks", "chain"):
+        for one in value:
+            _check_signature(name, one)
+    elif name == "chord":
+        _check_signature(name, value)
+    elif name == "stamped_headers" and not all(type(one) is str for one in value):
+        _refuse_type(name, value)
+
+
+def _check_name(name: str, value: str) -> None:
+    """What has a line of its own in no journal, and is a key in Redis."""
+    if len(value) > LONGEST_NAME or not value.isprintable():
+        raise RefusedError(f"its {_show(name)[1:-1]} is {_show(value)}")
+
+
+def _check_time(name: str, value: str) -> None:
+    try:
+        moment = maybe_iso8601(value)
+        # The year 1 is before all time in some zones, and the year 9999 after it in others.
+        if not 1970 <= moment.year < 9000:
+            raise ValueError("the year is beyond what can be waited for")
+        moment.timestamp()
+    except (ValueError, TypeError, AttributeError, OverflowError, OSError) as error:
+        raise RefusedError(f"its {name} is {_show(value)}: {brief(error)}") from None
+
+
+def _check_embedded(embedded: Any) -> None:
+    if embedded is None:
+        return
+    if type(embedded) is not dict:
+        _refuse_type("third part", embedded)
+    for name, value in embedded.items():
+        if name not in _EMBEDDED:
+            raise RefusedError(f"its third part has {_show(name)}")
+        if value is not None:
+            if type(value) not in _FIELDS[name]:
+                _refuse_type(name, value)
+            _check_value(name, value)
+
+
+def _check_signature(name: str, value: Any) -> None:
+    """What follows a task is a task, too."""
+    fields = value if type(value) is dict else {}
+    args, *maps = (fields.get(part) for part in ("args", "kwargs", "options"))
+    if (
+        type(fields.get("task")) is not str
+        or type(args) not in _LIST
+        or any(type(one) not in _MAP for one in maps)
+        or any(type(key) is not str for one in maps for key in one or ())
+    ):
+        raise RefusedError(f"its {name} has {_show(value)}, which is no task")
+
+
+def _check_poll(
+    fields: Mapping[str, Any], args: Any, kwargs: Mapping[str, Any], shortest: float
+) -> None:
+    """Refuse a poll that sends itself again without a pause, or without an end."""
+    interval = kwargs.get("interval", args[2] if len(args) > 2 else None)
+    if interval is not None and not (_is_limit(interval) and interval >= shortest):
+        raise RefusedError(f"its interval is {_show(interval)}, and {shortest} s is the least")
+    if (fields.get("retries") or 0) >= MOST_POLLS:
+        raise RefusedError(f"it has been sent again {fields['retries']} times")
+
+
+def _is_limit(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value < 1e9)  # type: ignore[operator]
+
+
+def _measure(text: bytes) -> None:
+    """Refuse JSON that is too deep, or has too many values, before it is read."""
+    opened = text.count(b"[") + text.count(b"{")
+    if opened <= DEEPEST and (
+        len(text) <= MOST_VALUES or opened + text.count(b",") <= MOST_VALUES
+    ):
+        return
+    bare = _STRINGS.sub(b"", text)
+    values = 1 + bare.count(b"[") + bare.count(b"{") + bare.count(b",")
+    if values > MOST_VALUES:
+        raise RefusedError(f"it has {values} values, and {MOST_VALUES} are the most")
+    depth = 0
+    for bracket in bare.translate(None, _NOT_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > DEEPEST:
+            raise RefusedError(f"it has more than {DEEPEST} lists in one another")
+
+
+def _walk(payload: object) -> None:
+    """Refuse what is too deep, or has too many values, after it was read."""
+    count, level, depth = 0, [payload], 0
+    while level:
+        count += len(level)
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise RefusedError("it has too many values, or too many lists in one another")
+        deeper: list[object] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                deeper += [*one.keys(), *one.values()]
+            elif isinstance(one, (list, tuple, set, frozenset)):
+                deeper += one
+            # One list may be in another many times.
+            if len(deeper) > MOST_VALUES:
+                break
+        level, depth = deeper, depth + 1
+
+
+def _expand(expander: Any, data: bytes) -> bytes:
+    """By one of the standard library's expanders, which all take a limit."""
+    expanded: bytes = expander.decompress(data, LARGEST_BODY + 1)
+    if len(expanded) > LARGEST_BODY:
+        raise ValueError(f"it has more than {LARGEST_BODY} bytes when it is expanded")
+    if not expander.eof:
+        raise ValueError("its end is missing")
+    return expanded
+
+
+def _expand_zstd(data: bytes) -> bytes:
+    for name in ("compression.zstd", "backports.zstd"):
+        with suppress(ImportError):
+            return _expand(import_module(name).ZstdDecompressor(), data)
+    return _no_decoder(data)
+
+
+def _no_decoder(_: bytes) -> NoReturn:
+    raise ValueError("its compression has no limit that a worker could set: use gzip, bzip2 or xz")
+
+
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "application/x-gzip": lambda data: _expand(zlib.decompressobj(), data),
+    "application/x-bz2": lambda data: _expand(bz2.BZ2Decompressor(), data),
+    "application/x-lzma": lambda data: _expand(
+        lzma.LZMADecompressor(memlimit=2 * LARGEST_BODY), data
+    ),
+    "application/zstd": _expand_zstd,
+}
+
+
+def _refuse_type(name: str, value: object) -> NoReturn:
+    raise RefusedError(f"its {name} is {_show(value)}")
+
+
+def _show(value: object) -> str:
+    """A value of whoever wrote it, in a few printable characters."""
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        size: Iterable[object] = value
+        return f"a {type(value).__name__} of {len(list(size))}"
+    text = ascii(value) if type(value) in (str, int, float, bool, bytes, _NONE) else type(value)
+    text = str(text)
+    return text if len(text) <= 60 else f"{text[:56]}...{text[-1:]}"
