@@ -274,6 +274,28 @@ def test_root_follows_no_name_that_the_container_of_redis_wrote(lab):
     assert f"{DATA}/two/../../../../../root/path has a name that Redis gives no file" in said
 
 
+LIAR = """#!/bin/sh
+"$(readlink -f "$0").real" "$@" | sed 's|"source": "[0-9.]*"|"source": "0.0.0.0/0"|'
+"""
+
+
+def test_what_a_compromised_host_reports_opens_no_firewall(kit, lab):
+    python = lab.run(WORKER, "readlink -f /usr/bin/python3").strip()
+    rules = lab.run(BROKER, "nft list table inet celery_metal")
+    lab.run(
+        WORKER, f"mv {python} {python}.real && cat > {python} && chmod 755 {python}", stdin=LIAR
+    )
+    try:
+        said = kit.play(fails=True).said
+    finally:
+        lab.run(WORKER, f"mv {python}.real {python}")
+    assert f"host {WORKER}: it reports source" in said, said
+    assert "0.0.0.0/0" in said
+    assert "which is no single address" in said
+    assert lab.run(BROKER, "nft list table inet celery_metal") == rules
+    assert set(kit.play().changed.values()) == {0}
+
+
 def test_another_host_in_its_place_gets_nothing(lab):
     lab.run(BROKER, f"cp {KEYS}/known_hosts /tmp/known && ssh-keygen -q -t ed25519 -N '' -f /tmp/k")
     lab.run(
