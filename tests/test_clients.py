@@ -102,6 +102,7 @@ def test_those_that_elect_a_primary_admit_each_other(clients: ModuleType) -> Non
         },
         "r2": {"ansible_facts": {"default_ipv4": {"address": "10.0.0.2"}}},
         "r3": {"redis_address": "10.0.0.3"},
+        "shop": {},
         "web1": {"podman_host_state": {"source": "10.0.0.8"}},
     }
     assert clients.members(hosts, ELECT) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleError
 from jinja2 import Undefined, UndefinedError
+
+# Beside this file; Ansible loads filters by their path.
+sys.path.insert(0, str(Path(__file__).parent))
+import reported
 
 NAME = re.compile(r"\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", re.ASCII)
 ADDRESSES = "redis_client_addresses"
@@ -32,8 +38,14 @@ def listens(hosts: Mapping[str, Mapping[str, Any]], redis: str, others: Iterable
 def redis_address(hosts: Mapping[str, Mapping[str, Any]], redis: str) -> str:
     """What Redis listens on; empty where its host has no default address."""
     facts = hosts[redis].get("ansible_facts", {})
-    default = facts.get("default_ipv4", {}).get("address", "")
-    address: str = hosts[redis].get("redis_address", default)
+    if "redis_address" not in hosts[redis]:
+        default = facts.get("default_ipv4", {}).get("address", "")
+        return (
+            reported.address(redis, "ansible_facts.default_ipv4.address", default)
+            if default
+            else ""
+        )
+    address: str = hosts[redis]["redis_address"]
     return address
 
 
@@ -87,11 +99,23 @@ def admitted(
     """Each host that Redis shall admit, with its addresses, once all hosts were looked at.
 
     :param redis: the hosts of Redis; the first has looked at clients for all of them.
+    :raises ReportedError: when a host says that it is what it cannot be.
     """
+    where = redis_address(hosts, redis[0])
     states = {one: hosts[one].get("podman_host_state", {}) for one in {*redis, *workers}}
-    found = {one: [states[one]["source"]] for one in workers if states[one].get("source")}
+    found = {
+        one: [reported.source(hosts, one, states[one]["source"], where, {*redis, *workers})]
+        for one in workers
+        if states[one].get("source") and not hosts[one].get(ADDRESSES)
+    }
     others = {one: [redis_address(hosts, one)] for one in redis} if len(redis) > 1 else {}
-    return {**found, **others, **states[redis[0]].get("clients", {})}
+    said = states[redis[0]].get("clients", {})
+    for one, addresses in said.items():
+        if one not in hosts:
+            remedy = f"find out what runs on {redis[0]}"
+            raise reported.refusal(redis[0], "a client", one, "the inventory does not have", remedy)
+        reported.addresses(redis[0], f"the addresses of {one}", addresses, local=True)
+    return {**found, **others, **said}
 
 
 def made(keeper: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -106,7 +130,8 @@ def made(keeper: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         if name.startswith("celery-redis-")
     }
     users = keeper.get("__redis_users", {}).get("labels", {})
-    return {**kept, **users, **keeper.get("__redis_certificates", {}).get("labels", {})}
+    found = {**kept, **users, **keeper.get("__redis_certificates", {}).get("labels", {})}
+    return reported.labels(keeper.get("inventory_hostname", "of Redis"), found)
 
 
 def lacking(wanted: Mapping[str, Mapping[str, str]], kept: Mapping[str, Any]) -> list[str]:
@@ -134,7 +159,11 @@ def members(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> lis
 def leaving(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> list[str]:
     """The addresses of those that have elected a primary with these hosts, and are to no more."""
     states = [hosts[host].get("podman_host_state", {}) for host in redis]
-    elected = {member for state in states for member in state.get("members", [])}
+    elected = {
+        member
+        for host, state in zip(redis, states, strict=True)
+        for member in reported.addresses(host, "members", state.get("members", []))
+    }
     return sorted(elected - {redis_address(hosts, host) for host in redis})
 
 
@@ -210,11 +239,14 @@ def secrets(
     :param kept: secret to its labels, as that host had them before.
     :param is_local: whether the workers are on that host.
     """
-    labels = {**kept, **redis.get("__redis_certificates", {}).get("labels", {})}
+    host = redis.get("inventory_hostname", "of Redis")
+    made_now = redis.get("__redis_certificates", {}).get("labels", {})
+    labels = reported.labels(host, {**kept, **made_now})
     labels["celery-redis-worker"] = {
         "version": redis.get("__redis_users", {}).get("versions", {}).get("worker")
-        or kept["celery-redis-worker"]["version"]
+        or labels["celery-redis-worker"]["version"]
     }
+    labels = reported.labels(host, labels)
     names = ["celery-redis-worker"]
     if redis.get("redis_tls", True) and not is_local:
         names += ["celery-redis-ca", "celery-redis-certificate-worker"]

@@ -240,6 +240,62 @@ def test_the_key_for_shipping_may_do_nothing_else(lab):
         lab.run(BROKER, f"timeout 10 {forward} celery-backup@{lab.address(WORKER)}")
 
 
+def in_redis(lab, code):
+    """Run a shell's code in Redis's container, as its user."""
+    lab.run(BROKER, ["podman", "exec", "celery-redis", "sh", "-ec", code])
+
+
+def test_root_follows_no_name_that_the_container_of_redis_wrote(lab):
+    lab.run(
+        BROKER, "for one in link path; do (echo keep; head -c 4096 /dev/zero) > /root/$one; done"
+    )
+    before = lab.run(BROKER, "cd /root && sha256sum link path && stat -c '%u %a %i' link path")
+    in_redis(
+        lab,
+        "cd /data && mkdir one two && ln -s /root/link one/a.aof && mkfifo one/b.manifest && "
+        "echo 'file a.aof seq 1 type i' > one/a.manifest && "
+        "echo 'file ../../../../../root/path seq 1 type i' > two/a.manifest && "
+        "ln -s /root/link /run/redis/elected.conf.new",
+    )
+    try:
+        lab.run(BROKER, "systemctl restart celery-redis.service")
+        said = lab.journal(BROKER, "celery-redis.service")
+        # The dump that a backup copies and deletes.
+        in_redis(lab, "ln -sf /root/link /data/dump.rdb")
+        lab.run(BROKER, f"systemctl start {BACKUP}")
+    finally:
+        in_redis(lab, "rm -rf /data/one /data/two /data/dump.rdb /run/redis/elected.conf.new")
+    assert before == lab.run(
+        BROKER, "cd /root && sha256sum link path && stat -c '%u %a %i' link path"
+    )
+    assert lab.show(BROKER, "celery-redis.service", "ActiveState") == "active"
+    assert f"{DATA}/one/a.aof is a symbolic link, so root leaves it alone. Fix: " in said
+    assert f"{DATA}/one/b.manifest is a named pipe, so root leaves it alone. Fix: " in said
+    assert f"{DATA}/two/../../../../../root/path has a name that Redis gives no file" in said
+
+
+LIAR = """#!/bin/sh
+"$(readlink -f "$0").real" "$@" | sed 's|"source": "[0-9.]*"|"source": "0.0.0.0/0"|'
+"""
+
+
+def test_what_a_compromised_host_reports_opens_no_firewall(kit, lab):
+    python = lab.run(WORKER, "readlink -f /usr/bin/python3").strip()
+    rules = lab.run(BROKER, "nft list table inet celery_metal")
+    lab.run(
+        WORKER, f"mv {python} {python}.real && cat > {python} && chmod 755 {python}", stdin=LIAR
+    )
+    try:
+        said = kit.play(fails=True).said
+    finally:
+        lab.run(WORKER, f"mv {python}.real {python}")
+    assert f"host {WORKER}: it reports source" in said, said
+    assert "0.0.0.0/0" in said
+    assert "which is no single address" in said
+    assert lab.run(BROKER, "nft list table inet celery_metal") == rules
+    assert set(kit.play().changed.values()) == {0}
+
+
 def test_another_host_in_its_place_gets_nothing(lab):
     lab.run(BROKER, f"cp {KEYS}/known_hosts /tmp/known && ssh-keygen -q -t ed25519 -N '' -f /tmp/k")
     lab.run(

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 try:
     from ansible.errors import AnsibleFilterError as SourceError
@@ -53,6 +53,8 @@ LOCAL = re.compile(r"\s*(?:-e\b|--editable\b|\.{1,2}(?:/|\[|\s|$)|/|file:)")
 # Beside the requirements in the build context.
 TREE, EXTRA, ALL = "tree", "extra.txt", "all.txt"
 GIT_SECONDS = 600
+# Git's shell runs it; printf is a part of that, and so no process with arguments.
+HELPER = """!f() { test "$1" != get || printf 'password=%s\\n' "$CELERY_METAL_GIT_PASSWORD"; }; f"""
 KEPT_SECONDS = 86400
 
 
@@ -227,16 +229,51 @@ def _unpack(repository: Path, commit: str, folder: Path, url: str) -> None:
     unfinished.rename(folder)
 
 
+def login(address: str, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The address without a password, and the environment by which Git has it.
+
+    Any user of the controller reads the command lines of all processes, and the environment of
+    their own alone.
+
+    >>> login("https://bot:hush@host/shop.git", {})[0]
+    'https://host/shop.git'
+
+    :raises SourceError: when user or password has a control character.
+    """
+    parts = urlsplit(address) if "://" in address else None
+    if not parts or parts.scheme not in ("http", "https") or "@" not in parts.netloc:
+        return address, {}
+    name, _, secret = parts.netloc.rpartition("@")[0].partition(":")
+    user, password = unquote(name), unquote(secret)
+    if not (user + password).isprintable():
+        raise SourceError(
+            f"image_app_source is {without_password(address)}, and its user or password has a "
+            "control character: write it without"
+        )
+    where = f"credential.{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    settings = [(f"{where}.username", user)]
+    if password:
+        # The first removes helpers, which would keep it.
+        settings += [(f"{where}.helper", ""), (f"{where}.helper", HELPER)]
+    count = int(environment.get("GIT_CONFIG_COUNT", "0") or 0)
+    found = {"GIT_CONFIG_COUNT": str(count + len(settings)), "CELERY_METAL_GIT_PASSWORD": password}
+    for number, (key, value) in enumerate(settings, count):
+        found |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return without_password(address), found
+
+
 def _git(repository: Path, address: str, *words: str) -> bytes:
     # Nobody is there to be asked for a password.
     quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
+    shown, secret = login(address, os.environ)
+    words = tuple(shown if word == address else word for word in words)
     try:
         done = subprocess.run(
             ["git", *([] if words[0] == "init" else ["--git-dir", str(repository)]), *words],
             capture_output=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            env={**quiet, **os.environ},
+            env={**quiet, **os.environ, **secret},
             timeout=GIT_SECONDS,
         )
     except FileNotFoundError:

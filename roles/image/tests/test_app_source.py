@@ -1,11 +1,16 @@
 """Apps from directories, Git repositories made here, and packages, with what they require."""
 
+import base64
+import contextlib
+import gzip
+import http.server
 import io
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 
@@ -286,6 +291,95 @@ def test_submodules_are_refused(repository, cache, tmp_path):
     commit(repository, "with lib")
     said = refused(f"file://{repository}", cache)
     assert "has submodules (lib), which are not fetched" in said
+
+
+def command_lines():
+    """Those of all processes, as any user reads them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+class GitServer(http.server.BaseHTTPRequestHandler):
+    """Git over HTTP for those with the password; keeps what runs while it is asked."""
+
+    def serve(self):
+        self.server.seen += command_lines()
+        name = self.server.login
+        if self.headers["Authorization"] != f"Basic {base64.b64encode(name.encode()).decode()}":
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="git"')
+            self.end_headers()
+            return
+        path, _, query = self.path.partition("?")
+        known = {
+            "GIT_PROJECT_ROOT": str(self.server.root),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "REQUEST_METHOD": self.command,
+            "CONTENT_TYPE": self.headers["Content-Type"] or "",
+            "GIT_PROTOCOL": self.headers["Git-Protocol"] or "",
+        }
+        sent = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.headers["Content-Encoding"] == "gzip":
+            sent = gzip.decompress(sent)
+        done = subprocess.run(
+            ["git", "http-backend"],
+            input=sent,
+            env={**os.environ, **known},
+            capture_output=True,
+            check=True,
+        )
+        head, _, body = done.stdout.partition(b"\r\n\r\n")
+        self.send_response(200)
+        for line in head.decode().splitlines():
+            self.send_header(*line.split(": ", 1))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = serve  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("written", "login"), [("bot:hush-%41", "bot:hush-A"), ("b%40t:hush-%25s", "b@t:hush-%s")]
+)
+def test_a_password_in_a_url_opens_a_repository_and_is_in_no_command_line(
+    repository, cache, written, login
+):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), GitServer) as server:
+        server.root, server.login, server.seen = repository.parent, login, []
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            where = f"127.0.0.1:{server.server_port}/{repository.name}"
+            found = find(f"http://{written}@{where}", cache)
+            assert code(found) == "first"
+            said = refused(f"http://{written}x@{where}", cache)
+        finally:
+            server.shutdown()
+            serving.join()
+    assert "hush" not in said
+    seen = [line for line in server.seen if where in line]
+    assert any("remote-http" in line for line in seen)
+    assert [line for line in server.seen if "hush-" in line] == []
+    kept = [path for path in cache.rglob("*") if path.is_file() and b"hush-" in path.read_bytes()]
+    assert kept == []
+
+
+def test_what_is_no_password_stays_in_a_url():
+    for url in ("ssh://git@host/shop", "git@host:shop", "https://host/a@b", "file:///a"):
+        assert app_source.login(url, {}) == (url, {})
+    _, known = app_source.login("https://bot@host/shop", {"GIT_CONFIG_COUNT": "2"})
+    assert known["GIT_CONFIG_COUNT"] == "3"
+    assert known["GIT_CONFIG_KEY_2"] == "credential.https://host.username"
+    with pytest.raises(app_source.SourceError, match="control character"):
+        app_source.login("https://bot:a%0Ahost=b@host/shop", {})
 
 
 def test_a_password_in_a_url_is_never_shown(cache):

@@ -37,7 +37,7 @@ import json
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.celery_metal import conclude
+from ansible.module_utils.celery_metal import HostError, conclude
 from ansible.module_utils.podman_store import keep
 
 CONSEQUENCE = "The workers run on with the old one."
@@ -48,6 +48,12 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     names = module.params["names"]
     if not module.check_mode:
         for one in json.loads(module.params["inspected"]):
+            if one["Spec"]["Name"] not in names:
+                # That host may be compromised, and must not choose what this one keeps.
+                raise HostError(
+                    f"the host of Redis gives the secret {one['Spec']['Name'][:60]!a}, and was "
+                    f"asked for {', '.join(names)}. Nothing was changed. Find out what runs there."
+                )
             labels = {"version": one["Spec"]["Labels"]["version"]}
             keep(one["Spec"]["Name"], one["SecretData"], CONSEQUENCE, **labels)
     prepared = "".join(f"keep secret {name}\n" for name in names)

@@ -105,12 +105,12 @@ import re
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError, conclude, output, run
+from ansible.module_utils.container_files import Folder, RefusedError
 
 CA_DIRECTORY = Path("/usr/local/share/ca-certificates/celery-metal")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -121,6 +121,7 @@ OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 CLIENTS = Path("/etc/celery-metal/clients.json")
 ELECTED = Path("/etc/celery-metal/redis-elected.json")
 SENTINEL = Path("/var/lib/celery-metal/sentinel/sentinel.conf")
+SENTINEL_BYTES = 1 << 20
 DATA = Path("/var/lib/celery-metal/redis")
 # There while Redis is one of several, and with its data when it was removed.
 SEVERAL = Path("/var/lib/celery-metal/redis-of-several")
@@ -264,10 +265,18 @@ def resolve(
 
 def known_primary() -> str:
     """Whom the Sentinel of this host has written down as the primary; empty where it has not."""
-    with suppress(FileNotFoundError):
-        for line in SENTINEL.read_text().splitlines():
-            if line.startswith("sentinel monitor celery "):
-                return line.split()[3]
+    try:
+        # The container of the Sentinel writes it.
+        with Folder(SENTINEL.parent) as folder:
+            lines = folder.text(SENTINEL.name, SENTINEL_BYTES).splitlines()
+    except FileNotFoundError:
+        return ""
+    except RefusedError as refused:
+        raise HostError(f"{refused} Nothing was changed.") from None
+    for line in lines:
+        words = line.split()
+        if words[:3] == ["sentinel", "monitor", "celery"] and len(words) > 3:
+            return words[3]
     return ""
 
 

@@ -24,3 +24,11 @@ def test_they_are_kept_with_their_marks_and_said_alike_under_check(monkeypatch, 
     done = celery_broker_secrets.bring(SimpleNamespace(params=params, check_mode=check_mode))
     assert done["diff"]["prepared"] == "keep secret celery-redis-ca\n"
     assert kept == ({} if check_mode else {"celery-redis-ca": ("pem\n", {"version": "3"})})
+
+
+def test_a_secret_that_was_not_asked_for_is_not_kept(monkeypatch):
+    monkeypatch.setattr(celery_broker_secrets, "keep", None)
+    other = [{"Spec": {"Name": "celery-app-key", "Labels": {"version": "3"}}, "SecretData": "x"}]
+    params = {"names": ["celery-redis-ca"], "inspected": json.dumps(other)}
+    with pytest.raises(celery_broker_secrets.HostError, match="gives the secret 'celery-app-key'"):
+        celery_broker_secrets.bring(SimpleNamespace(params=params, check_mode=False))

@@ -11,7 +11,6 @@ hold a password: the one is in a directory of root's alone, the other is gone wh
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -34,6 +33,7 @@ from celery_redis import (  # noqa: E402
     tls_context,
     watched,
 )
+from container_files import Folder, RefusedError  # noqa: E402
 
 SETTINGS = Path("/etc/celery-metal/redis-elected.json")
 STATE = Path("/var/lib/celery-metal/sentinel/sentinel.conf")
@@ -45,10 +45,13 @@ LEAVE_SECONDS = 20
 # For the others to hear of it; one of them may be away, and then it is of no use.
 SETTLE_SECONDS = 5
 STEP = 0.05
+STATE_BYTES = 1 << 20
 # What a Sentinel writes down of what it has found out.
 FOUND = ("myid", "config-epoch", "leader-epoch", "current-epoch", "known-replica", "known-sentinel")
 RIGHTS = "+ping +client|setname +client|setinfo +sentinel|masters"
 USERS = ("worker", "producer", "monitor")
+# systemd takes the number for the line's priority.
+WARNING = "<4>"
 
 
 def hashes_of(acl: str) -> dict[str, str]:
@@ -72,7 +75,7 @@ def found_lines(text: str, members: Iterable[str]) -> list[str]:
         words = line.split()
         if len(words) < 3 or words[0] != "sentinel" or words[1] not in FOUND:
             continue
-        if words[1].startswith("known-") and words[3] not in {*members}:
+        if words[1].startswith("known-") and (len(words) < 4 or words[3] not in {*members}):
             continue
         kept.append(line)
     return kept
@@ -86,15 +89,20 @@ def primary_in(text: str, members: Iterable[str]) -> str:
     """
     for line in text.splitlines():
         words = line.split()
-        if words[:3] == ["sentinel", "monitor", MASTER] and words[3] in {*members}:
+        if words[:3] == ["sentinel", "monitor", MASTER] and {*words[3:4]} & {*members}:
             return words[3]
     return ""
 
 
 def state() -> str:
+    """What the Sentinel has written; nothing where there is none, or its container left another."""
     try:
-        return STATE.read_text()
+        with Folder(STATE.parent) as folder:
+            return folder.text(STATE.name, STATE_BYTES)
     except FileNotFoundError:
+        return ""
+    except RefusedError as refused:
+        print(f"{WARNING}{refused} See docs/failover.md.", flush=True)
         return ""
 
 
@@ -127,10 +135,8 @@ def primary_elsewhere(settings: dict[str, Any]) -> str:
 def write(path: Path, text: str) -> None:
     """In one step, for root alone; the container's user gets it with the directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    new.replace(path)
+    with Folder(path.parent) as folder:
+        folder.write(path.name, text)
 
 
 def sentinel_text(settings: dict[str, Any], before: str, acl: str, password: str) -> str:
@@ -307,5 +313,5 @@ def main(what: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1])
-    except RedisError as refused:
+    except (RedisError, RefusedError) as refused:
         sys.exit(str(refused))

@@ -42,6 +42,8 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError, conclude, run
 
+KIND = re.compile(r"[a-z0-9@.-]{1,64}")
+KEY = re.compile(r"[A-Za-z0-9+/]{1,2000}={0,2}")
 KEYS = Path("/etc/celery-metal/ship")
 UNMADE = "ssh-ed25519 (made by a run without --check)"
 
@@ -58,6 +60,12 @@ def known_hosts(address: str, port: int, facts: dict[str, Any]) -> str:
         found = re.fullmatch(r"(ansible_ssh_host_key_(\w+)_public)", fact)
         if found:
             kind = facts.get(f"{fact}_keytype", f"ssh-{found[2]}")
+            # Each is a word of a line; that host may be compromised.
+            if not (KIND.fullmatch(str(kind)) and KEY.fullmatch(str(key))):
+                raise HostError(
+                    f"{address} reports a host key {fact} that is none: {str(key)[:60]!a}. Nothing "
+                    "was changed. Find out what runs there."
+                )
             lines.append(f"{name} {kind} {key}\n")
     return "".join(lines)
 

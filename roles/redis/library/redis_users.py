@@ -339,6 +339,12 @@ def take(module: AnsibleModule) -> dict[str, Any]:
             one["Spec"]["Name"]: Kept(one["SecretData"], one["Spec"]["Labels"])
             for one in json.loads(module.params["taken"])
         }
+        if odd := sorted(given.keys() - {*names}):
+            # That host may be compromised, and must not choose what this one keeps.
+            raise HostError(
+                f"the host that makes passwords gives the secret {odd[0][:60]!a}, and was asked "
+                f"for {', '.join(names)}. Nothing was changed. Find out what runs there."
+            )
         if ACL in given:
             users = rights_of(given[ACL].value)
             earlier = hashes_of(found[ACL].value) if ACL in found else {}

@@ -8,13 +8,14 @@ The role redis puts this file on the host of Redis, where celery-redis-backup.se
 
 On the host that backups are shipped to, sshd runs `redis_backup.py receive` for the one key that
 may do so. playbooks/restore.yml sends this file along with the module celery_restore. It needs
-nothing but Python, and a client of SSH for shipping.
+nothing but Python, container_files.py beside it, and a client of SSH for shipping.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -24,14 +25,24 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+try:
+    from ansible.module_utils.container_files import Folder, RefusedError
+except ImportError:  # as a program of the host; under -I Python looks for nothing here
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    sys.dont_write_bytecode = True
+    from container_files import Folder, RefusedError
 
 STAMP = "%Y%m%dT%H%M%SZ"
 NAME = re.compile(r"redis-(\d{8}T\d{6}Z)\.rdb")
@@ -43,6 +54,9 @@ LOCK_SECONDS = 900.0
 SPARE_BYTES = 64 << 20
 LOG_LINES = 15
 NOTE_BYTES = 64 << 20
+# The largest value of Redis.
+ANSWER_BYTES = 512 << 20
+LIST_BYTES = 4 << 20
 
 
 class BackupError(Exception):
@@ -106,20 +120,27 @@ class Client:
         return value.decode()
 
 
-def _answer(stream: BinaryIO) -> Any:
-    line = stream.readline()
+def _answer(stream: BinaryIO, depth: int = 0) -> Any:
+    line = stream.readline(ANSWER_BYTES)
     if not line.endswith(b"\r\n"):
         raise RedisError("the connection was closed")
     kind, rest = line[:1], line[1:-2]
     if kind == b"-":
         raise RedisError(rest.decode(errors="replace"))
+    if kind not in b":*$":
+        return rest
+    number = int(rest) if re.fullmatch(rb"-?[0-9]{1,19}", rest) else None
+    if number is None:
+        raise RedisError("it does not speak Redis's protocol")
     if kind == b":":
-        return int(rest)
+        return number
+    if number == -1:
+        return None
+    if not 0 <= number <= ANSWER_BYTES or depth > 8:
+        raise RedisError(f"an answer of {number} parts is none of Redis's")
     if kind == b"*":
-        return [_answer(stream) for _ in range(int(rest))]
-    if kind == b"$":
-        return None if rest == b"-1" else stream.read(int(rest) + 2)[:-2]
-    return rest
+        return [_answer(stream, depth + 1) for _ in range(number)]
+    return stream.read(number + 2)[:-2]
 
 
 def contents(client: Client) -> dict[str, dict[str, Any]]:
@@ -365,7 +386,9 @@ def loaded(site: Site, directory: Path, arguments: list[str]) -> Iterator[Client
             site.discard()
             # The server's user namespace is gone, and its numbers may be another's soon.
             for path in (directory, *directory.rglob("*")):
-                os.chown(path, owner.st_uid, owner.st_gid)
+                found = path.lstat()
+                if stat.S_ISDIR(found.st_mode) or found.st_nlink == 1:
+                    os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _answering(process: subprocess.Popen[bytes], path: Path, log: Path) -> Client:
@@ -412,12 +435,23 @@ def require_space(place: Path, size: int, what: str) -> None:
         )
 
 
-def copied(source: Path, target: Path) -> str:
-    """Copy a file, have it on the disk, and tell the SHA-256 of what was copied."""
-    digest = hashlib.sha256()
-    with source.open("rb") as file, target.open("wb") as out:
+def copied(source: Path | int, target: Path, limit: int | None = None) -> str:
+    """Copy a file, have it on the disk, and tell the SHA-256 of what was copied.
+
+    :param source: its path, or a descriptor, which is closed then.
+    :param limit: the most bytes that it may have.
+    :raises BackupError: when it has more.
+    """
+    digest, size = hashlib.sha256(), 0
+    with open(source, "rb") as file, target.open("xb") as out:
         os.fchmod(out.fileno(), 0o600)
         while part := file.read(1 << 20):
+            size += len(part)
+            if limit is not None and size > limit:
+                raise BackupError(
+                    "the dump grows while it is copied, so it is none of Redis's. Find out what "
+                    "in its container writes it."
+                )
             digest.update(part)
             out.write(part)
         out.flush()
@@ -549,6 +583,8 @@ def backup(site: Site, now: datetime | None = None) -> str:
         staged.mkdir(mode=0o700)
         try:
             note = _made(site, staged / "dump.rdb", now)
+        except RefusedError as problem:
+            raise BackupError(f"{problem} The backups from before stay.") from None
         except RedisError as problem:
             raise BackupError(
                 f"Redis ended the backup: {problem}. See 'journalctl -u {site.unit}'. The backups "
@@ -589,14 +625,23 @@ def _made(site: Site, target: Path, now: datetime) -> dict[str, Any]:
         require_space(site.data, size, "A dump of Redis")
         require_space(target.parent, size * (2 if twice else 1), "A backup")
         save(client)
-        digest = copied(site.data / file, target)
-        if client.setting("appendonly") == "yes" and not client.setting("save"):
-            # Redis itself never reads it.
-            (site.data / file).unlink()
+        # The name comes from the container, too.
+        with Folder(site.data) as data:
+            handle = data.open(file)
+            size = os.fstat(handle).st_size
+            require_space(target.parent, size, "A backup")
+            digest = copied(handle, target, size)
+            if client.setting("appendonly") == "yes" and not client.setting("save"):
+                # Redis itself never reads it.
+                data.remove(file)
         version = client.info("server")["redis_version"]
     try:
         with loaded(site, target.parent, plain_arguments(target.name)) as client:
             databases = contents(client)
+        # What loaded it could write it, and might be no Redis any more.
+        with Folder(target.parent) as staged, open(staged.open(target.name), "rb") as source:
+            if hashlib.file_digest(source, "sha256").hexdigest() != digest:
+                raise BackupError("what loaded it has changed it.")
     except BackupError as problem:
         raise BackupError(f"This backup is not kept: {problem}\nThose from before stay.") from None
     return {
@@ -622,7 +667,7 @@ def ship(site: Site) -> None:
     if not target:
         return
     try:
-        there = _asked(site, "list").decode().split()
+        there = shipped(site)
         for name, note in good(site).items():
             if name not in there:
                 _asked(site, f"put {name}", note, site.backups / name)
@@ -639,7 +684,10 @@ def shipped(site: Site) -> list[str]:
 
     :raises BackupError: when it does not answer.
     """
-    return _asked(site, "list").decode().split() if site.setting("ship") else []
+    if not site.setting("ship"):
+        return []
+    # Another host may answer anything, and an operator is shown the names.
+    return [name for name in _asked(site, "list").split() if NAME.fullmatch(name)]
 
 
 def bring_back(site: Site, name: str) -> None:
@@ -660,26 +708,49 @@ def bring_back(site: Site, name: str) -> None:
 
 def _asked(
     site: Site, command: str, note: dict[str, Any] | None = None, file: Path | None = None
-) -> bytes:
-    """The other host's answer to a command, with a backup sent along."""
+) -> str:
+    """The other host's answer to a command, with a backup sent along.
+
+    :raises BackupError: when it fails, or the answer is longer than LIST_BYTES.
+    """
     target = site.setting("ship")
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as answer:
-        with subprocess.Popen(
-            site.remote(command), stdin=subprocess.PIPE, stdout=answer, stderr=errors
-        ) as process:
-            assert process.stdin
-            # It says why when it ends early.
-            with contextlib.suppress(BrokenPipeError), process.stdin as out:
-                if note and file:
-                    give(out, file, note)
-        if process.returncode:
-            errors.seek(0)
-            said = errors.read().decode(errors="replace").strip()
-            raise BackupError(
-                f"{target['host']} ({target['address']}) said: {said or process.returncode}."
-            )
-        answer.seek(0)
-        return answer.read()
+    where = f"{target['host']} ({target['address']})"
+    with subprocess.Popen(
+        site.remote(command),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        answers = [_limited(one, process) for one in (process.stdout, process.stderr)]
+        # It says why when it ends early.
+        with contextlib.suppress(BrokenPipeError), process.stdin as out:
+            if note and file:
+                give(out, file, note)
+        answer, said = (one.result() for one in answers)
+        if max(len(answer), len(said)) > LIST_BYTES:
+            raise BackupError(f"{where} answers with more than {LIST_BYTES >> 20} MB.")
+    if process.returncode:
+        text = _visible(said[-1000:].decode(errors="replace").strip())
+        raise BackupError(f"{where} said: {text or process.returncode}.")
+    return answer.decode(errors="replace")
+
+
+def _limited(stream: IO[bytes], process: subprocess.Popen[bytes]) -> Future[bytes]:
+    """What comes from a stream while others are read; a byte more than LIST_BYTES ends it."""
+    found: Future[bytes] = Future()
+
+    def read() -> None:
+        content = stream.read(LIST_BYTES + 1)
+        if len(content) > LIST_BYTES:
+            process.kill()
+            stream.close()
+        found.set_result(content)
+
+    threading.Thread(target=read, daemon=True).start()
+    return found
 
 
 def give(out: IO[bytes], file: Path, note: dict[str, Any]) -> None:
@@ -689,16 +760,57 @@ def give(out: IO[bytes], file: Path, note: dict[str, Any]) -> None:
         shutil.copyfileobj(source, out, 1 << 20)
 
 
+def noted(note: Any) -> dict[str, Any]:
+    """What is written beside a backup, as another host sends it, once it is of that shape.
+
+    :raises ValueError: when it is not.
+
+    >>> noted({"bytes": -1, "sha256": "0" * 64})
+    Traceback (most recent call last):
+    ValueError: bytes
+    """
+
+    def is_count(one: Any) -> bool:
+        return type(one) is int and 0 <= one < 1 << 63
+
+    def is_database(name: Any, one: Any) -> bool:
+        return (
+            re.fullmatch("[0-9]{1,9}", name) is not None
+            and isinstance(one, dict)
+            and all(is_count(one.get(key)) for key in ("keys", "lasting", "unacked"))
+            and isinstance(one.get("lists"), dict)
+            and all(map(is_count, one["lists"].values()))
+        )
+
+    def is_word(one: Any) -> bool:
+        return isinstance(one, str) and re.fullmatch("[A-Za-z0-9.:+_-]{1,255}", one) is not None
+
+    rules: dict[str, Callable[[Any], bool]] = {
+        "bytes": is_count,
+        "sha256": lambda one: is_word(one) and re.fullmatch("[0-9a-f]{64}", one) is not None,
+        "taken": is_word,
+        "host": is_word,
+        "redis_version": is_word,
+        "databases": lambda one: (
+            isinstance(one, dict) and all(is_database(*i) for i in one.items())
+        ),
+    }
+    for name, rule in rules.items():
+        if not isinstance(note, dict) or not rule(note.get(name)):
+            raise ValueError(name)
+    return {name: note[name] for name in rules}
+
+
 def take(stream: IO[bytes], target: Path) -> dict[str, Any]:
     """Read a backup from a stream into a file; what is in it.
 
     :raises BackupError: when it is not all there, or not what it says that it is.
     """
     try:
-        note: dict[str, Any] = json.loads(stream.readline(NOTE_BYTES))
-        size, digest = int(note["bytes"]), hashlib.sha256()
-    except (ValueError, LookupError, TypeError):
+        note = noted(json.loads(stream.readline(NOTE_BYTES)))
+    except (ValueError, RecursionError):
         raise BackupError("what came is no backup.") from None
+    size, digest = note["bytes"], hashlib.sha256()
     require_space(target.parent, size, "This backup")
     left = size
     with target.open("wb") as out:
@@ -831,12 +943,14 @@ def stage(site: Site, name: str) -> dict[str, Any]:
         note = proven(site, name)
         place = staging(site)
         shutil.rmtree(place, ignore_errors=True)
-        require_space(place.parent, note["bytes"], "The data of this backup")
+        for disk in {one.stat().st_dev: one for one in (site.data, place.parent)}.values():
+            require_space(disk, note["bytes"], "The data of this backup")
         place.mkdir(mode=0o700)
         try:
             arguments = _laid_out(site, site.backups / name, place, note["sha256"])
             with loaded(site, place, arguments) as client:
                 _compare(name, note, contents(client))
+            require_plain(place)
         except BackupError as problem:
             shutil.rmtree(place)
             raise BackupError(f"{name} cannot be used: {problem}") from None
@@ -847,10 +961,28 @@ def stage(site: Site, name: str) -> dict[str, Any]:
 MARK = "celery-metal-restore"
 
 
+def require_plain(place: Path) -> None:
+    """Have nothing but files and directories in what a throwaway server has loaded.
+
+    :raises BackupError: when it has left something else, which root would follow.
+    """
+    for path in place.rglob("*"):
+        found = path.lstat()
+        plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+        if path.name == MARK or not (plain or stat.S_ISDIR(found.st_mode)):
+            raise BackupError(
+                f"what loaded it has left {str(path.relative_to(place))[:100]!a}, which is nothing "
+                "of Redis's. Nothing was changed. Take another backup."
+            )
+
+
 def staging(site: Site) -> Path:
-    """Where the data to come are made ready: on the same disk, so that a rename brings them."""
+    """Where the data to come are made ready: where no container writes.
+
+    Most often on the same disk, so that a rename brings them.
+    """
     site.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return (site.data if site.data.is_mount() else site.data.parent) / "redis-restore"
+    return site.data.parent / "redis-restore"
 
 
 def _laid_out(site: Site, source: Path, place: Path, digest: str) -> list[str]:
@@ -941,24 +1073,44 @@ def _exchange(site: Site, name: str, note: dict[str, Any], now: datetime) -> str
             f"'journalctl -u {site.unit}', then run again."
         )
     owner = site.data.stat()
-    for path in place.rglob("*"):
-        os.chown(path, owner.st_uid, owner.st_gid)
-    aside = place.with_name(now.strftime(f"redis-before-{STAMP}"))
+    # On the disk of the data, so that a rename moves them.
+    beside = site.data if site.data.is_mount() else site.data.parent
+    aside = beside / now.strftime(f"redis-before-{STAMP}")
     aside.mkdir(mode=0o700)
     # First it is written down, for whoever finds the directory without its files.
     state = {"file": name, "aside": str(aside), "switched": False}
     write(intent(site), json.dumps(state))
     for path in site.data.iterdir():
-        if path != place and not path.name.startswith("redis-before-"):
+        if not path.name.startswith("redis-before-"):
             path.rename(aside / path.name)
+    # A run that is cut off from here on leaves nothing that looks whole.
     (place / MARK).unlink()
     for path in place.iterdir():
-        path.rename(site.data / path.name)
+        target = site.data / path.name
+        moved(path, target)
+        for one in (target, *target.rglob("*")):
+            os.chown(one, owner.st_uid, owner.st_gid, follow_symlinks=False)
     settle(site.data)
     settle(aside)
     write(intent(site), json.dumps({**state, "switched": True}))
-    place.rmdir()
+    shutil.rmtree(place)
     return str(aside)
+
+
+def moved(source: Path, target: Path) -> None:
+    """Move a file or a directory, to another disk, too."""
+    try:
+        source.rename(target)
+    except OSError as problem:
+        if problem.errno != errno.EXDEV:
+            raise
+        if source.is_dir():
+            target.mkdir(mode=0o700)
+            for path in source.iterdir():
+                moved(path, target / path.name)
+            settle(target)
+        else:
+            copied(source, target)
 
 
 def way_back(site: Site, aside: str) -> str:

@@ -1,6 +1,8 @@
 """Backups and restores against a real redis-server, with an append-only file as in the kit."""
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import shutil
@@ -12,11 +14,21 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils import celery_redis_backup as backups
+from ansible.module_utils import container_files
 from hypothesis import given
 from hypothesis import strategies as st
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAME = "redis-20261125T120000Z.rdb"
+NOTE = {
+    "taken": "2026-11-25T12:00:00+00:00",
+    "host": "host-a",
+    "redis_version": "8.0.2",
+    "bytes": 1,
+    "sha256": "0" * 64,
+    "databases": {"0": {"keys": 1, "lasting": 1, "lists": {"mail": 1}, "unacked": 0}},
+}
+SHARED = Path(container_files.__file__).parent
 PROGRAM = shutil.which("redis-server")
 PASSWORD = "hush"
 
@@ -40,7 +52,11 @@ class LocalSite(backups.Site):
         return [self.program, *arguments, *words]
 
     def remote(self, command):
-        words = [sys.executable, "-I", backups.__file__, "receive", self.setting("ship")["place"]]
+        # As it lies on a host: beside what it imports.
+        program = self.settings.with_name("redis_backup.py")
+        for source, name in ((backups.__file__, program.name), (SHARED / "container_files.py", "")):
+            shutil.copy(source, program.parent / name)
+        words = [sys.executable, "-I", str(program), "receive", self.setting("ship")["place"]]
         return ["env", f"SSH_ORIGINAL_COMMAND={command}", *words, "30", "2"]
 
     def discard(self):
@@ -432,6 +448,27 @@ def test_a_disk_of_its_own_keeps_all_on_it(site, monkeypatch):
         assert Path(found["aside"]).parent == site.data
         assert [path.name for path in Path(found["aside"]).iterdir()] == ["appendonlydir"]
         assert ask(site, "GET", "since") is None
+        # A container writes on that disk, so what root lays out and loads is elsewhere.
+        assert backups.staging(site).parent == site.data.parent
+
+
+def test_another_disk_gets_copies(site, monkeypatch):
+    fill(site)
+    backups.backup(site, NOON)
+    ask(site, "FLUSHALL")
+    real = Path.rename
+
+    def rename(path, target):
+        if path.is_relative_to(backups.staging(site)):
+            raise OSError(errno.EXDEV, "another disk")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    backups.stage(site, NAME)
+    backups.switch(site, NAME, NOON)
+    with site.live() as client:
+        assert backups.contents(client) == FILLED
+    assert not backups.staging(site).exists()
 
 
 def test_two_do_not_run_at_once(site, monkeypatch):
@@ -528,7 +565,7 @@ def test_what_comes_is_not_taken_unless_it_is_whole(site, target):
 
 def test_the_target_removes_by_its_own_clock(site, target):
     now = datetime.now(UTC)
-    note = {"bytes": 1, "sha256": backups.hashlib.sha256(b"x").hexdigest()}
+    note = {**NOTE, "bytes": 1, "sha256": backups.hashlib.sha256(b"x").hexdigest()}
     sent = json.dumps(note).encode() + b"\nx"
     names = [
         (now - timedelta(days=days)).strftime("redis-%Y%m%dT%H%M%SZ.rdb") for days in (50, 40, 20)
@@ -537,3 +574,149 @@ def test_the_target_removes_by_its_own_clock(site, target):
     for name in names:
         assert receive(site, f"put {name}", sent).returncode == 0
     assert list(backups.good(target)) == names[2:]
+
+
+# What follows is done by code in a container of Redis, or by another host.
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file of root's."""
+    path = tmp_path / "victim"
+    path.write_text("root's")
+    if not os.getuid():
+        os.chown(path, 12345, 12345)
+    before = path.stat()
+    yield path
+    assert path.read_text() == "root's"
+    assert path.stat().st_uid == before.st_uid
+
+
+def fails(site, match):
+    """A backup is refused on one line, and nothing of it is left."""
+    with pytest.raises(backups.BackupError, match=match) as error:
+        backups.backup(site, NOON)
+    assert str(error.value).count("\n") < 2
+    assert [path.name for path in site.backups.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("name", ["../victim", "absolute", "..", "appendonlydir/../../victim"])
+def test_the_name_of_a_dump_is_no_path(site, victim, monkeypatch, name):
+    real = backups.Client.setting
+
+    def setting(client, one):
+        found = real(client, one)
+        return (str(victim) if name == "absolute" else name) if one == "dbfilename" else found
+
+    monkeypatch.setattr(backups.Client, "setting", setting)
+    fails(site, "has a name that Redis gives no file")
+
+
+@pytest.mark.parametrize("kind", ["link", "other name", "pipe", "directory", "sparse"])
+def test_what_takes_the_place_of_a_dump_is_neither_copied_nor_followed(
+    site, victim, monkeypatch, kind
+):
+    real, dump = backups.save, site.data / "dump.rdb"
+
+    def save(client):
+        real(client)
+        dump.unlink()
+        match kind:
+            case "link":
+                dump.symlink_to(victim)
+            case "other name":
+                dump.hardlink_to(victim)
+            case "pipe":
+                os.mkfifo(dump)
+            case "directory":
+                dump.mkdir()
+            case "sparse":
+                with dump.open("wb") as file:
+                    file.truncate(1 << 43)
+
+    monkeypatch.setattr(backups, "save", save)
+    fails(site, "Make room" if kind == "sparse" else "so root leaves it alone. Fix: ")
+
+
+def leaving(site, tmp_path, command):
+    """A site whose throwaway server runs a command in its data as it ends."""
+    program = tmp_path / "leaving"
+    program.write_text(
+        '#!/bin/sh\nlast=; for one; do [ "$last" = --dir ] && cd "$one"; last=$one; done\n'
+        f'{PROGRAM} "$@" & child=$!\n'
+        f"trap 'kill $child; wait $child; {command}; exit 0' TERM\nwait $child\n"
+    )
+    program.chmod(0o755)
+    return dataclasses.replace(site, program=str(program))
+
+
+@pytest.mark.parametrize(
+    ("command", "match"),
+    [
+        ("rm dump.rdb; ln -s VICTIM dump.rdb", "is a symbolic link"),
+        ("rm dump.rdb; ln VICTIM dump.rdb", "has 2 names"),
+        ("echo more >> dump.rdb", "has changed it"),
+    ],
+)
+def test_what_the_throwaway_server_leaves_is_not_taken_for_the_backup(
+    site, victim, tmp_path, command, match
+):
+    fill(site)
+    fails(leaving(site, tmp_path, command.replace("VICTIM", str(victim))), match)
+
+
+@pytest.mark.parametrize("name", ["celery-metal-restore", "appendonlydir/x"])
+def test_what_the_throwaway_server_leaves_is_not_followed_by_a_restore(
+    site, victim, tmp_path, name
+):
+    fill(site)
+    backups.backup(site, NOON)
+    refused(leaving(site, tmp_path, f"ln -s {victim} {name}"), "cannot be used", name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"bytes": one} for one in (-1, 1.5, True, "1", None, 1 << 70)),
+        *({"sha256": one} for one in ("", "x" * 64, None, 7)),
+        *({"host": one} for one in ("a\nb", "\x1b[2J", "x" * 999, [])),
+        *({"databases": one} for one in ([], {"0": 1}, {"x": {}}, {"0": {"lists": {"a": -1}}})),
+    ],
+)
+def test_what_another_host_says_of_a_backup_has_a_shape(change, tmp_path):
+    class Endless(io.RawIOBase):
+        """What comes after the line; whoever reads it to its end never ends."""
+
+        def __init__(self):
+            self.line = io.BytesIO(json.dumps({**NOTE, **change}).encode() + b"\n")
+
+        def readline(self, size=-1):
+            return self.line.readline(size)
+
+        def read(self, size=-1):
+            assert size >= 0, "read into memory without a limit"
+            return b"x" * size
+
+    with pytest.raises(backups.BackupError, match="what came is no backup"):
+        backups.take(Endless(), tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_note_that_is_nested_without_end(tmp_path):
+    with pytest.raises(backups.BackupError, match="what came is no backup"):
+        backups.take(io.BytesIO(b"[" * 100000 + b"\n"), tmp_path / "x")
+
+
+def test_a_name_that_another_host_gives_is_one_of_a_backup(site, target, tmp_path, monkeypatch):
+    names = [NAME, "redis-;reboot", "../x", "\x1b[2J", "redis-x.rdb"]
+    monkeypatch.setattr(type(site), "remote", lambda *_: ["printf", "%s\n", *names])
+    assert backups.shipped(site) == [NAME]
+    monkeypatch.setattr(type(site), "remote", lambda *_: ["yes"])
+    with pytest.raises(backups.BackupError, match="answers with more than 4 MB"):
+        backups.shipped(site)
+
+
+@pytest.mark.parametrize("sent", [b"$-7\r\n", b"*99999999999\r\n", b"*1\r\n" * 5000, b"$x\r\n"])
+def test_an_answer_that_redis_does_not_give(sent):
+    with pytest.raises(backups.RedisError):
+        backups._answer(io.BytesIO(sent))

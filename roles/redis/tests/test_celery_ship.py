@@ -63,3 +63,11 @@ def test_a_host_whose_keys_are_not_known_is_refused(keys):
     with pytest.raises(celery_ship.HostError, match="its facts have none"):
         celery_ship.bring(module(facts={"ansible_hostname": "other"}))
     assert not keys.exists()
+
+
+@pytest.mark.parametrize("change", [{"": "AAAA\n10.0.0.1 ssh-ed25519 BB"}, {"_keytype": "a b"}])
+def test_a_host_key_is_one_word(change):
+    name = "ansible_ssh_host_key_ed25519_public"
+    facts = {**FACTS, **{name + end: value for end, value in change.items()}}
+    with pytest.raises(celery_ship.HostError, match="that is none"):
+        celery_ship.known_hosts("10.0.0.9", 22, facts)

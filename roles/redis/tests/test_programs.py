@@ -1,4 +1,4 @@
-"""The programs that import celery_redis.py, as they lie on a host."""
+"""The programs of the host of Redis, as they lie there: beside what they import."""
 
 import shutil
 import subprocess
@@ -8,14 +8,23 @@ from pathlib import Path
 import pytest
 
 ROLES = Path(__file__).parents[2]
-SHARED = ROLES / "podman_host/module_utils/celery_redis.py"
+SHARED = [
+    ROLES / "podman_host/module_utils" / name for name in ("celery_redis.py", "container_files.py")
+]
+PROGRAMS = [
+    *(ROLES / "redis/files" / f"redis_{name}.py" for name in ("elected", "memory", "mend")),
+    ROLES / "redis/module_utils/celery_redis_backup.py",
+]
 
 
-@pytest.mark.parametrize("name", ["redis_elected.py", "redis_memory.py"])
-def test_a_program_needs_no_ansible_and_leaves_nothing_behind(name, tmp_path):
-    for path in (SHARED, ROLES / "redis/files" / name):
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
+def test_a_program_needs_no_ansible_and_leaves_nothing_behind(program, tmp_path):
+    for path in (*SHARED, program):
         shutil.copy(path, tmp_path)
-    load = f"import runpy; runpy.run_path({str(tmp_path / name)!r})"
+    load = f"import runpy; runpy.run_path({str(tmp_path / program.name)!r})"
     # Without site-packages, which have Ansible here.
     subprocess.run([sys.executable, "-I", "-S", "-c", load], check=True)
-    assert {path.name for path in tmp_path.iterdir()} == {SHARED.name, name}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        program.name,
+        *(path.name for path in SHARED),
+    }

@@ -230,3 +230,28 @@ def test_a_sentinel_that_is_not_ready_is_asked_again(elected):
 
     elected.begin(sentinel, time.monotonic() + 60)
     assert answers == []
+
+
+def test_what_a_container_leaves_in_their_place_is_neither_read_nor_written(
+    elected, tmp_path, monkeypatch, capsys
+):
+    victim = tmp_path / "victim"
+    victim.write_text(FOUND)
+    place = tmp_path / "sentinel"
+    place.mkdir()
+    for name in ("sentinel.conf", "sentinel.new", "sentinel.conf.new"):
+        (place / name).symlink_to(victim)
+    monkeypatch.setattr(elected, "STATE", place / "sentinel.conf")
+    assert elected.state() == ""
+    assert "sentinel.conf is a symbolic link, so root leaves it alone. Fix: " in (
+        capsys.readouterr().out
+    )
+    elected.write(elected.STATE, "mine")
+    assert elected.state() == "mine"
+    assert victim.read_text() == FOUND
+
+
+def test_lines_that_a_sentinel_does_not_write_end_no_start(elected):
+    text = "sentinel monitor celery\nsentinel known-replica celery\nsentinel\n"
+    assert elected.primary_in(text, ["10.0.0.1"]) == ""
+    assert elected.found_lines(text, ["10.0.0.1"]) == []
