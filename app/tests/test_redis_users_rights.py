@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from celery import chord, signature
 from kombu import Queue
 from kombu.exceptions import OperationalError
-from runtime_lab import Producer
+from runtime_lab import PATIENCE, Producer
 
 pytestmark = pytest.mark.oldest
 
@@ -61,3 +62,10 @@ def test_an_expiring_queue_needs_the_documented_right(own_redis):
     app.send_task("x", queue=queue, priority=6, retry=False)
     assert own_redis.client.llen("reports\x06\x166") == 1
     assert 0 < own_redis.client.pttl("reports\x06\x166") <= 600_000
+
+
+def test_a_task_can_add_another_to_its_chord(start, producer):
+    worker = start().ready()
+    header = [signature("lab_app.grow_chord", queue=worker.queue)]
+    body = signature("lab_app.total", queue=worker.queue)
+    assert chord(header, body, app=producer.app).apply_async().get(timeout=PATIENCE) == 3
