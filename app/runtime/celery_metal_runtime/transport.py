@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kombu.transport import redis, virtual
 from kombu.utils.json import loads
 
-from celery_metal_runtime import backports, channels, full
+from celery_metal_runtime import backports, channels, full, replies
 from celery_metal_runtime.ledger import Ledger, count_losses
 from celery_metal_runtime.notify import line, say
 
@@ -213,6 +213,7 @@ def install(node: str) -> Ledger:
     """Have all connections to a Redis that this process makes from now on use this transport."""
     backports.install()
     full.install()
+    replies.install()
     Claiming.ledger = Ledger(node)
     count_losses(Claiming.ledger)
     channels.install(Claiming)
