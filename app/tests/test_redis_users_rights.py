@@ -9,8 +9,6 @@ from kombu import Queue
 from kombu.exceptions import OperationalError
 from runtime_lab import PATIENCE, Producer
 
-pytestmark = pytest.mark.oldest
-
 DOCUMENT = Path(__file__).parents[2] / "docs/access.md"
 # Keys of Celery, kombu and the runtime, with the queue in them or without.
 OWN = (
@@ -40,11 +38,13 @@ def allowed(redis, user, key):
     return found
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("key", OWN)
 def test_a_producer_has_no_right_on_keys_of_the_runtime_and_of_kombu(redis, key):
     assert allowed(redis, "producer", key) == set()
 
 
+@pytest.mark.oldest
 def test_a_producer_makes_no_list_of_a_result_and_no_result_of_a_queue(redis):
     assert allowed(redis, "producer", RESULTS[0]) == {"get", "mget", "del"}
     assert allowed(redis, "producer", RESULTS[1]) == {"get", "mget", "del", "set", "setex"}
@@ -52,6 +52,7 @@ def test_a_producer_makes_no_list_of_a_result_and_no_result_of_a_queue(redis):
         assert allowed(redis, "producer", queue) == {"lpush", "llen"}
 
 
+# Older kombu sends no PEXPIRE for a producer.
 def test_an_expiring_queue_needs_the_documented_right(own_redis):
     rights = re.search(r"^  producer: (\(~reports.*)$", DOCUMENT.read_text(), re.M)[1]
     app = Producer(own_redis).app
@@ -64,6 +65,7 @@ def test_an_expiring_queue_needs_the_documented_right(own_redis):
     assert 0 < own_redis.client.pttl("reports\x06\x166") <= 600_000
 
 
+@pytest.mark.oldest
 def test_a_task_can_add_another_to_its_chord(start, producer):
     worker = start().ready()
     header = [signature("lab_app.grow_chord", queue=worker.queue)]
