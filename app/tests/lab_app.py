@@ -172,6 +172,13 @@ def total(numbers):
     return sum(numbers)
 
 
+@app.task(bind=True)
+def grow_chord(self):
+    """Add a task to the chord of this one."""
+    self.add_to_chord(total.s([2]).set(queue=self.request.delivery_info["routing_key"]))
+    return 1
+
+
 @app.task
 def trust_connections():
     """Have this process use its connections for results as if it had just looked at them."""

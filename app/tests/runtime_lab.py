@@ -22,6 +22,7 @@ from celery.result import ResultSet
 from celery_metal_runtime import configure
 from fork_lab import Fork, Server
 from redis import Redis as Client
+from redis_rules import user_rules
 
 HERE = Path(__file__).parent
 USERS = HERE.parents[1] / "roles/redis/files/users.acl"
@@ -49,7 +50,8 @@ def free_port() -> int:
 def acl() -> str:
     """The kit's users in Redis's own form, all with one password."""
     digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
-    rules = re.sub(r"^\s*#.*$", "", USERS.read_text(), flags=re.M)
+    text = user_rules(USERS.read_text(), [])
+    rules = re.sub(r"^\s*#.*$", "", text, flags=re.M)
     users = [one.split() for one in rules.split("\nuser ")[1:]]
     text = "".join(f"user {name} on #{digest} {' '.join(rights)}\n" for name, *rights in users)
     # A Redis before 7.2 does not know this command, nor does anybody ask it for it.

@@ -90,6 +90,10 @@ FORMS = {
         "write some of appendfsync, authentication, eviction, info, permissions, persistence, "
         "replicas",
     ),
+    "redis_key_prefixes": (
+        r"(?a:[\w.:{}/-]{1,100})",
+        "write the global_keyprefix of an app, such as shop:",
+    ),
     "redis_tls_names": (
         r"(?a:\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)",
         "write an address or a name, such as redis.example",

@@ -331,9 +331,7 @@ def _is_limit(value: object) -> bool:
 def _measure(text: bytes) -> None:
     """Refuse JSON that is too deep, or has too many values, before it is read."""
     opened = text.count(b"[") + text.count(b"{")
-    if opened <= DEEPEST and (
-        len(text) <= MOST_VALUES or opened + text.count(b",") <= MOST_VALUES
-    ):
+    if opened <= DEEPEST and (len(text) <= MOST_VALUES or opened + text.count(b",") <= MOST_VALUES):
         return
     bare = _STRINGS.sub(b"", text)
     values = 1 + bare.count(b"[") + bare.count(b"{") + bare.count(b",")

@@ -7,6 +7,7 @@ written, and its Sentinel goes on naming it: whoever reaches both parts would be
 
 from typing import Any, ClassVar
 
+from celery.app import utils
 from kombu.exceptions import OperationalError
 from kombu.transport.redis import SentinelChannel
 from kombu.utils.json import dumps
@@ -71,6 +72,7 @@ def install() -> None:
     if sentinel.Sentinel is Sentinel:
         return
     patched: Any = sentinel
+    _mask_each_address()
     read = sentinel.SentinelManagedConnection.read_response
 
     def read_or_leave(self: sentinel.SentinelManagedConnection, *args: Any, **options: Any) -> Any:
@@ -110,3 +112,17 @@ def install() -> None:
     patched.SentinelManagedConnection.read_response = read_or_leave
     # Both kombu and Celery look for it there.
     patched.Sentinel = Sentinel
+
+
+def _mask_each_address() -> None:
+    """Have Celery's reports mask all passwords: before 5.7 they show those after the first."""
+    shown: Any = utils
+    if not (mask_one := getattr(utils, "maybe_sanitize_url", None)):
+        return
+
+    def mask_each(url: Any, **options: Any) -> Any:
+        if not isinstance(url, str):
+            return mask_one(url, **options)
+        return ";".join(mask_one(one, **options) for one in url.split(";"))
+
+    shown.maybe_sanitize_url = mask_each

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from kombu.transport import redis, virtual
 
-from celery_metal_runtime import backports, channels, full, guard
+from celery_metal_runtime import backports, channels, full, guard, replies
 from celery_metal_runtime.broker import is_wrong_type
 from celery_metal_runtime.ledger import PUSH, Ledger, count_losses
 from celery_metal_runtime.messages import RefusedError, brief, read
@@ -260,6 +260,7 @@ def install(node: str) -> Ledger:
     """Have all connections to a Redis that this process makes from now on use this transport."""
     backports.install()
     full.install()
+    replies.install()
     Claiming.ledger = Ledger(node)
     guard.install(Claiming.ledger)
     count_losses(Claiming.ledger)

@@ -1138,8 +1138,9 @@ def _cpu_weights(queues: list[Queue]) -> list[tuple[int, str]]:
 def _redis_share(memory: _Memory) -> RedisShare:
     """Return Redis's part of the plan.
 
-    The third above maxmemory is for copy-on-write while the AOF is rewritten, fragmentation and
-    client buffers: https://redis.io/docs/latest/operate/oss_and_stack/management/admin/
+    The third above maxmemory is for copy-on-write while the AOF is rewritten and fragmentation;
+    buffers of clients count as used memory, and redis.conf limits them:
+    https://redis.io/docs/latest/operate/oss_and_stack/management/admin/
     """
     return {
         "memory_mb": memory.redis,
@@ -1147,7 +1148,10 @@ def _redis_share(memory: _Memory) -> RedisShare:
         "cpu_weight": REDIS_CPU_WEIGHT,
         "reasons": {
             "memory_mb": memory.redis_reason,
-            "maxmemory_mb": "2/3 of its memory; the rest: copy-on-write, fragmentation, clients",
+            "maxmemory_mb": (
+                "2/3 of its memory, a quarter of that for clients at most; "
+                "the rest: copy-on-write, fragmentation"
+            ),
             "cpu_weight": "the highest: every queue waits for it, and it uses one vCPU at most",
         },
     }

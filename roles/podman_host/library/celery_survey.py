@@ -118,7 +118,7 @@ PROBES = (
             ("MGET",),
             ("SET", "x"),
             ("SETEX", "1", "x"),
-            ("INCR",),
+            ("INCRBY", "1"),
             ("EXPIRE", "1"),
             ("SADD", "x"),
             ("SISMEMBER", "x"),

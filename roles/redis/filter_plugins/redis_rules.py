@@ -1,8 +1,9 @@
-"""The elements of the sets of nftables that hold whom Redis admits."""
+"""Rules made from variables: hosts that the firewall admits, and keys that users of Redis reach."""
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,46 @@ def elements(
     }
 
 
+# Keys of Celery, kombu and the runtime begin with one of these. Queues do not.
+RESERVED = ("_kombu.", "celery-metal.", "celery-task-meta-", "celery-taskset-meta-", "unacked")
+# In users.acl, each word with one of these becomes several.
+QUEUES, PREFIX = "<queues>", "<prefix>"
+
+
+def complement(words: Iterable[str]) -> list[str]:
+    """Return patterns of Redis that together match each key that begins with none of `words`.
+
+    Redis has no pattern that excludes. These are one class of characters for each place where a
+    key can differ from a word, and the keys that end before they can.
+
+    >>> complement(["ab", "ac"])
+    ['[^a]*', 'a[^bc]*', 'a']
+    """
+    words = list(words)
+    found = []
+    for start in sorted({word[:length] for word in words for length in range(len(word))}):
+        if start.startswith(tuple(words)):
+            continue
+        # Sorted, a hyphen comes first, where it makes no range.
+        following = sorted({word[len(start)] for word in words if word.startswith(start)})
+        found += [f"{start}[^{''.join(following)}]*", *([start] if start else [])]
+    return found
+
+
+def user_rules(rules: str, prefixes: Iterable[str]) -> str:
+    """Return the text of users.acl with its queues and prefixes written out.
+
+    :param prefixes: what apps set as ``global_keyprefix``.
+    """
+    # Celery adds an underscore for the keys of results, unless it finds one of the others.
+    every = ["", *(form for one in prefixes for form in dict.fromkeys((one, f"{one}_")))]
+    queues = complement(prefix + word for prefix in every for word in RESERVED)
+    for mark, values in ((QUEUES, queues), (PREFIX, every)):
+        for word in set(re.findall(rf"(?:%[RW]+)?~{mark}[^\s)]*", rules)):
+            rules = rules.replace(word, " ".join(word.replace(mark, one) for one in values))
+    return rules
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"redis_elements": elements}
+        return {"redis_elements": elements, "redis_user_rules": user_rules}
