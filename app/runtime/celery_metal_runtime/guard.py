@@ -5,6 +5,7 @@ the same. What is no remote control is dropped.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -118,16 +119,15 @@ def _guard_pools(ledger: Ledger) -> None:
         )
         request.reject(requeue=False)
 
-    def guarded(request: Request, callback: Callable[..., Any] | None) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return callback and callback(*args, **kwargs)
-            except BROKER_ERRORS:
-                raise
-            except Exception as error:  # noqa: BLE001 - else its slot is taken for good
-                put_aside(request, error)
-
-        return call
+    def guarded(
+        request: Request, callback: Callable[..., Any] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        try:
+            return callback and callback(*args, **kwargs)
+        except BROKER_ERRORS:
+            raise
+        except Exception as error:  # noqa: BLE001 - else its slot is taken for good
+            put_aside(request, error)
 
     def apply_guarded(
         self: BasePool, target: Any, args: Any = None, kwargs: Any = None, **options: Any
@@ -136,7 +136,7 @@ def _guard_pools(ledger: Ledger) -> None:
         if not isinstance(request, Request):
             return apply_async(self, target, args, kwargs, **options)
         for name in ("accept_callback", "timeout_callback", "callback", "error_callback"):
-            options[name] = guarded(request, options.get(name))
+            options[name] = partial(guarded, request, options.get(name))
         if not isinstance(self, Prefork):  # which itself tells where a target fails
             target, options["callback"] = _failing(target, **options)
         try:

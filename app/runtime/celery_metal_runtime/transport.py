@@ -24,6 +24,8 @@ from celery_metal_runtime.messages import RefusedError, brief, read
 from celery_metal_runtime.notify import line, say
 
 REFUSED_SECONDS = 1.0
+# Requests that are kept as bytes: one for each order of the queues.
+MOST_REQUESTS = 256
 # How long a worker of several queues waits for a task of one of them before it looks at all.
 SEVERAL_SECONDS = 0.1
 # What is no list in the place of a queue keeps no other queue from its turn.
@@ -110,6 +112,7 @@ class Claiming(channels.Careful):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._asked: Asked | None = None
+        self._requests: dict[tuple[float | str | None, ...], tuple[Asked, Any]] = {}
         self._claimed: set[str] = set()
         self._is_empty = self._is_refused = False
         self._pause_until = 0.0
@@ -139,19 +142,31 @@ class Claiming(channels.Careful):
             return
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        prefix, held = self.global_keyprefix, self.ledger.held_key
+        wait: float | None = None
         if self._is_empty:
-            self._asked = Asked("BLMOVE", queues[:1])
-            ends = (prefix + queues[0], held(queues[0]), "RIGHT", "LEFT")
             several = SEVERAL_SECONDS if len(queues) > 1 else None
             wait = self.ledger.wait_seconds or several or timeout or self.brpop_timeout or 0
-            arguments = (*ends, wait)
+        # The same again for each task.
+        order = (wait, *queues)
+        if order not in self._requests:
+            if len(self._requests) >= MOST_REQUESTS:
+                self._requests.clear()
+            self._requests[order] = self._request(queues, wait)
+        self._asked, packed = self._requests[order]
+        self.client.connection.send_packed_command(packed)
+
+    def _request(self, queues: list[str], wait: float | None) -> tuple[Asked, Any]:
+        """A request for a task: of the first queue, for `wait` seconds, or of any at once."""
+        prefix, held = self.global_keyprefix, self.ledger.held_key
+        if wait is not None:
+            asked = Asked("BLMOVE", queues[:1])
+            arguments = (prefix + queues[0], held(queues[0]), "RIGHT", "LEFT", wait)
         else:
             pairs = self._in_order(queues)
-            self._asked = Asked("EVAL", [queue for queue, _ in pairs])
+            asked = Asked("EVAL", [queue for queue, _ in pairs])
             keys = [prefix + self._q_for_pri(queue, pri) for queue, pri in pairs]
             arguments = (CLAIM, 2 * len(keys), *keys, *(held(queue) for queue, _ in pairs))
-        self.client.connection.send_command(self._asked.command, *arguments)
+        return asked, self.client.connection.pack_command(asked.command, *arguments)
 
     def _in_order(self, queues: list[str]) -> list[tuple[str, int]]:
         """Each queue with each priority, in the order in which tasks are taken.
