@@ -364,8 +364,8 @@ def test_what_is_no_task_is_put_aside(start, redis, producer, tmp_path):
     wait_until(lambda: lines(mark) == 1, "the task behind them is done")
     dead = f"celery-metal.dead:{worker.queue}"
     assert redis.client.lrange(dead, 0, -1) == ["{}", "5", "no JSON", "held, and no JSON"]
-    assert worker.log.count(f"a message in {worker.queue} is no task") == 4
-    assert worker.log.count(f"look at it: lrange {dead} 0 -1") == 4
+    assert worker.log.count(f"refused a message in queue {worker.queue}: ") == 4
+    assert worker.log.count(f"It is a dead letter now: redis-cli lrange {dead} 0 -1") == 4
     assert worker.stop() == 0
     assert held(redis, worker) == []
 

@@ -17,10 +17,10 @@ CANARY = "celery-metal.canary:"
 
 
 class Careful(Channel):
-    """Takes neither from Redis nor from a message's sender where a message is to be put."""
+    """Never puts a message into a key of the runtime, whatever Redis or a sender says."""
 
     def get_table(self, exchange: str) -> list[tuple[str, ...]]:
-        """The queues of an exchange, without what is no entry of kombu's."""
+        """The queues of an exchange, without invalid entries."""
         return [
             entry
             for entry in super().get_table(exchange)
@@ -28,14 +28,16 @@ class Careful(Channel):
         ]
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-        # Whoever sends a task chooses where its retry, its successors and its reply go.
+        # The sender of a task chooses where its retry, its callbacks and its reply go.
         if is_own(queue):
-            raise ValueError(f"{queue[:99]!a} is no queue: it is of celery-metal's own")
+            raise ValueError(
+                f"{queue[:99]!a} is not a queue: the name is reserved for celery-metal"
+            )
         super()._put(queue, message, **kwargs)
 
 
 def is_own(queue: str) -> bool:
-    """Whether a list of this name is the runtime's, and no queue."""
+    """Whether a list of this name belongs to the runtime."""
     return OWN in queue and not queue.startswith(CANARY)
 
 

@@ -32,7 +32,7 @@ EXTEND_SECONDS = 5.0
 # The holder stops so long before the others can begin.
 MARGIN_SECONDS = 2.0
 
-# What is no hash in the place of the records was written by nobody of the kit.
+# A value that is not a hash was not written by Beat: it is replaced.
 NOTE = """
 local function note(key, name, record)
   local done = redis.pcall('HSET', key, name, record)
@@ -114,10 +114,10 @@ class Fence:
             return True
 
     def _drop_if_no_lock(self) -> None:
-        """Delete what stands in the place of the lock without a timeout, which no Beat wrote."""
+        """Delete a lock without a timeout: no Beat wrote it."""
         key = self._key(LOCK)
         if self._redis().pttl(key) == -1 and self._redis().delete(key):
-            say(f"schedule: {key} in Redis has no timeout, and no Beat wrote it: it is deleted")
+            say(f"schedule: {key} in Redis had no timeout, so no Beat wrote it: deleted")
 
     def extend(self, now: float) -> None:
         """Extend the lock when it is time to; called again and again while it is held."""

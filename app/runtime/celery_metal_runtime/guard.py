@@ -1,7 +1,7 @@
-"""No message ends a worker, stops its queue or takes a slot of its pool for good.
+"""No message ends a worker, stops its queue or blocks a slot of its pool.
 
-What is no task (see `messages`) is put aside with the reason, and so is what Celery fails with all
-the same. What is no remote control is dropped.
+A message that is not a valid task (see `messages`) becomes a dead letter with the reason. So does a
+message on which Celery itself fails. An invalid control command is dropped.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ from celery_metal_runtime.messages import (
     RefusedError,
     brief,
     check_command,
+    check_task,
     limit_expansion,
-    look,
 )
 
 #: Errors of the broker: no message's fault. Not kombu's list, which has KeyError in it.
@@ -68,7 +68,7 @@ def _guard_consumer(ledger: Ledger) -> None:
         def on_task_received(message: Any) -> None:
             tag = message.delivery_tag
             try:
-                look(message, shortest)
+                check_task(message, shortest)
                 ledger.deliver(tag)
                 handle(message)
                 ledger.deliver(None)
@@ -81,22 +81,22 @@ def _guard_consumer(ledger: Ledger) -> None:
                 ledger.deliver(None)
                 for request in _requests_of(message):
                     worker_state.task_ready(request)
-                refuse(self, message, f"Celery fails with it: {brief(error)}")
+                refuse(self, message, f"Celery fails on it: {brief(error)}")
 
         return on_task_received
 
     def on_decode_error(self: Consumer, message: Any, exc: Exception) -> None:
-        refuse(self, message, f"its body cannot be read: {brief(exc)}")
+        refuse(self, message, f"cannot decode the body: {brief(exc)}")
 
     def on_invalid_task(self: Consumer, body: Any, message: Any, exc: Exception) -> None:
         refuse(self, message, brief(exc))
 
     def on_unknown_message(self: Consumer, body: Any, message: Any) -> None:
-        refuse(self, message, "it names no task")
+        refuse(self, message, "no task name")
 
     def on_unknown_task(self: Consumer, body: Any, message: Any, exc: Exception) -> None:
-        # Celery fails the task, and throws its message away.
-        ledger.refuse(message.delivery_tag, "the app has no task of this name", is_task=True)
+        # Celery marks the task as failed and discards its message.
+        ledger.refuse(message.delivery_tag, "the app does not define it", is_task=True)
         unknown(self, body, message, exc)
 
     Consumer.create_task_handler, Consumer.on_decode_error = create_guarded, on_decode_error
@@ -115,7 +115,7 @@ def _guard_pools(ledger: Ledger) -> None:
     def put_aside(request: Request, error: Exception) -> None:
         worker_state.task_ready(request)
         ledger.refuse(
-            request._message.delivery_tag, f"Celery fails with it: {brief(error)}", is_task=True
+            request._message.delivery_tag, f"Celery fails on it: {brief(error)}", is_task=True
         )
         request.reject(requeue=False)
 
@@ -189,7 +189,7 @@ def _guard_remote_control(ledger: Ledger) -> None:
             replies = self.node.mailbox.reply_exchange.name
             check_command(message.headers, body, self.node.handlers, replies)
         except RefusedError as error:
-            ledger.drop(f"a remote control is dropped: {error}")
+            ledger.drop(f"dropped a control command: {error}")
         else:
             on_message(self, body, message)
 

@@ -25,7 +25,7 @@ from redis import Redis, RedisError
 from redis.exceptions import ResponseError
 
 from celery_metal_runtime.broker import client_of, is_wrong_type
-from celery_metal_runtime.messages import RefusedError, crashes_of, name_of, printable, read
+from celery_metal_runtime.messages import RefusedError, crashes_of, name_of, parse, printable
 from celery_metal_runtime.notify import line, say, unpatched
 
 NODES = "celery-metal.nodes"
@@ -37,12 +37,12 @@ MOST_CRASHES = 10
 CRASHES = "celery_metal_crashes"
 
 REASON = "celery_metal_reason"
-# Kinds of dropped messages that are said; whoever sends them may invent new ones.
+# Reasons that are logged. A sender can invent new ones without end.
 MOST_SAID = 20
 # Bytes of what a worker writes down of itself.
 LONGEST_LIFE = 65536
 
-# What is no list in the place of one of the runtime's own lists was written by nobody of the kit.
+# A key of the runtime that is not a list was not written by the runtime: it is replaced.
 PUSH = """
 local function push(command, key, item)
   local done = redis.pcall(command, key, item)
@@ -165,29 +165,29 @@ class Ledger:
         return self._key(f"celery-metal.held:{node or self.node}:{queue}")
 
     def hold(self, queue: str, item: bytes, channel: Any) -> str:
-        """A task has been moved to the list; its tag, which no sender has chosen."""
+        """Record a claimed task; return its tag, which no sender can choose."""
         tag = f"claim-{next(self._claims)}"
         self._records[tag] = Record(queue, item, channel)
         return tag
 
     def deliver(self, tag: str | None) -> None:
-        """Celery is about to take a task, or has taken it."""
+        """Note which task Celery is taking; None once it has."""
         self._delivered = tag
 
     def refuse(self, tag: str, reason: str, *, is_task: bool = False) -> None:
-        """A message is put aside as soon as it is acknowledged or refused."""
+        """Make a message a dead letter as soon as it is acknowledged or rejected."""
         if record := self._records.get(tag):
-            what = f"the task {name_of(record.item)} cannot be run" if is_task else ""
+            what = f"cannot run {name_of(record.item)}" if is_task else ""
             self._refused[tag] = self._tell_refused(record.queue, reason, what)
         else:
-            self.drop(f"a message that is not acknowledged is dropped: {reason}")
+            self.drop(f"dropped a message without acknowledgement: {reason}")
 
     def drop(self, what: str) -> None:
-        """A message is no more; each kind is said once."""
+        """Count a dropped message; each reason is logged once."""
         self.refused += 1
         if what not in self._said and len(self._said) < MOST_SAID:
             self._said.add(what)
-            say(f"{what}. Others of this kind are only counted, in the status of this worker")
+            say(f"{what}. Further ones are only counted, in the status of this worker")
 
     def settle(self, tag: str) -> None:
         """A task is acknowledged: done, or thrown away."""
@@ -305,7 +305,7 @@ class Ledger:
             if not is_wrong_type(error):
                 raise
             client.delete(held)
-            say(f"{printable(held)} in Redis was no list, and nothing of this kit's: it is deleted")
+            say(f"{printable(held)} in Redis was not a list and was deleted")
             return 0
         # The newest is at the left end: put back first, it is the last to be taken.
         for item in items:
@@ -319,7 +319,7 @@ class Ledger:
     def _back(self, push: str, queue: str, item: bytes, *, crashed: bool = False) -> Change:
         """The way back to the queue; after too many crashes, the way out."""
         try:
-            read(item)
+            parse(item)
             task = json.loads(item)
             headers, properties = task.get("headers") or {}, task["properties"]
             info = properties.get("delivery_info") or {}
@@ -350,8 +350,8 @@ class Ledger:
     def _tell_refused(self, queue: str, reason: str, what: str = "") -> str:
         self.refused += 1
         dead = self._dead(queue)
-        what = what or f"a message in {queue} is no task"
-        say(f"{what}: {reason}. It is kept in the list {dead}; look at it: lrange {dead} 0 -1")
+        what = what or f"refused a message in queue {queue}"
+        say(f"{what}: {reason}. It is a dead letter now: redis-cli lrange {dead} 0 -1")
         return reason
 
     def _dead(self, queue: str) -> str:
@@ -491,7 +491,7 @@ class Beat:
 
 
 def queues_of(life: bytes | None) -> list[str] | None:
-    """The queues in what a worker has written down of itself; None where nobody can read it."""
+    """The queues in a worker's note; None when the note is not valid."""
     try:
         if life is None or len(life) > LONGEST_LIFE:
             return None
@@ -502,9 +502,9 @@ def queues_of(life: bytes | None) -> list[str] | None:
 
 
 def noted(item: bytes, reason: str) -> bytes:
-    """A message with the reason why it was put aside, where it has a place for it."""
+    """The message with the reason in its headers, where it has headers."""
     try:
-        message = read(item)
+        message = parse(item)
         message["headers"][REASON] = reason
         kept: bytes = dumps(message).encode()
         return kept

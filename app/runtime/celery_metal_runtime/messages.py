@@ -1,9 +1,9 @@
-"""What a message must be before Celery sees it: a list of what is allowed.
+"""Which messages reach Celery: an allow-list of shapes, types and sizes.
 
-Whoever may send tasks may write any bytes into a queue. By a message that is not of Celery's own
-making a worker may end, fail again at each start, or lose a slot of its pool. So each is looked at
-as a whole: its shape and types, its numbers, its depth and its size, also when it is expanded.
-What a task makes of its arguments is its own business.
+Every producer can write any bytes into a queue. A message that Celery did not create can end a
+worker, fail again at each start, or block a slot of the pool. So each message is checked as a
+whole: shape, types, numbers, depth, size, and size after decompression. A task checks its own
+arguments.
 """
 
 import bz2
@@ -85,20 +85,20 @@ _PROPERTIES: dict[str, tuple[type, ...]] = {
 
 
 class RefusedError(Exception):
-    """A message is none that a worker takes; the text says why, in a few words."""
+    """The worker does not accept a message; the text is the reason, in a few words."""
 
 
-def read(item: bytes) -> dict[str, Any]:
-    """The message that `item` is, as kombu reads it; RefusedError where it is none."""
+def parse(item: bytes) -> dict[str, Any]:
+    """Parse a message as kombu does; RefusedError for anything else."""
     if len(item) > LARGEST:
-        raise RefusedError(f"it has {len(item)} bytes, and {LARGEST} are the most")
+        raise RefusedError(f"its size is {len(item)} bytes; the limit is {LARGEST}")
     _measure(item)
     try:
         message: Any = loads(item.decode())
     except Exception as error:  # noqa: BLE001 - of decoding, and of kombu's types in JSON
-        raise RefusedError(f"it is not JSON: {brief(error)}") from None
+        raise RefusedError(f"not valid JSON: {brief(error)}") from None
     if type(message) is not dict or type(message.get("properties")) is not dict:
-        raise RefusedError("it has no properties")
+        raise RefusedError("no properties")
     for name, types in _PARTS.items():
         if type(message.get(name)) not in types:
             _refuse_type(name, message[name])
@@ -108,43 +108,43 @@ def read(item: bytes) -> dict[str, Any]:
             _refuse_type(name, properties[name])
     priority = properties.get("priority")
     if type(priority) is float and not isfinite(priority):
-        raise RefusedError(f"its priority is {priority}")
+        raise RefusedError(f"invalid priority: {priority}")
     if (encoding := properties.get("body_encoding")) not in (None, "", "base64", "utf-8"):
-        raise RefusedError(f"its body_encoding is {_show(encoding)}")
+        raise RefusedError(f"invalid body_encoding: {_show(encoding)}")
     for name, value in (properties.get("delivery_info") or {}).items():
         if type(value) is str:
             _check_name(name, value)
     return message
 
 
-def look(message: "Message", shortest_poll: float = POLL_SECONDS) -> None:
-    """RefusedError where a message that kombu has read is no task.
+def check_task(message: "Message", shortest_poll: float = POLL_SECONDS) -> None:
+    """RefusedError for a message, parsed by kombu, that is not a valid task.
 
-    `shortest_poll` is the least interval of Celery's poll for chords, in seconds.
+    `shortest_poll` is the minimum interval of celery.chord_unlock, in seconds.
     """
     if message.errors:
-        raise RefusedError(f"its body cannot be read: {brief(message.errors[0][1])}")
+        raise RefusedError(f"cannot decode the body: {brief(message.errors[0][1])}")
     body = message.body
     if not body:
-        raise RefusedError("it has no body")
+        raise RefusedError("no body")
     kind = message.content_type or ""
     most = LARGEST_OF_TYPE.get(kind, LARGEST_OTHER)
     if len(body) > most:
-        raise RefusedError(f"its body has {len(body)} bytes, and {most} are the most of {kind}")
+        raise RefusedError(f"its body has {len(body)} bytes; the limit for {_show(kind)} is {most}")
     is_json = kind == "application/json"
     if is_json:
         _measure(body)
     try:
         payload = message.payload
     except Exception as error:  # noqa: BLE001 - of whatever serializer the app accepts
-        raise RefusedError(f"its body cannot be read: {brief(error)}") from None
+        raise RefusedError(f"cannot decode the body: {brief(error)}") from None
     if not is_json:
         _walk(payload)
     headers = message.headers
     if "task" in headers and type(payload) in (list, tuple):
         _check_fields(headers)
         if len(payload) != 3:
-            raise RefusedError(f"its body is a list of {len(payload)}, not of 3")
+            raise RefusedError(f"its body has {len(payload)} parts instead of 3")
         fields, args, kwargs = headers, payload[0], payload[1]
         _check_embedded(payload[2])
     elif type(payload) is dict:  # the first version of Celery's messages, with or without headers
@@ -153,7 +153,7 @@ def look(message: "Message", shortest_poll: float = POLL_SECONDS) -> None:
         _check_fields(fields)
         args, kwargs = payload.get("args", ()), payload.get("kwargs", {})
     else:
-        raise RefusedError("it names no task")
+        raise RefusedError("no task name")
     if type(args) not in (list, tuple):
         _refuse_type("args", args)
     if type(kwargs) is not dict or not all(type(key) is str for key in kwargs):
@@ -165,17 +165,17 @@ def look(message: "Message", shortest_poll: float = POLL_SECONDS) -> None:
 def check_command(
     headers: Mapping[str, Any], body: object, commands: Container[str], replies: str
 ) -> None:
-    """RefusedError where this is no remote control for a worker that knows `commands`.
+    """RefusedError for anything but a valid control command out of `commands`.
 
-    `replies` is the exchange by which it answers: an answer to another would be put into any queue.
+    `replies` is the exchange for replies. A reply to another exchange could reach any queue.
     """
     if type(body) is not dict:
-        raise RefusedError("it is no command")
+        raise RefusedError("not a control command")
     clock = headers.get("clock")
     if type(clock) not in _WHOLE or not 0 <= (clock or 0) < 1 << 53:
-        raise RefusedError(f"its clock is {_show(clock)}")
+        raise RefusedError(f"invalid clock: {_show(clock)}")
     if type(body.get("method")) is not str or body["method"] not in commands:
-        raise RefusedError(f"there is no command {_show(body.get('method'))}")
+        raise RefusedError(f"unknown control command {_show(body.get('method'))}")
     arguments = body.get("arguments")
     if type(arguments) not in _MAP or not all(type(key) is str for key in arguments or ()):
         _refuse_type("arguments", arguments)
@@ -185,18 +185,18 @@ def check_command(
     pattern, matcher = body.get("pattern"), body.get("matcher")
     if type(pattern) not in _TEXT or len(pattern or "") > LONGEST_PATTERN:
         _refuse_type("pattern", pattern)
-    # Of the other, pcre, one may be written that takes for ever.
+    # A pcre pattern can take forever to match.
     if matcher not in (None, "glob"):
-        raise RefusedError(f"its matcher is {_show(matcher)}, and glob is the one that is taken")
+        raise RefusedError(f"invalid matcher: {_show(matcher)}; only glob is supported")
     if type(body.get("ticket")) not in _TEXT:
         _refuse_type("ticket", body["ticket"])
     if (to := body.get("reply_to")) is None:
         return
     key, exchange = (to.get("routing_key"), to.get("exchange")) if type(to) is dict else (to, to)
     if exchange != replies:
-        raise RefusedError(f"its answer would go to {_show(exchange)}")
+        raise RefusedError(f"invalid exchange in reply_to: {_show(exchange)}")
     if type(key) is not str or not re.fullmatch(r"[0-9a-f-]{36}", key):
-        raise RefusedError(f"its answer would go to {_show(key)}")
+        raise RefusedError(f"invalid routing_key in reply_to: {_show(key)}")
 
 
 def limit_expansion() -> None:
@@ -233,14 +233,14 @@ def brief(error: BaseException) -> str:
 def _check_fields(fields: Mapping[str, Any], *, is_whole: bool = True) -> None:
     """Refuse Celery's own fields of a task where one has not its type."""
     if is_whole and ("task" not in fields or "id" not in fields):
-        raise RefusedError(f"it has no {'id' if 'task' in fields else 'task'}")
+        raise RefusedError(f"no task {'ID' if 'task' in fields else 'name'}")
     if not _METHODS.isdisjoint(fields):
-        raise RefusedError(f"its headers have {_show(min(_METHODS.intersection(fields)))}")
+        raise RefusedError(f"reserved header {_show(min(_METHODS.intersection(fields)))}")
     for name, value in fields.items():
         types = _FIELDS.get(name)
         if types is None:
             if type(name) is not str:
-                raise RefusedError(f"a header's name is {_show(name)}")
+                raise RefusedError(f"invalid header name: {_show(name)}")
             continue
         if type(value) not in types:
             _refuse_type(name, value)
@@ -256,7 +256,7 @@ def _check_value(name: str, value: Any) -> None:
             _check_name(name, value)
     elif name == "retries":
         if not 0 <= value <= MOST_RETRIES:
-            raise RefusedError(f"its retries are {value}"[:99])
+            raise RefusedError(f"invalid retries: {_show(value)}")
     elif name == "timelimit":
         if value and not (len(value) == 2 and all(map(_is_limit, value))):
             _refuse_type(name, value)
@@ -272,7 +272,7 @@ def _check_value(name: str, value: Any) -> None:
 def _check_name(name: str, value: str) -> None:
     """What has a line of its own in no journal, and is a key in Redis."""
     if len(value) > LONGEST_NAME or not value.isprintable():
-        raise RefusedError(f"its {_show(name)[1:-1]} is {_show(value)}")
+        raise RefusedError(f"invalid {_show(name)[1:-1]}: {_show(value)}")
 
 
 def _check_time(name: str, value: str) -> None:
@@ -283,17 +283,17 @@ def _check_time(name: str, value: str) -> None:
             raise ValueError("the year is beyond what can be waited for")
         moment.timestamp()
     except (ValueError, TypeError, AttributeError, OverflowError, OSError) as error:
-        raise RefusedError(f"its {name} is {_show(value)}: {brief(error)}") from None
+        raise RefusedError(f"invalid {name}: {_show(value)}: {brief(error)}") from None
 
 
 def _check_embedded(embedded: Any) -> None:
     if embedded is None:
         return
     if type(embedded) is not dict:
-        _refuse_type("third part", embedded)
+        _refuse_type("embed", embedded)
     for name, value in embedded.items():
         if name not in _EMBEDDED:
-            raise RefusedError(f"its third part has {_show(name)}")
+            raise RefusedError(f"unknown part of the body: {_show(name)}")
         if value is not None:
             if type(value) not in _FIELDS[name]:
                 _refuse_type(name, value)
@@ -310,7 +310,7 @@ def _check_signature(name: str, value: Any) -> None:
         or any(type(one) not in _MAP for one in maps)
         or any(type(key) is not str for one in maps for key in one or ())
     ):
-        raise RefusedError(f"its {name} has {_show(value)}, which is no task")
+        raise RefusedError(f"invalid task in {name}: {_show(value)}")
 
 
 def _check_poll(
@@ -319,9 +319,9 @@ def _check_poll(
     """Refuse a poll that sends itself again without a pause, or without an end."""
     interval = kwargs.get("interval", args[2] if len(args) > 2 else None)
     if interval is not None and not (_is_limit(interval) and interval >= shortest):
-        raise RefusedError(f"its interval is {_show(interval)}, and {shortest} s is the least")
+        raise RefusedError(f"interval {_show(interval)} is below the minimum of {shortest} s")
     if (fields.get("retries") or 0) >= MOST_POLLS:
-        raise RefusedError(f"it has been sent again {fields['retries']} times")
+        raise RefusedError(f"retried {fields['retries']} times")
 
 
 def _is_limit(value: object) -> bool:
@@ -336,12 +336,12 @@ def _measure(text: bytes) -> None:
     bare = _STRINGS.sub(b"", text)
     values = 1 + bare.count(b"[") + bare.count(b"{") + bare.count(b",")
     if values > MOST_VALUES:
-        raise RefusedError(f"it has {values} values, and {MOST_VALUES} are the most")
+        raise RefusedError(f"{values} values; the limit is {MOST_VALUES}")
     depth = 0
     for bracket in bare.translate(None, _NOT_BRACKETS):
         depth += 1 if bracket in b"[{" else -1
         if depth > DEEPEST:
-            raise RefusedError(f"it has more than {DEEPEST} lists in one another")
+            raise RefusedError(f"nested deeper than {DEEPEST} levels")
 
 
 def _walk(payload: object) -> None:
@@ -350,7 +350,9 @@ def _walk(payload: object) -> None:
     while level:
         count += len(level)
         if count > MOST_VALUES or depth > DEEPEST:
-            raise RefusedError("it has too many values, or too many lists in one another")
+            raise RefusedError(
+                f"more than {MOST_VALUES} values, or nested deeper than {DEEPEST} levels"
+            )
         deeper: list[object] = []
         for one in level:
             if isinstance(one, Mapping):
@@ -367,9 +369,9 @@ def _expand(expander: Any, data: bytes) -> bytes:
     """By one of the standard library's expanders, which all take a limit."""
     expanded: bytes = expander.decompress(data, LARGEST_BODY + 1)
     if len(expanded) > LARGEST_BODY:
-        raise ValueError(f"it has more than {LARGEST_BODY} bytes when it is expanded")
+        raise ValueError(f"it expands to more than {LARGEST_BODY} bytes")
     if not expander.eof:
-        raise ValueError("its end is missing")
+        raise ValueError("compressed data is truncated")
     return expanded
 
 
@@ -381,7 +383,7 @@ def _expand_zstd(data: bytes) -> bytes:
 
 
 def _no_decoder(_: bytes) -> NoReturn:
-    raise ValueError("its compression has no limit that a worker could set: use gzip, bzip2 or xz")
+    raise ValueError("unsupported compression: use gzip, bzip2 or xz")
 
 
 _DECODERS: dict[str, Callable[[bytes], bytes]] = {
@@ -395,7 +397,7 @@ _DECODERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def _refuse_type(name: str, value: object) -> NoReturn:
-    raise RefusedError(f"its {name} is {_show(value)}")
+    raise RefusedError(f"invalid {name}: {_show(value)}")
 
 
 def _show(value: object) -> str:

@@ -20,7 +20,7 @@ from kombu.transport import redis, virtual
 from celery_metal_runtime import backports, channels, full, guard, replies
 from celery_metal_runtime.broker import is_wrong_type
 from celery_metal_runtime.ledger import PUSH, Ledger, count_losses
-from celery_metal_runtime.messages import RefusedError, brief, read
+from celery_metal_runtime.messages import RefusedError, brief, parse
 from celery_metal_runtime.notify import line, say
 
 REFUSED_SECONDS = 1.0
@@ -28,7 +28,7 @@ REFUSED_SECONDS = 1.0
 MOST_REQUESTS = 256
 # How long a worker of several queues waits for a task of one of them before it looks at all.
 SEVERAL_SECONDS = 0.1
-# What is no list in the place of a queue keeps no other queue from its turn.
+# A queue key that is not a list does not stop the other queues.
 # Taking first: a Redis that is full refuses a script that begins with adding, and BLMOVE.
 CLAIM = (
     PUSH
@@ -191,7 +191,7 @@ class Claiming(channels.Careful):
                 self._flush_brpop_reauth()
         self._queue_cycle.rotate(queue)
         try:
-            message = read(item)
+            message = parse(item)
         except RefusedError as error:
             self.ledger.bury(queue, item, str(error))
             raise Empty from None
@@ -202,7 +202,7 @@ class Claiming(channels.Careful):
         except guard.BROKER_ERRORS:
             raise
         except Exception as error:  # noqa: BLE001 - else it would end the worker
-            self.ledger.refuse(tag, f"kombu fails with it: {brief(error)}")
+            self.ledger.refuse(tag, f"kombu fails on it: {brief(error)}")
             self.qos.reject(tag)
         return True
 
@@ -212,7 +212,9 @@ class Claiming(channels.Careful):
         except self.ResponseError as error:
             if not is_wrong_type(error):
                 raise
-            self.ledger.drop(f"{queue} in Redis is no list, and no task can wait there: delete it")
+            self.ledger.drop(
+                f"queue {queue} in Redis is not a list, so no task can wait there: delete that key"
+            )
             return 0
         return size
 
@@ -223,20 +225,20 @@ class Claiming(channels.Careful):
         payload = super()._handle_message(client, response)
         if isinstance(payload["data"], bytes):
             try:
-                read(payload["data"])
+                parse(payload["data"])
             except RefusedError as error:
-                self.ledger.drop(f"a broadcast is dropped: {error}")
+                self.ledger.drop(f"dropped a broadcast: {error}")
                 payload["data"] = None
         return payload
 
     def _guarded(self, receive: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """What is received by kombu's own way; no message of these comes back."""
+        """Receive as kombu does; a message that fails is dropped."""
         try:
             return receive(*arguments, **options)
         except (Empty, *guard.BROKER_ERRORS):
             raise
         except Exception as error:  # noqa: BLE001 - else it would end the worker
-            self.ledger.drop(f"a message that is not acknowledged is dropped: {brief(error)}")
+            self.ledger.drop(f"dropped a message without acknowledgement: {brief(error)}")
             raise Empty from None
 
     def _read_claim(self, asked: Asked) -> tuple[str, bytes]:
