@@ -187,3 +187,11 @@ def test_the_key_for_shipping_is_one_line(text: Any) -> None:
         reported.public_key(text, "r1")
     assert reported.public_key(KEY, "r1") == KEY
     assert reported.public_key(reported.UNMADE, "r1") == reported.UNMADE
+
+
+def test_the_names_of_a_certificate_may_be_many(clients: ModuleType) -> None:
+    names = ",".join(f"10.0.0.{number}" for number in range(255))
+    found = {
+        "celery-redis-certificate-server": {"names": f"redis.example.org,*.example.org,{names}"}
+    }
+    assert reported.labels("r1", found) == found

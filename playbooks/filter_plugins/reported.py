@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# Labels of secrets: hashes, numbers, times. They stand in units of other hosts.
-LABEL = re.compile(r"[A-Za-z0-9 ._:+/=@-]{0,200}")
+# Labels of secrets: hashes, numbers, times, names of hosts. They stand in units of other hosts.
+LABEL = re.compile(r"[A-Za-z0-9 ,._:+/=@*-]{0,4096}")
 SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 PUBLIC_KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{68} celery-metal [A-Za-z0-9.-]{1,64}")
 UNMADE = "ssh-ed25519 (made by a run without --check)"
