@@ -137,7 +137,7 @@ def test_what_the_host_of_redis_says_of_clients(clients: ModuleType, said: Any) 
 
 @pytest.mark.parametrize(
     "label",
-    ["1\nVolume=/:/host", "a\nExecStartPre=/bin/sh", "x" * 999, None, ["1"], "\x1b[2J", '"'],
+    ["1\nVolume=/:/host", "a\nExecStartPre=/bin/sh", "x" * 9999, None, ["1"], "\x1b[2J", '"'],
 )
 def test_a_label_of_a_secret_stands_in_units_of_other_hosts(
     clients: ModuleType, label: Any
