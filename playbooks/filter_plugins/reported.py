@@ -31,8 +31,8 @@ def refusal(host: str, variable: str, value: Any, why: str, remedy: str) -> Repo
       Fix: look at it. Nothing was changed.
     """
     text = str(value)
-    text = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     shown = text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
+    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
     return ReportedError(
         f'host {host}: it reports {variable} "{shown}", which {why}.\n'
         f"  Fix: {remedy}. Nothing was changed."
