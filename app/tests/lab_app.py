@@ -96,6 +96,18 @@ def constants(names):
 
 
 @app.task
+def fall():
+    """A task that the worker's main process cannot take."""
+
+
+@signals.task_received.connect
+def end_the_worker(request, **_):
+    """As an app's own code may do there."""
+    if request.name == fall.name:
+        raise SystemExit(3)
+
+
+@app.task
 def run_out_of_memory():
     """Fail as a task does that asks for more than there is."""
     raise MemoryError("no more")

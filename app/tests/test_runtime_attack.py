@@ -248,6 +248,19 @@ def test_a_task_sends_nothing_into_the_runtime_s_own_keys(start, own_redis, tmp_
     assert not own_redis.client.exists(*keys)
 
 
+@pytest.mark.oldest
+def test_an_end_while_a_task_is_taken_counts_for_that_task(start, redis, producer):
+    worker = start().ready()
+    producer.app.send_task(COUNT, ("x", 0), queue=worker.queue, countdown=3600)
+    held = f"celery-metal.held:{worker.node}:{worker.queue}"
+    wait_until(lambda: redis.client.llen(held) == 1, "one waits for its time")
+    producer.post(worker, "lab_app.fall")
+    assert worker.process.wait(PATIENCE) == 3
+    found = [json.loads(one)["headers"] for one in redis.client.lrange(worker.queue, 0, -1)]
+    counts = {one["task"]: one.get("celery_metal_crashes", 0) for one in found}
+    assert counts == {"lab_app.fall": 1, COUNT: 0}
+
+
 @pytest.mark.parametrize("value", VALUES)
 def test_a_count_of_crashes_that_a_sender_invents_is_none(value):
     counts = type(value) is int and value in (1, 7)

@@ -14,6 +14,7 @@ import os
 import traceback
 from collections import Counter
 from itertools import count
+from secrets import token_hex
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -120,7 +121,8 @@ class Ledger:
         #: How many messages were put aside or dropped, and what was said of those dropped.
         self.refused = 0
         self._said: set[str] = set()
-        self._claims = count(1)
+        #: Tags of claims. No sender can guess one, and settle the claim of another message.
+        self._tags = (f"{token_hex(8)}-{number}" for number in count(1))
         self._queues: set[str] = set()
         # One for the consumer's process, one for the thread, one for the end.
         self._clients: list[Redis] = []
@@ -166,7 +168,7 @@ class Ledger:
 
     def hold(self, queue: str, item: bytes, channel: Any) -> str:
         """Record a claimed task; return its tag, which no sender can choose."""
-        tag = f"claim-{next(self._claims)}"
+        tag = next(self._tags)
         self._records[tag] = Record(queue, item, channel)
         return tag
 
