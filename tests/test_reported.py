@@ -195,3 +195,11 @@ def test_the_names_of_a_certificate_may_be_many(clients: ModuleType) -> None:
         "celery-redis-certificate-server": {"names": f"redis.example.org,*.example.org,{names}"}
     }
     assert reported.labels("r1", found) == found
+
+
+@pytest.mark.parametrize("redis", [[], ["r1"]])
+def test_without_a_host_of_redis_workers_are_checked_all_the_same(redis: list[str]) -> None:
+    hosts = {"web1": {"podman_host_state": {"source": "10.0.0.7"}}, "r1": {}}
+    assert reported.problems(hosts, redis, ["web1"]) == ""
+    hosts["web1"]["podman_host_state"]["source"] = "0.0.0.0/0"
+    assert 'web1: it reports source "0.0.0.0/0"' in reported.problems(hosts, redis, ["web1"])

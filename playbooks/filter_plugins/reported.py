@@ -140,7 +140,7 @@ def problems(
         for variable in ("podman_host_state", "site_broker_state"):
             said = hosts[host].get(variable) or {}
             # With --limit the host of Redis was looked at for another.
-            whose = host if variable == "podman_host_state" else redis[0]
+            whose = host if variable == "podman_host_state" or not redis else redis[0]
             try:
                 if said.get("source"):
                     address(whose, "source", said["source"])
