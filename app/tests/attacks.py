@@ -34,6 +34,9 @@ PROPERTIES = (
     *("priority", "delivery_info", "delivery_tag", "delivery_mode", "body_encoding"),
     *("correlation_id", "reply_to"),
 )
+ARGUMENTS = ("queue", "exchange_type", "exchange", "n", "hard", "soft", "headers", "task_name", "x")
+#: In the place of an argument that would be obeyed.
+WRONG = (float("nan"), -1, [], [None], {"a": None}, {"a": {}}, "celery-metal.held:a:b", "\0", True)
 TASKS = (
     *("lab_app.total", "lab_app.nothing", "celery.chord_unlock", "celery.map", "celery.starmap"),
     *("celery.chunks", "celery.group", "celery.chain", "celery.chord", "celery.accumulate"),
@@ -103,9 +106,12 @@ def commands(seed: int, count: int) -> Iterator[bytes]:
             item = _bytes(rng, number)
             yield item if isinstance(item, bytes) else _dumped(item)
             continue
+        methods = ("ping", "active", "query_task", "rate_limit", "time_limit", "add_consumer")
         body = {
-            "method": rng.choice(("ping", "active", "nothing", "query_task", "rate_limit")),
-            "arguments": {},
+            "method": rng.choice((*methods, "nothing", "pool_grow", "revoke_by_stamped_headers")),
+            "arguments": {
+                rng.choice(ARGUMENTS): rng.choice(WRONG) for _ in range(rng.randrange(3))
+            },
             "destination": None,
             "pattern": None,
             "matcher": None,

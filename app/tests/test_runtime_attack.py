@@ -1,13 +1,25 @@
 """That no message, and nothing that Redis holds, ends a worker, stops a queue or takes a slot."""
 
+import base64
+import bz2
 import json
+import lzma
 import os
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 from attacks import VALUES, bomb, commands, messages, task, values
-from celery_metal_runtime.messages import crashes_of
+from celery_metal_runtime.messages import (
+    _DECODERS,
+    LARGEST_BODY,
+    RefusedError,
+    check_task,
+    crashes_of,
+    parse,
+)
+from kombu.transport.virtual.base import Base64, Message
 from runtime_lab import PATIENCE, Producer, constants, wait_until
 
 POOLS = ("prefork", "threads", "gevent", "solo")
@@ -19,6 +31,14 @@ TIMES = int(os.environ.get("ATTACK_TIMES", "1"))
 #: Seconds that a good task may wait behind bad ones. Where other checks keep the CPUs busy, more.
 LONGEST = 1.0 if "ATTACK_TIMES" in os.environ else PATIENCE
 BATCH = 25
+
+
+class Channel:
+    """As much of one as a message needs."""
+
+    @staticmethod
+    def decode_body(body, encoding):
+        return Base64().decode(body) if encoding == "base64" else body
 
 
 def good_task_is_done(producer, worker, folder):
@@ -178,7 +198,7 @@ def test_a_body_that_expands_without_end_is_not_expanded(start, redis, producer,
     redis.client.lpush(worker.queue, item)
     assert good_task_is_done(producer, worker, tmp_path) < PATIENCE
     (reason,) = dead(redis, worker)
-    assert "it expands to more than 33554432 bytes" in reason
+    assert "it expands to more than 16777216 bytes" in reason
     status = Path(f"/proc/{worker.pid}/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
     assert peak < 256, f"the main process used {peak:.0f} MiB"
@@ -259,6 +279,114 @@ def test_an_end_while_a_task_is_taken_counts_for_that_task(start, redis, produce
     found = [json.loads(one)["headers"] for one in redis.client.lrange(worker.queue, 0, -1)]
     counts = {one["task"]: one.get("celery_metal_crashes", 0) for one in found}
     assert counts == {"lab_app.fall": 1, COUNT: 0}
+
+
+def test_what_cannot_go_back_to_its_queue_becomes_a_dead_letter(start, redis, producer, tmp_path):
+    worker = start().ready()
+    redis.client.set(f"{worker.queue}\x06\x163", "not a list")
+    one = task(1, "lab_app.again", body=[[str(tmp_path / "mark")], {}, None])
+    one["properties"]["priority"] = 3
+    send(redis, worker, one)
+    wait_until(lambda: redis.client.llen(f"celery-metal.dead:{worker.queue}"), "it is put aside")
+    assert "in Redis is not a list" in dead(redis, worker)[0]
+    redis.client.delete(f"{worker.queue}\x06\x163")  # which no producer gets past
+    assert good_task_is_done(producer, worker, tmp_path) < PATIENCE
+    assert "Redis does not answer" not in worker.log
+
+
+def test_no_clock_and_no_name_of_a_queue_in_a_command_does_harm(start, own_redis, tmp_path):
+    producer = Producer(own_redis)
+    worker = start(server=own_redis).ready()
+    control = producer.monitor.control
+    wait_until(lambda: control.ping([worker.node], timeout=0.5), "ping is answered")
+    for clock in (2**53, 10**300, -5):
+        body = {"method": "ping", "arguments": {}, "destination": None}
+        message = task(1, body=body) | {"headers": {"clock": clock}}
+        own_redis.client.publish("/0.celery.pidbox", json.dumps(message))
+    wait_until(lambda: control.ping([worker.node], timeout=0.5), "ping is answered as before")
+    held = "celery-metal.held:other:queue"
+    control.add_consumer(held, destination=[worker.node])
+    wait_until(lambda: "invalid queue: 'celery-metal.held:other" in worker.log, "it is refused")
+    own_redis.client.lpush(held, "the task of another")
+    assert good_task_is_done(producer, worker, tmp_path) < PATIENCE
+    assert own_redis.client.llen(held) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"expires": "9999-12-31T23:59:59.999999"}, ""),
+        ({"eta": "9999-12-31T23:59:59.999999"}, "invalid eta"),
+        ({"eta": "2026-11-28T06:00:00+14:00", "expires": None}, ""),
+        ({"timelimit": [1.5, None], "retries": 3, "shadow": "other"}, ""),
+        ({"mine": [1, {"a": None}], "stamps": {"a": ["b"]}, "stamped_headers": ["a"]}, ""),
+        ({"ignore_result": 1, "group": "g", "group_index": 2}, ""),
+        ({"timelimit": [-1, None]}, "invalid timelimit"),
+        ({"callbacks": [5]}, "invalid task in callbacks"),
+    ],
+)
+def test_what_celery_takes_is_taken(changes, reason):
+    message = Message(task(1, **changes), channel=Channel)
+    if reason:
+        with pytest.raises(RefusedError, match=reason):
+            check_task(message)
+    else:
+        check_task(message)
+
+
+@pytest.mark.parametrize(
+    ("priority", "taken"),
+    [
+        (0, 1),
+        (9, 1),
+        (5.0, 1),
+        ("5", 1),
+        (True, 1),
+        (None, 1),
+        ("x", 0),
+        (float("inf"), 0),
+        ([], 0),
+    ],
+)
+def test_a_priority_is_a_number(priority, taken):
+    one = task(1)
+    one["properties"]["priority"] = priority
+    if taken:
+        assert parse(json.dumps(one).encode())["headers"] == one["headers"]
+    else:
+        with pytest.raises(RefusedError, match="invalid priority"):
+            parse(json.dumps(one).encode())
+
+
+def test_yaml_of_a_few_aliases_is_not_read():
+    levels = [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 10)]
+    body = "- []\n- a0: &a0 {k: 1}\n  " + "\n  ".join(levels) + "\n- null\n"
+    one = task(1) | {"body": base64.b64encode(body.encode()).decode()}
+    message = Message(one | {"content-type": "application/x-yaml"}, channel=Channel)
+    with pytest.raises(RefusedError, match="YAML with aliases"):
+        check_task(message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "compress"),
+    [
+        ("application/x-gzip", zlib.compress),
+        ("application/x-bz2", bz2.compress),
+        ("application/x-lzma", lzma.compress),
+        ("application/x-lzma", lambda data: lzma.compress(data, preset=9)),
+    ],
+)
+def test_compressed_bodies_expand_as_with_kombu(kind, compress):
+    expand, data = _DECODERS[kind], b"some data" * 1000
+    assert expand(compress(data)) == data
+    if kind != "application/x-gzip":
+        assert expand(compress(data) + compress(data)) == data * 2
+        assert expand(compress(data) + b"no stream, but text") == data
+    with pytest.raises(ValueError, match="truncated"):
+        expand(compress(data)[:-4])
+    with pytest.raises(ValueError, match="expands to more"):
+        expand(compress(b"0" * (LARGEST_BODY + 1)))
 
 
 @pytest.mark.parametrize("value", VALUES)

@@ -21,8 +21,10 @@ from celery.worker.request import Request
 from kombu.exceptions import InconsistencyError, OperationalError
 from redis import exceptions as redis
 
+from celery_metal_runtime.broker import is_wrong_type
 from celery_metal_runtime.ledger import Ledger
 from celery_metal_runtime.messages import (
+    MOST_CLOCK,
     POLL_SECONDS,
     RefusedError,
     brief,
@@ -54,6 +56,7 @@ def install(ledger: Ledger) -> None:
 
 def _guard_consumer(ledger: Ledger) -> None:
     create, unknown = Consumer.create_task_handler, Consumer.on_unknown_task
+    add = Consumer.add_task_queue
 
     def refuse(consumer: Consumer, message: Any, reason: str) -> None:
         ledger.refuse(message.delivery_tag, reason)
@@ -85,6 +88,14 @@ def _guard_consumer(ledger: Ledger) -> None:
 
         return on_task_received
 
+    def add_guarded(self: Consumer, *args: Any, **kwargs: Any) -> None:
+        try:
+            add(self, *args, **kwargs)
+        except BROKER_ERRORS:
+            raise
+        except Exception as error:  # noqa: BLE001 - else a control command would end the worker
+            ledger.drop(f"cannot consume another queue: {brief(error)}")
+
     def on_decode_error(self: Consumer, message: Any, exc: Exception) -> None:
         refuse(self, message, f"cannot decode the body: {brief(exc)}")
 
@@ -97,11 +108,14 @@ def _guard_consumer(ledger: Ledger) -> None:
     def on_unknown_task(self: Consumer, body: Any, message: Any, exc: Exception) -> None:
         # Celery marks the task as failed and discards its message.
         ledger.refuse(message.delivery_tag, "the app does not define it", is_task=True)
-        unknown(self, body, message, exc)
+        try:
+            unknown(self, body, message, exc)
+        except redis.ResponseError as error:
+            ledger.drop(f"cannot store the failure of an unknown task: {brief(error)}")
 
     Consumer.create_task_handler, Consumer.on_decode_error = create_guarded, on_decode_error
     Consumer.on_invalid_task, Consumer.on_unknown_message = on_invalid_task, on_unknown_message
-    Consumer.on_unknown_task = on_unknown_task
+    Consumer.on_unknown_task, Consumer.add_task_queue = on_unknown_task, add_guarded
 
 
 def _requests_of(message: Any) -> list[Request]:
@@ -124,8 +138,10 @@ def _guard_pools(ledger: Ledger) -> None:
     ) -> Any:
         try:
             return callback and callback(*args, **kwargs)
-        except BROKER_ERRORS:
-            raise
+        except BROKER_ERRORS as error:
+            if not is_wrong_type(error):
+                raise
+            put_aside(request, error)
         except Exception as error:  # noqa: BLE001 - else its slot is taken for good
             put_aside(request, error)
 
@@ -191,6 +207,9 @@ def _guard_remote_control(ledger: Ledger) -> None:
         except RefusedError as error:
             ledger.drop(f"dropped a control command: {error}")
         else:
+            # An invalid clock would spread to every client, and stay.
+            clock = message.headers.get("clock") or 0
+            message.headers["clock"] = min(max(clock, 0), MOST_CLOCK)
             on_message(self, body, message)
 
     Pidbox.on_message = on_checked

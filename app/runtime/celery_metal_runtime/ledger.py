@@ -86,11 +86,15 @@ class Record(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What is to become of a task: acknowledged, or (back to) the `push` end of the list `key`."""
+    """What is to become of a task: acknowledged, or (back to) the `push` end of the list `key`.
+
+    Where `key` is not a list, the task goes to the list `dead`.
+    """
 
     push: str = ""
     key: str = ""
     item: bytes = b""
+    dead: str = ""
 
 
 class Ledger:
@@ -268,7 +272,18 @@ class Ledger:
     def _move(client: Any, held: str, item: bytes, change: Change) -> int:
         moved: int
         if change.push:
-            moved = client.eval(MOVE, 2, held, change.key, item, change.push, change.item)
+            try:
+                moved = client.eval(MOVE, 2, held, change.key, item, change.push, change.item)
+            except ResponseError as error:
+                if not change.dead or not is_wrong_type(error):
+                    raise
+                reason = f"{printable(change.key)} in Redis is not a list"
+                say(
+                    f"{name_of(item)} cannot go back to its queue: {reason}. It is a dead letter "
+                    f"now: redis-cli lrange {change.dead} 0 -1. Fix: delete that key"
+                )
+                dead = (change.dead, item, "LPUSH", noted(item, reason))
+                moved = client.eval(MOVE, 2, held, *dead)
         else:
             moved = client.lrem(held, 1, item)
         return moved
@@ -340,7 +355,7 @@ class Ledger:
                     return Change("LPUSH", dead, noted(item, reason))
             priority = self.channel._get_message_priority(task, reverse=False)
             key = self._key(self.channel._q_for_pri(queue, priority))
-            return Change(push, key, json.dumps(task).encode())
+            return Change(push, key, _encoded(task), self._dead(queue))
         except RefusedError as error:
             return self._no_task(queue, item, str(error))
 
@@ -501,6 +516,14 @@ def queues_of(life: bytes | None) -> list[str] | None:
         return queues if all(type(one) is str for one in queues) else None
     except (ValueError, TypeError, RecursionError):
         return None
+
+
+def _encoded(task: Any) -> bytes:
+    """JSON that is no longer than that of any producer."""
+    try:
+        return json.dumps(task, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half of a pair
+        return json.dumps(task, separators=(",", ":")).encode()
 
 
 def noted(item: bytes, reason: str) -> bytes:

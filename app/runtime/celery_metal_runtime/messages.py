@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,17 +22,20 @@ from celery.utils.time import maybe_iso8601
 from kombu import compression
 from kombu.utils.json import loads
 
+from celery_metal_runtime.channels import is_own
+
 if TYPE_CHECKING:
     from kombu.message import Message
 
 MIB = 1 << 20
+YAML = "application/x-yaml"
 #: Bytes of a message as it is in Redis, and of its body when it is expanded.
-LARGEST, LARGEST_BODY = 16 * MIB, 32 * MIB
+LARGEST, LARGEST_BODY = 16 * MIB, 16 * MIB
 #: The same by type, where few bytes make many objects, or take long to read.
 LARGEST_OF_TYPE = {
     "application/json": LARGEST_BODY,
     "application/x-msgpack": 4 * MIB,
-    "application/x-yaml": MIB // 8,
+    YAML: MIB // 32,
 }
 LARGEST_OTHER = MIB
 #: Numbers, texts, lists and so on in one message, each some 100 bytes of memory; lists in lists.
@@ -42,6 +46,10 @@ MOST_RETRIES = 1_000_000
 # Celery's poll for chords without a backend that counts; it sends itself again and again.
 POLL, POLL_SECONDS, MOST_POLLS = "celery.chord_unlock", 0.1, 1_000_000
 LONGEST_PATTERN = 256
+#: Streams in one compressed body; bytes of memory that xz may use, which preset 9 needs.
+STREAMS, XZ_MEMORY = 1000, 80 * MIB
+#: The highest logical clock that a control command can set.
+MOST_CLOCK = 1 << 52
 
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -69,6 +77,9 @@ _BY_TYPE = _FIELDS.keys() - {
 }
 # A field of such a name would take the place of what Celery calls.
 _METHODS = frozenset(name for name in dir(Context) if callable(getattr(Context, name)))
+_CONTROL_NAMES = ("exchange", "exchange_type", "routing_key", "task_name", "signal")
+_CONTROL_SWITCHES = ("durable", "auto_delete", "exclusive", "terminate", "connected")
+_CONTROL_NUMBERS = ("n", "max", "min", "hard", "soft")
 _PARTS: dict[str, tuple[type, ...]] = {
     "headers": _MAP,
     "body": _TEXT,
@@ -80,7 +91,7 @@ _PROPERTIES: dict[str, tuple[type, ...]] = {
     "body_encoding": _TEXT,
     "reply_to": _TEXT,
     "correlation_id": _TEXT,
-    "priority": (int, float, _NONE),
+    "priority": (int, float, bool, str, _NONE),
 }
 
 
@@ -107,8 +118,12 @@ def parse(item: bytes) -> dict[str, Any]:
         if type(properties.get(name)) not in types:
             _refuse_type(name, properties[name])
     priority = properties.get("priority")
-    if type(priority) is float and not isfinite(priority):
-        raise RefusedError(f"invalid priority: {priority}")
+    if type(priority) is str:
+        is_number = priority.isdecimal() and len(priority) < 3
+    else:
+        is_number = type(priority) is not float or isfinite(priority)
+    if not is_number:
+        raise RefusedError(f"invalid priority: {_show(priority)}")
     if (encoding := properties.get("body_encoding")) not in (None, "", "base64", "utf-8"):
         raise RefusedError(f"invalid body_encoding: {_show(encoding)}")
     for name, value in (properties.get("delivery_info") or {}).items():
@@ -134,6 +149,8 @@ def check_task(message: "Message", shortest_poll: float = POLL_SECONDS) -> None:
     is_json = kind == "application/json"
     if is_json:
         _measure(body)
+    elif kind == YAML:
+        _refuse_aliases(body)
     try:
         payload = message.payload
     except Exception as error:  # noqa: BLE001 - of whatever serializer the app accepts
@@ -172,13 +189,15 @@ def check_command(
     if type(body) is not dict:
         raise RefusedError("not a control command")
     clock = headers.get("clock")
-    if type(clock) not in _WHOLE or not 0 <= (clock or 0) < 1 << 53:
+    if type(clock) not in _WHOLE:
         raise RefusedError(f"invalid clock: {_show(clock)}")
     if type(body.get("method")) is not str or body["method"] not in commands:
         raise RefusedError(f"unknown control command {_show(body.get('method'))}")
     arguments = body.get("arguments")
     if type(arguments) not in _MAP or not all(type(key) is str for key in arguments or ()):
         _refuse_type("arguments", arguments)
+    for name, value in (arguments or {}).items():
+        _check_argument(name, value)
     destination = body.get("destination")
     if type(destination) not in _LIST or not all(type(name) is str for name in destination or ()):
         _refuse_type("destination", destination)
@@ -230,6 +249,28 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}".rstrip(": ")
 
 
+def _check_argument(name: str, value: Any) -> None:
+    """Arguments of control commands that take effect later, when an error would end the worker."""
+    if name == "queue":
+        is_valid = type(value) is str and value.isprintable() and not is_own(value)
+    elif name in _CONTROL_NAMES:
+        is_valid = type(value) in _TEXT
+    elif name in _CONTROL_SWITCHES:
+        is_valid = type(value) is bool
+    elif name in _CONTROL_NUMBERS:
+        is_valid = _is_limit(value)
+    elif name == "headers":  # of revoke_by_stamped_headers
+        is_valid = type(value) is dict and all(
+            type(one) is str
+            for stamp in value.values()
+            for one in (stamp if type(stamp) is list else [stamp])
+        )
+    else:
+        return
+    if not is_valid:
+        _refuse_type(name, value)
+
+
 def _check_fields(fields: Mapping[str, Any], *, is_whole: bool = True) -> None:
     """Refuse Celery's own fields of a task where one has not its type."""
     if is_whole and ("task" not in fields or "id" not in fields):
@@ -279,9 +320,10 @@ def _check_time(name: str, value: str) -> None:
     try:
         moment = maybe_iso8601(value)
         # The year 1 is before all time in some zones, and the year 9999 after it in others.
-        if not 1970 <= moment.year < 9000:
-            raise ValueError("the year is beyond what can be waited for")
-        moment.timestamp()
+        if name == "eta":
+            if not 1970 <= moment.year < 9000:
+                raise ValueError("nobody can wait for this year")
+            moment.timestamp()
     except (ValueError, TypeError, AttributeError, OverflowError, OSError) as error:
         raise RefusedError(f"invalid {name}: {_show(value)}: {brief(error)}") from None
 
@@ -344,6 +386,17 @@ def _measure(text: bytes) -> None:
             raise RefusedError(f"nested deeper than {DEEPEST} levels")
 
 
+def _refuse_aliases(body: bytes) -> None:
+    """Refuse YAML with aliases: a few of them make a document that fits into no memory."""
+    try:
+        yaml = import_module("yaml")
+        has_alias = any(isinstance(one, yaml.AliasEvent) for one in yaml.parse(body))
+    except Exception as error:  # noqa: BLE001 - of a body that kombu could not read either
+        raise RefusedError(f"cannot decode the body: {brief(error)}") from None
+    if has_alias:
+        raise RefusedError("YAML with aliases")
+
+
 def _walk(payload: object) -> None:
     """Refuse what is too deep, or has too many values, after it was read."""
     count, level, depth = 0, [payload], 0
@@ -365,20 +418,31 @@ def _walk(payload: object) -> None:
         level, depth = deeper, depth + 1
 
 
-def _expand(expander: Any, data: bytes) -> bytes:
-    """By one of the standard library's expanders, which all take a limit."""
-    expanded: bytes = expander.decompress(data, LARGEST_BODY + 1)
-    if len(expanded) > LARGEST_BODY:
-        raise ValueError(f"it expands to more than {LARGEST_BODY} bytes")
-    if not expander.eof:
-        raise ValueError("compressed data is truncated")
+def _expand(create: Callable[[], Any], data: bytes, *, most_streams: int = 1) -> bytes:
+    """Decompress with one of the standard library's decompressors, which all take a limit."""
+    expanded = b""
+    for number in range(most_streams):
+        one = create()
+        try:
+            expanded += one.decompress(data, LARGEST_BODY + 1 - len(expanded))
+        except (OSError, lzma.LZMAError):
+            if number:  # what follows the last stream is ignored, as bz2 and lzma do
+                break
+            raise
+        if len(expanded) > LARGEST_BODY:
+            raise ValueError(f"it expands to more than {LARGEST_BODY} bytes")
+        if not one.eof:
+            raise ValueError("compressed data is truncated")
+        data = one.unused_data
+        if not data:
+            break
     return expanded
 
 
 def _expand_zstd(data: bytes) -> bytes:
     for name in ("compression.zstd", "backports.zstd"):
         with suppress(ImportError):
-            return _expand(import_module(name).ZstdDecompressor(), data)
+            return _expand(import_module(name).ZstdDecompressor, data, most_streams=STREAMS)
     return _no_decoder(data)
 
 
@@ -387,10 +451,10 @@ def _no_decoder(_: bytes) -> NoReturn:
 
 
 _DECODERS: dict[str, Callable[[bytes], bytes]] = {
-    "application/x-gzip": lambda data: _expand(zlib.decompressobj(), data),
-    "application/x-bz2": lambda data: _expand(bz2.BZ2Decompressor(), data),
-    "application/x-lzma": lambda data: _expand(
-        lzma.LZMADecompressor(memlimit=2 * LARGEST_BODY), data
+    "application/x-gzip": partial(_expand, zlib.decompressobj),
+    "application/x-bz2": partial(_expand, bz2.BZ2Decompressor, most_streams=STREAMS),
+    "application/x-lzma": partial(
+        _expand, partial(lzma.LZMADecompressor, memlimit=XZ_MEMORY), most_streams=STREAMS
     ),
     "application/zstd": _expand_zstd,
 }
