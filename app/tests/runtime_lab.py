@@ -224,6 +224,13 @@ class Worker:
         self.ready_seconds = time.monotonic() - self.begun
         return self
 
+    def expect(self, part: str) -> None:
+        """Wait until systemd hears it; the assertion error shows the end of the log."""
+        try:
+            self.systemd.wait_for(part)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log[-5000:]}") from None
+
     @property
     def log(self) -> str:
         return self.log_file.read_text()

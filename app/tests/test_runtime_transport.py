@@ -110,7 +110,7 @@ def test_a_lost_connection_neither_loses_nor_doubles_a_task(start, own_redis, tm
         wait_until(lambda w=worker, n=wanted: beats(own_redis, w) > n, "it beats on")
     for worker, mark in marks.items():
         mark.with_name(f"{mark.name}.go").touch()
-        worker.systemd.wait_for("0 busy, 5 done")
+        worker.expect("0 busy, 5 done")
         assert lines(mark) == 5, worker.log
         wait_until(lambda worker=worker: not held(own_redis, worker), "all are acknowledged")
 
