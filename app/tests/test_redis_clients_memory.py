@@ -15,7 +15,7 @@ MB = 1024 * 1024
 
 @pytest.fixture
 def redis(tmp_path):
-    """With the kit's limits of memory, for a small Redis."""
+    """With the limits of memory that the role writes, for a small Redis."""
     import jinja2  # not installed with the oldest versions
 
     plan = {"maxmemory_mb": MAXMEMORY_MB, "reasons": {}}
