@@ -33,6 +33,8 @@ NODES = "celery-metal.nodes"
 BEAT_SECONDS = 5.0
 SWEEP_BEATS = 3
 LEASE_SECONDS = 90.0
+# How long nothing in this worker knows of a claim before it goes back to its queue.
+SUSPECT_SECONDS = 2.0
 # A task that was running each time its worker or its process died is taken for the cause.
 MOST_CRASHES = 10
 CRASHES = "celery_metal_crashes"
@@ -126,13 +128,15 @@ class Ledger:
         self.refused = 0
         self._said: set[str] = set()
         #: Tags of claims. No sender can guess one, and settle the claim of another message.
-        self._tags = (f"{token_hex(8)}-{number}" for number in count(1))
+        self._prefix = f"{token_hex(8)}-"
+        self._numbers = count(1)
         self._queues: set[str] = set()
         # One for the consumer's process, one for the thread, one for the end.
         self._clients: list[Redis] = []
 
     def __contains__(self, tag: str) -> bool:
-        return tag in self._records
+        """Whether the tag is that of a claim of this worker, settled or not."""
+        return isinstance(tag, str) and tag.startswith(self._prefix)
 
     # In the consumer's loop and in the pool
 
@@ -172,7 +176,7 @@ class Ledger:
 
     def hold(self, queue: str, item: bytes, channel: Any) -> str:
         """Record a claimed task; return its tag, which no sender can choose."""
-        tag = next(self._tags)
+        tag = f"{self._prefix}{next(self._numbers)}"
         self._records[tag] = Record(queue, item, channel)
         return tag
 
@@ -447,12 +451,14 @@ class Beat:
         for tag, record in list(ledger._records.items()):
             # Celery forgets what has not begun when it loses the connection that it came by.
             if record.channel is not ledger.channel and tag not in active:
-                if tag in before:
+                # One that has just ended is acknowledged a turn of the loop later.
+                since = before.get(tag, now)
+                if now - since >= SUSPECT_SECONDS:
                     change = ledger._back("RPUSH", record.queue, record.item)
                     ledger._changes.setdefault(tag, change)
                     ledger._apply(client, tag)
                 else:
-                    self.suspects[tag] = now
+                    self.suspects[tag] = since
         for queue in list(ledger._queues):
             self._find_orphans(client, queue, before, now)
 
