@@ -50,6 +50,8 @@ class Scheduler(beat.Scheduler):
     fence: Fence
     #: How often in a row each entry was not sent.
     tries: ClassVar[Counter[str]] = Counter()
+    #: Each entry whose last task could not be sent, and why.
+    failing: ClassVar[dict[str, str]] = {}
 
     def setup_schedule(self) -> None:
         """Take up each entry where it was left, by whichever Beat; errors are those of Redis."""
@@ -78,6 +80,9 @@ class Scheduler(beat.Scheduler):
             if is_unsent and self.tries[entry.name] < MOST_TRIES:
                 raise UnsentError(line(error.__context__)) from error
             beat.error("Message Error: %s\n%s", error, traceback.format_stack(), exc_info=True)
+            self.failing[entry.name] = brief(error)
+        else:
+            self.failing.pop(entry.name, None)
         finally:
             left, self.fence.pending = self.fence.pending, None
         if left:
@@ -158,7 +163,7 @@ class Service(beat.Service):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_told = False
+        self._is_told = self._is_proven = False
 
     def start(self, embedded_process: bool = False) -> None:
         """Stand by, schedule, and stand by again, until told to stop."""
@@ -168,7 +173,8 @@ class Service(beat.Service):
         try:
             self._check()
             while not self._is_told:
-                self._stand_by()
+                if not self._stand_by():
+                    break
                 self._is_shutdown.clear()
                 try:
                     super().start(embedded_process)
@@ -195,6 +201,7 @@ class Service(beat.Service):
 
     def _stop(self, number: int, _: Any) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)  # once is enough
+        # The loops look at this, too: Python ignores what is raised in a destructor.
         self._is_told = True
         self.watch.notifier.send("STOPPING=1")
         raise SystemExit
@@ -205,17 +212,35 @@ class Service(beat.Service):
         if isinstance(scheduler, Scheduler):
             scheduler.merge_inplace(self.app.conf.beat_schedule)
 
-    def _stand_by(self) -> None:
-        while True:
+    def _stand_by(self) -> bool:
+        """Wait for the lock; False when this Beat is to stop."""
+        while not self._is_told:
             self.health.last_turn = monotonic()
             try:
-                if self.fence.take():
-                    return
+                is_held = self.fence.take()
+                if is_held or not self._is_proven:
+                    self._prove()
+                if is_held:
+                    return True
                 self.fence.answered()
                 self._tell("stands by, another Beat holds the lock")
             except UNANSWERED as error:
                 self.fence.fail(error)
             sleep(LOOK_SECONDS)
+        return False
+
+    def _prove(self) -> None:
+        try:
+            self.fence.prove()
+        except UNANSWERED:
+            raise
+        except Exception as error:
+            say(
+                f"schedule: this Beat cannot send tasks: {brief(error)}. Fix: check the versions "
+                "of celery, kombu and redis in the app's requirements. Its traceback follows"
+            )
+            raise
+        self._is_proven = True
 
     def _turn(self, scheduler: beat.Scheduler, tick: Callable[[], float]) -> float | None:
         """One tick, and the pause that it asks for; ends Celery's loop when the lock is lost."""
@@ -230,7 +255,7 @@ class Service(beat.Service):
         until = monotonic() + (interval or 0)
         while True:
             self.health.last_turn = now = monotonic()
-            if not self.fence.is_held():
+            if self._is_told or not self.fence.is_held():
                 self._end()
                 return None
             if now >= until:
@@ -257,6 +282,10 @@ def _words(scheduler: beat.Scheduler) -> str:
         return "holds the lock, no entries"
     name, moment = str(heap[0][2].name), datetime.fromtimestamp(heap[0][0], UTC)
     number = f"{len(heap)} {'entry' if len(heap) == 1 else 'entries'}"
+    failing = {one: why for one, why in Scheduler.failing.items() if one in scheduler.schedule}
+    if failing:
+        first, why = next(iter(failing.items()))
+        number += f", {len(failing)} cannot be sent ({' '.join(str(first).split())}: {why})"
     return f"holds the lock, {number}, next {' '.join(name.split())} at {moment:%F %T} UTC"
 
 

@@ -31,6 +31,9 @@ LOCK_SECONDS = 30.0
 EXTEND_SECONDS = 5.0
 # The holder stops so long before the others can begin.
 MARGIN_SECONDS = 2.0
+# A queue without consumers: its messages show that this Beat can send. Redis deletes them at once.
+PROOF = channels.CANARY + "beat"
+PROOF_EXPIRES_MS = 1
 
 # A value that is not a hash was not written by Beat: it is replaced.
 NOTE = """
@@ -91,6 +94,7 @@ class Fence:
         self._client: Redis | None = None
         self._lock: Lock | None = None
         self._prefix = ""
+        self._is_proving = False
         # The loop takes and releases, the watching thread extends.
         self._mutex = threading.Lock()
 
@@ -170,6 +174,26 @@ class Fence:
         self._run(PUSH, keys, arguments)
         self.pending = None
 
+    def prove(self) -> None:
+        """Send a message as a due task is sent, to show that this Beat can.
+
+        Without the lock, all is done up to the script in Redis. Errors are those of Redis; any
+        other one means that this Beat can send nothing.
+        """
+        self._is_proving = True
+        try:
+            with self.app.producer_or_acquire() as producer:
+                producer.publish({}, exchange="", routing_key=PROOF, serializer="json", retry=False)
+        except NotHeldError:
+            if self.is_held():
+                raise
+        finally:
+            self._is_proving = False
+
+    def fences(self) -> bool:
+        """Whether what is sent now goes by the lock: all but what an app sends as it is loaded."""
+        return self.token is not None or self._is_proving
+
     def read(self) -> dict[str, bytes]:
         """Name of each entry to what was written of it; errors are those of Redis."""
         try:
@@ -241,12 +265,14 @@ class Fenced(channels.Careful):
     supports_batch_publish = False
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-        if self.fence.token is None:  # what an app sends while it is loaded
+        if not self.fence.fences():
             super()._put(queue, message, **kwargs)
             return
         priority = self._get_message_priority(message, reverse=False)
         key = self.global_keyprefix + self._q_for_pri(queue, priority)
-        self.fence.push(key, dumps(message), self._expires.get(queue))
+        # Before kombu 5.7 queues on Redis do not expire.
+        expires = PROOF_EXPIRES_MS if queue == PROOF else getattr(self, "_expires", {}).get(queue)
+        self.fence.push(key, dumps(message), expires)
 
 
 def install(app: "Celery") -> Fence:
