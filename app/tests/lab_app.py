@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import pkgutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -212,6 +213,14 @@ def die(path):
     """Leave a mark and end the process that this runs in."""
     count(path, 0)
     os._exit(1)
+
+
+@app.task
+def slay(path):
+    """Leave a mark and kill the main process of the worker."""
+    count(path, 0)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
 
 
 @app.task(bind=True)

@@ -22,7 +22,7 @@ from kombu.exceptions import InconsistencyError, OperationalError
 from redis import exceptions as redis
 
 from celery_metal_runtime.broker import is_wrong_type
-from celery_metal_runtime.ledger import Ledger
+from celery_metal_runtime.ledger import GIVEN, Ledger
 from celery_metal_runtime.messages import (
     MOST_CLOCK,
     POLL_SECONDS,
@@ -107,7 +107,8 @@ def _guard_consumer(ledger: Ledger) -> None:
 
     def on_unknown_task(self: Consumer, body: Any, message: Any, exc: Exception) -> None:
         # Celery marks the task as failed and discards its message.
-        ledger.refuse(message.delivery_tag, "the app does not define it", is_task=True)
+        reason = "the app does not define it"
+        ledger.refuse(message.delivery_tag, reason, is_task=True, is_told=True)
         try:
             unknown(self, body, message, exc)
         except redis.ResponseError as error:
@@ -155,6 +156,7 @@ def _guard_pools(ledger: Ledger) -> None:
             options[name] = partial(guarded, request, options.get(name))
         if not isinstance(self, Prefork):  # which itself tells where a target fails
             target, options["callback"] = _failing(target, **options)
+        ledger.begin(request._message.delivery_tag, GIVEN)
         try:
             return apply_async(self, target, args, kwargs, **options)
         except BROKER_ERRORS:

@@ -26,6 +26,7 @@ from celery import bootsteps, signals
 from celery.worker import state as worker_state
 from celery.worker.heartbeat import Heart
 
+from celery_metal_runtime import verdict
 from celery_metal_runtime.canary import CHECK_SECONDS, Canary
 from celery_metal_runtime.ledger import LEASE_SECONDS
 from celery_metal_runtime.notify import Notifier, line, say, unpatched
@@ -298,7 +299,10 @@ def install(
 
         def start(self, consumer: "Consumer") -> None:
             health.connected()
-            self.timers = [consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))]
+            self.timers = [
+                consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,)),
+                consumer.timer.call_repeatedly(verdict.LOOK_SECONDS, verdict.tell, (app, ledger)),
+            ]
             if not health.canary.proven:
                 health.canary.send()
                 self.proof = consumer.timer.call_repeatedly(CHECK_SECONDS, self.prove, (consumer,))

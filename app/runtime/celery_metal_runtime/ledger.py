@@ -9,10 +9,12 @@ for LEASE_SECONDS. Celery's own way would be to wait for the visibility timeout,
 Time is only ever compared with the same process's monotonic clock: no clock of a host matters.
 """
 
+import hashlib
 import json
 import os
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from itertools import count
 from secrets import token_hex
 from time import monotonic
@@ -30,14 +32,23 @@ from celery_metal_runtime.messages import RefusedError, crashes_of, name_of, par
 from celery_metal_runtime.notify import line, say, unpatched
 
 NODES = "celery-metal.nodes"
+# Dead letters of which those who wait for the result do not know yet.
+UNTOLD = "celery-metal.untold"
 BEAT_SECONDS = 5.0
 SWEEP_BEATS = 3
+UNTOLD_BEATS = 3
 LEASE_SECONDS = 90.0
 # How long nothing in this worker knows of a claim before it goes back to its queue.
 SUSPECT_SECONDS = 2.0
 # A task that was running each time its worker or its process died is taken for the cause.
 MOST_CRASHES = 10
 CRASHES = "celery_metal_crashes"
+# What a task that was there at a crash before has in its message.
+CRASHED = f'"{CRASHES}"'.encode()
+# What is written down of it then: that the pool has it, that it runs.
+GIVEN, BEGUN = "given:", "begun:"
+# Tasks that go back to their queue in one request.
+AT_ONCE = 200
 
 REASON = "celery_metal_reason"
 # Reasons that are logged. A sender can invent new ones without end.
@@ -68,6 +79,7 @@ if failure then
   push('LPUSH', KEYS[1], ARGV[1])
   return failure
 end
+if KEYS[3] then push('LPUSH', KEYS[3], ARGV[3]) end
 return 1
 """
 )
@@ -90,13 +102,20 @@ class Record(NamedTuple):
 class Change(NamedTuple):
     """What is to become of a task: acknowledged, or (back to) the `push` end of the list `key`.
 
-    Where `key` is not a list, the task goes to the list `dead`.
+    Where `key` is not a list, the task goes to the list `dead`. What goes to the list `untold` too
+    has failed, and whoever waits for its result does not know yet.
     """
 
     push: str = ""
     key: str = ""
     item: bytes = b""
     dead: str = ""
+    untold: str = ""
+
+    def arguments(self, held: str, item: bytes) -> list[Any]:
+        """The arguments of EVAL for the script MOVE, which takes `item` out of the list `held`."""
+        keys = [held, self.key, *([self.untold] if self.untold else [])]
+        return [MOVE, len(keys), *keys, item, self.push, self.item]
 
 
 class Ledger:
@@ -119,13 +138,17 @@ class Ledger:
         self._changes: dict[str, Change] = {}
         #: Tags of tasks whose process died, or had to be killed.
         self._lost: set[str] = set()
+        #: Tags of tasks that run here and were there at a crash before, as written down in Redis.
+        self._begun: dict[str, list[str]] = {}
         #: Tags of what is put aside as soon as it is acknowledged or refused, and why.
-        self._refused: dict[str, str] = {}
+        self._refused: dict[str, tuple[str, bool]] = {}
         #: What Celery is about to take, and whether this worker ends by a failure of its own.
         self._delivered: str | None = None
         self.failed = False
         #: How many messages were put aside or dropped, and what was said of those dropped.
         self.refused = 0
+        #: Whether there may be dead letters of which nobody has been told; see `verdict`.
+        self.has_untold = True
         self._said: set[str] = set()
         #: Tags of claims. No sender can guess one, and settle the claim of another message.
         self._prefix = f"{token_hex(8)}-"
@@ -155,6 +178,8 @@ class Ledger:
                 moved = self._give_back(self._clients[0], self.node, one)
                 if moved:
                     say(f"{moved} tasks of this worker's predecessor are back in {one}")
+            if not self._queues:
+                self._clients[0].delete(self._begun_key(self.node))
             self._queues.add(queue)
             self._live(self._clients[0], 0)
             if len(self._queues) == 1:
@@ -170,6 +195,16 @@ class Ledger:
                 raise
             return []  # and it is replaced by the first beat
 
+    @property
+    def client(self) -> Any:
+        """The client of the consumer's loop."""
+        return self._clients[0]
+
+    @property
+    def untold_key(self) -> str:
+        """The list of dead letters of which nobody has been told."""
+        return self._key(UNTOLD)
+
     def held_key(self, queue: str, node: str = "") -> str:
         """The list of the tasks that `node`, this one by default, has taken from `queue`."""
         return self._key(f"celery-metal.held:{node or self.node}:{queue}")
@@ -184,11 +219,16 @@ class Ledger:
         """Note which task Celery is taking; None once it has."""
         self._delivered = tag
 
-    def refuse(self, tag: str, reason: str, *, is_task: bool = False) -> None:
-        """Make a message a dead letter as soon as it is acknowledged or rejected."""
+    def refuse(
+        self, tag: str, reason: str, *, is_task: bool = False, is_told: bool = False
+    ) -> None:
+        """Make a message a dead letter as soon as it is acknowledged or rejected.
+
+        `is_told`: Celery has stored the failure of this task.
+        """
         if record := self._records.get(tag):
             what = f"cannot run {name_of(record.item)}" if is_task else ""
-            self._refused[tag] = self._tell_refused(record.queue, reason, what)
+            self._refused[tag] = self._tell_refused(record.queue, reason, what), is_told
         else:
             self.drop(f"dropped a message without acknowledgement: {reason}")
 
@@ -202,11 +242,42 @@ class Ledger:
     def settle(self, tag: str) -> None:
         """A task is acknowledged: done, or thrown away."""
         self._lost.discard(tag)
-        record = self._records.get(tag)
-        if record and (reason := self._refused.pop(tag, None)):
-            self._change(tag, Change("LPUSH", self._dead(record.queue), noted(record.item, reason)))
+        record, refused = self._records.get(tag), self._refused.pop(tag, None)
+        if record and refused:
+            reason, is_told = refused
+            self._change(tag, self._buried(record.queue, record.item, reason, is_told=is_told))
         else:
             self._change(tag, Change())
+
+    def begin(self, tag: str, mark: str = BEGUN) -> None:
+        """A task begins. If it was there at a crash before, that is written down in Redis.
+
+        So the next crash counts for tasks that had begun, and not for those that wait. Others
+        cost nothing. With the mark GIVEN the task is given to the pool, which begins it soon.
+        """
+        record = self._records.get(tag)
+        if record is None or CRASHED not in record.item or self.down_since is not None:
+            return
+        member = mark + digest(record.item)
+        self._begun.setdefault(tag, []).append(member)
+        try:
+            self._clients[0].hset(self._begun_key(self.node), member, "")
+        except RedisError as error:
+            say(f"cannot note that {name_of(record.item)} has begun: {line(error)}")
+
+    def _begun_key(self, node: str) -> str:
+        return self._key(f"celery-metal.begun:{node}")
+
+    def _begun_by(self, client: Any, node: str) -> set[bytes]:
+        """Digests of tasks that `node` had begun, of those that were there at a crash before."""
+        try:
+            found = set(client.hgetall(self._begun_key(node)))
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            client.delete(self._begun_key(node))
+            return set()
+        return found
 
     def lose(self, tag: str) -> None:
         """The process in which a task ran is no more; what becomes of the task follows."""
@@ -239,6 +310,7 @@ class Ledger:
         causes = Counter(one.item for tag, one in list(self._records.items()) if tag in begun)
         for queue in self._queues:
             self._give_back(client, self.node, queue, causes)
+        client.delete(self._begun_key(self.node))
         client.hdel(self._key(NODES), self.node)
 
     def _change(self, tag: str, change: Change) -> None:
@@ -262,6 +334,8 @@ class Ledger:
         except RedisError:
             self._changes.setdefault(tag, change)
             raise
+        if members := self._begun.pop(tag, None):
+            client.hdel(self._begun_key(self.node), *members)
         # Only if it has not been taken anew in the meantime.
         if self._records.get(tag) is record:
             self._records.pop(tag, None)
@@ -272,12 +346,11 @@ class Ledger:
                 "Look at this host's load and network; see 'A task may run twice' in docs/safety.md"
             )
 
-    @staticmethod
-    def _move(client: Any, held: str, item: bytes, change: Change) -> int:
+    def _move(self, client: Any, held: str, item: bytes, change: Change) -> int:
         moved: int
         if change.push:
             try:
-                moved = client.eval(MOVE, 2, held, change.key, item, change.push, change.item)
+                moved = client.eval(*change.arguments(held, item))
             except ResponseError as error:
                 if not change.dead or not is_wrong_type(error):
                     raise
@@ -286,8 +359,9 @@ class Ledger:
                     f"{name_of(item)} cannot go back to its queue: {reason}. It is a dead letter "
                     f"now: redis-cli lrange {change.dead} 0 -1. Fix: delete that key"
                 )
-                dead = (change.dead, item, "LPUSH", noted(item, reason))
-                moved = client.eval(MOVE, 2, held, *dead)
+                dead = Change("LPUSH", change.dead, noted(item, reason), untold=self._key(UNTOLD))
+                self.has_untold = True
+                moved = client.eval(*dead.arguments(held, item))
         else:
             moved = client.lrem(held, 1, item)
         return moved
@@ -317,24 +391,40 @@ class Ledger:
     ) -> int:
         """Move all that `node` holds to the front of `queue`, in the old order; how many.
 
-        `causes` are those of them that count as there when their worker failed; None: all.
+        `causes` are those of them that count as there when their worker failed; None: it was
+        killed, see `Suspects`.
         """
         held, moved = self.held_key(queue, node), 0
         try:
-            items = client.lrange(held, 0, -1)
+            suspects = Suspects(self._begun_by(client, node)) if causes is None else None
+            if suspects:
+                for items in _slices(client, held):
+                    suspects.look(items)
+            # The newest is at the left end: put back first, it is the last to be taken.
+            while items := client.lrange(held, 0, AT_ONCE - 1):
+                changes = []
+                for item in items:
+                    crashed = suspects.count(item) if suspects else _takes(causes, item)
+                    changes.append((item, self._back("RPUSH", queue, item, crashed=crashed)))
+                moved += self._move_all(client, held, changes)
         except ResponseError as error:
             if not is_wrong_type(error):
                 raise
             client.delete(held)
             say(f"{printable(held)} in Redis was not a list and was deleted")
-            return 0
-        # The newest is at the left end: put back first, it is the last to be taken.
-        for item in items:
-            crashed = causes is None or causes[item] > 0
-            if causes and crashed:
-                causes[item] -= 1
-            change = self._back("RPUSH", queue, item, crashed=crashed)
-            moved += self._move(client, held, item, change)
+        return moved
+
+    def _move_all(self, client: Any, held: str, changes: list[tuple[bytes, Change]]) -> int:
+        """Move many by one request; how many were there still."""
+        with client.pipeline(transaction=False) as request:
+            for item, change in changes:
+                request.eval(*change.arguments(held, item))
+            replies = request.execute(raise_on_error=False)
+        moved = 0
+        for (item, change), reply in zip(changes, replies, strict=True):
+            # Anew, and by itself, where Redis has refused it.
+            failed = isinstance(reply, Exception)
+            moved += self._move(client, held, item, change) if failed else reply
         return moved
 
     def _back(self, push: str, queue: str, item: bytes, *, crashed: bool = False) -> Change:
@@ -356,7 +446,7 @@ class Ledger:
                         "Look for the cause (memory, time_limit_seconds), then send it back: see "
                         "'Tasks that were put aside' in docs/safety.md"
                     )
-                    return Change("LPUSH", dead, noted(item, reason))
+                    return self._buried(queue, item, reason)
             priority = self.channel._get_message_priority(task, reverse=False)
             key = self._key(self.channel._q_for_pri(queue, priority))
             return Change(push, key, _encoded(task), self._dead(queue))
@@ -366,7 +456,13 @@ class Ledger:
     def _no_task(self, queue: str, item: bytes, reason: str) -> Change:
         """The way out for what is no task."""
         self._tell_refused(queue, reason)
-        return Change("LPUSH", self._dead(queue), noted(item, reason))
+        return self._buried(queue, item, reason)
+
+    def _buried(self, queue: str, item: bytes, reason: str, *, is_told: bool = False) -> Change:
+        """The way out; whoever waits for the result is told by some worker, see `verdict`."""
+        self.has_untold = self.has_untold or not is_told
+        untold = "" if is_told else self._key(UNTOLD)
+        return Change("LPUSH", self._dead(queue), noted(item, reason), untold=untold)
 
     def _tell_refused(self, queue: str, reason: str, what: str = "") -> str:
         self.refused += 1
@@ -399,6 +495,8 @@ class Beat:
         self.last = monotonic()
         # What nobody seems to have, and since when: only what stays so is given back.
         self.suspects: dict[object, float] = {}
+        #: Beats since dead letters were first seen of which nobody has been told.
+        self.untold = 0
         self.lives: dict[bytes, tuple[bytes, float]] = {}
         self.failure = ""
 
@@ -441,6 +539,9 @@ class Beat:
         ledger._live(client, self.number)
         ledger.catch_up(client)
         self._reconcile(client, now)
+        # Whoever has buried them tells at once; if that worker has ended, others do.
+        self.untold = self.untold + 1 if client.exists(ledger._key(UNTOLD)) else 0
+        ledger.has_untold = ledger.has_untold or self.untold >= UNTOLD_BEATS
         if self.number % SWEEP_BEATS == 0:
             self._sweep(client, now)
 
@@ -507,10 +608,65 @@ class Beat:
             )
             return
         moved = sum(self.ledger._give_back(client, node, queue) for queue in queues)
+        client.delete(self.ledger._begun_key(node))
         say(
             f"{name} is silent for {silence:.0f} s: {moved} tasks back to the queue; look at its "
             "host, and at that worker's journal"
         )
+
+
+def digest(item: bytes) -> str:
+    """What a message is known by in the set of those that have begun."""
+    return hashlib.sha256(item).hexdigest()
+
+
+class Suspects:
+    """Which tasks of a worker that was killed count as there.
+
+    The first time each one does: which of them had begun was not written down. From then on those
+    that had begun; a task may have killed its worker before that was known, so else those that were
+    given to the pool; and if no other could be the cause, all.
+    """
+
+    def __init__(self, begun: set[bytes]) -> None:
+        self._begun = begun
+        self._has_first = False
+        self._mark = ""
+
+    def look(self, items: list[bytes]) -> None:
+        """Take note of tasks that were held; all of them, before any is counted."""
+        for item in items:
+            if CRASHED not in item:
+                self._has_first = True
+            elif self._begun and self._mark != BEGUN:
+                # One that has begun was given to the pool, too.
+                self._mark = next(
+                    (one for one in (BEGUN, GIVEN) if self._is(one, item)), self._mark
+                )
+
+    def count(self, item: bytes) -> bool:
+        """Whether the crash counts for this one."""
+        if CRASHED not in item:
+            return True
+        return self._is(self._mark, item) if self._mark else not self._has_first
+
+    def _is(self, mark: str, item: bytes) -> bool:
+        return (mark + digest(item)).encode() in self._begun
+
+
+def _takes(causes: Counter[bytes] | None, item: bytes) -> bool:
+    if not causes or not causes[item]:
+        return False
+    causes[item] -= 1
+    return True
+
+
+def _slices(client: Any, key: str) -> Iterator[list[bytes]]:
+    """A list in Redis, some of it at a time: a worker may have held more than fits in memory."""
+    begin = 0
+    while items := client.lrange(key, begin, begin + AT_ONCE - 1):
+        yield items
+        begin += AT_ONCE
 
 
 def queues_of(life: bytes | None) -> list[str] | None:
@@ -536,7 +692,10 @@ def noted(item: bytes, reason: str) -> bytes:
     """The message with the reason in its headers, where it has headers."""
     try:
         message = parse(item)
-        message["headers"][REASON] = reason
+        headers = message["headers"]
+        headers[REASON] = reason
+        # Sent back, it begins anew.
+        headers.pop(CRASHES, None)
         kept: bytes = dumps(message).encode()
         return kept
     except Exception:  # noqa: BLE001 - whatever is wrong with it, it is kept as it is
@@ -549,6 +708,7 @@ def count_losses(ledger: Ledger) -> None:
     From its side of the transport a task that asks to be requeued looks the same.
     """
     on_failure, on_timeout = Request.on_failure, Request.on_timeout
+    on_accepted = Request.on_accepted
 
     def failed(self: Request, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # as Celery unwraps it
@@ -562,7 +722,12 @@ def count_losses(ledger: Ledger) -> None:
             ledger.lose(self._message.delivery_tag)
         return on_timeout(self, soft, timeout)
 
+    def accepted(self: Request, *args: Any, **kwargs: Any) -> Any:
+        ledger.begin(self._message.delivery_tag)
+        return on_accepted(self, *args, **kwargs)
+
     Request.on_failure, Request.on_timeout = failed, timed_out
+    Request.on_accepted = accepted
 
 
 def _active_tags() -> set[str]:
