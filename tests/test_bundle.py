@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from types import ModuleType
 
+import bundle_signature
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -113,7 +114,7 @@ def test_wheels_that_cannot_be_had_are_named(
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("damage", ["changed", "missing"])
+@pytest.mark.parametrize("damage", ["changed", "missing", "more"])
 def test_the_installer_names_what_is_not_as_it_was(
     bundle: ModuleType, parts: pathlib.Path, damage: str
 ) -> None:
@@ -129,10 +130,157 @@ def test_the_installer_names_what_is_not_as_it_was(
     image = top / "images" / "app.tar"
     if damage == "changed":
         image.write_text("images/app.taR")
-    else:
+    elif damage == "missing":
         image.unlink()
+    else:
+        # Ansible loads all filters that are there.
+        (top / "kit" / "playbooks" / "filter_plugins" / "more.py").write_text("raise SystemExit")
     done = subprocess.run([top / "install.sh"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "images/app.tar: FAILED" in done.stdout
-    assert "install: this bundle is not whole" in done.stderr
+    if damage == "more":
+        assert "'kit/playbooks/filter_plugins/more.py': not in SHA256SUMS" in done.stderr
+        assert "install: this bundle has files that it was not made with" in done.stderr
+    else:
+        assert "images/app.tar: FAILED" in done.stdout
+        assert "install: this bundle is not whole" in done.stderr
     assert not (top / "kit" / ".venv").exists()
+
+
+def key_pair(folder: pathlib.Path, name: str, passphrase: str = "") -> pathlib.Path:
+    """A key of ssh-keygen; its public half is beside it."""
+    path = folder / name
+    words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", name, "-f", str(path)]
+    subprocess.run(words, check=True)
+    return path
+
+
+@pytest.fixture
+def signed(
+    bundle: ModuleType, parts: pathlib.Path, offline: None, tmp_path: pathlib.Path
+) -> pathlib.Path:
+    """The directory of an unpacked bundle that ops@example.com has signed; its key is beside it."""
+    key = key_pair(tmp_path, "key")
+    public = " ".join((tmp_path / "key.pub").read_text().split()[:2])
+    (tmp_path / "signers").write_text(f"eve@example.com,ops@example.com {public}\n")
+    bundle.make(parts, tmp_path / "out.tar", key)
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    top: pathlib.Path = tmp_path / bundle.NAME
+    return top
+
+
+def problem(top: pathlib.Path, signers: str | None = None, **changed: str) -> str:
+    """Why site.yml refuses a bundle; empty when it takes it."""
+    variables = {
+        "image_source": "archive",
+        "image_app": str(top / "images/app.tar"),
+        "image_redis": str(top / "images/redis.tar"),
+        "podman_host_packages_archive": str(top / "packages.tar"),
+    }
+    # Packages may be of another bundle for one of the hosts.
+    hosts = {"a": variables, "b": {**variables, **changed}}
+    asked = str(top.parent / "signers") if signers is None else signers
+    found = bundle_signature.bundle_problem(hosts, ["a", "b"], asked)
+    return found.get("problem", "")
+
+
+def test_a_signed_bundle_is_used_and_its_installer_takes_the_signature(
+    signed: pathlib.Path,
+) -> None:
+    assert problem(signed) == ""
+    done = subprocess.run([signed / "install.sh"], capture_output=True, text=True, check=False)
+    # It has gone on to the wheel, which is none here.
+    assert "is not whole" not in done.stderr
+    assert "was not made with" not in done.stderr
+
+
+def test_what_differs_from_what_was_signed_is_refused(
+    signed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    for name in ("images/app.tar", "images/redis.tar", "packages.tar"):
+        before = (signed / name).read_bytes()
+        (signed / name).write_bytes(before + b"x")
+        what, why, fix = problem(signed).splitlines()
+        assert what.endswith(f'{name}": it is not the file that was signed')
+        assert why.startswith("  SHA256SUMS, which is signed, has ")
+        assert fix.startswith("  Fix: copy the bundle here again")
+        (signed / name).unlink()
+        assert "No such file" in problem(signed)
+        (signed / name).write_bytes(before)
+    assert problem(signed) == ""
+    (signed / "images/more.tar").write_text("x")
+    assert "has no such file" in problem(signed, image_app=str(signed / "images/more.tar"))
+    (tmp_path / "packages.tar").write_text("x")
+    elsewhere = str(tmp_path / "packages.tar")
+    said = problem(signed, podman_host_packages_archive=elsewhere)
+    assert "SHA256SUMS cannot be read there" in said
+    assert said.startswith("podman_host_packages_archive ")
+
+
+def test_changed_sums_another_key_and_another_purpose_are_refused(
+    signed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    sums, signature = signed / "SHA256SUMS", signed / "SHA256SUMS.sig"
+    text = sums.read_text()
+    sums.write_text(text.replace("0", "1", 1))
+    assert "its signature is not valid" in problem(signed)
+    sums.write_text(text)
+    assert problem(signed) == ""
+    key_pair(tmp_path, "other")
+    for key, purpose in (("other", "celery-metal-bundle"), ("key", "file")):
+        signature.unlink()
+        words = ["ssh-keygen", "-q", "-Y", "sign", "-n", purpose, "-f", str(tmp_path / key), sums]
+        subprocess.run(words, check=True, capture_output=True)
+        assert "its signature is not valid" in problem(signed)
+    signature.write_text("x")
+    assert "its signature is not valid" in problem(signed)
+    signature.unlink()
+    said = problem(signed)
+    assert "SHA256SUMS.sig cannot be read there: No such file" in said
+    assert "bundle_signing_key" in said
+    assert said.endswith("Nothing was changed on any host.")
+
+
+def test_without_the_variable_nothing_is_asked_for(signed: pathlib.Path) -> None:
+    (signed / "SHA256SUMS.sig").unlink()
+    assert problem(signed, signers="") == ""
+    assert "is no file on the controller" in problem(signed, signers="/nowhere")
+    # Nothing of a bundle is used.
+    hosts = {"a": {"image_app": "registry.example/app:1", "image_source": "registry"}}
+    assert bundle_signature.bundle_problem(hosts, ["a"], str(signed.parent / "signers")) == {}
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_key_that_does_not_sign_makes_no_bundle(
+    bundle: ModuleType, parts: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    locked = key_pair(tmp_path, "locked", "secret")
+    for key in (locked, tmp_path / "none"):
+        with pytest.raises(
+            bundle.BundleError, match=r"(?s)bundle_signing_key .*  Fix: .*ssh-agent"
+        ):
+            bundle.make(parts, tmp_path / "out.tar", key)
+    assert not (tmp_path / "out.tar").exists()
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_key_of_an_agent_signs_by_its_public_half(
+    bundle: ModuleType,
+    parts: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = key_pair(tmp_path, "key")
+    command = ["ssh-agent", "-D", "-a", str(tmp_path / "agent")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as agent:
+        try:
+            assert agent.stdout
+            agent.stdout.readline()  # it listens
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+            subprocess.run(["ssh-add", "-q", key], check=True)
+            key.unlink()
+            bundle.make(parts, tmp_path / "out.tar", tmp_path / "key.pub")
+        finally:
+            agent.terminate()
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        assert f"{bundle.NAME}/SHA256SUMS.sig" in tar.getnames()

@@ -299,3 +299,11 @@ def test_another_format_is_refused(fleet: ModuleType) -> None:
         fleet.AnsibleFilterError, match="status_format is 'csv': write one of table, json"
     ):
         fleet.fleet_text(HOSTS, BACKLOG, DB, "csv")
+
+
+def test_what_an_operator_must_do_is_below_the_table_and_in_json(fleet: ModuleType) -> None:
+    lines = ["web9: has left the inventory\n  Fix: rotate", "host db: ends soon"]
+    found = fleet.fleet({}, NOTHING, {**DB, "reports": lines}, whole=True)
+    assert found["redis_reports"] == lines
+    assert fleet.table(found).endswith("\n\n" + "\n".join(lines))
+    assert fleet.fleet({}, NOTHING, DB, whole=True)["redis_reports"] == []

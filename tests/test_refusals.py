@@ -384,6 +384,11 @@ def test_a_number_from_the_command_line_is_text(site: Site) -> None:
             ["image_app: /etc/passwd cannot be read as an image archive", "'podman save --format"],
         ),
         (
+            "{image_source: archive, image_app: /etc/passwd, image_redis: /etc/passwd, "
+            "image_bundle_allowed_signers: /etc/hostname}",
+            ['image_app "/etc": SHA256SUMS cannot be read there: No such file', "Fix: unpack a"],
+        ),
+        (
             "{image_source: archive}",
             ["image_app is empty: with image_source 'archive' it is the path of an image archive"],
         ),

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Make one archive of all that a site without a network needs; playbooks/bundle.yml calls it.
 
-    bundle.py PARTS OUTPUT   PARTS has images/app.tar, images/redis.tar, packages.tar; it is removed
+    bundle.py [--sign KEY] PARTS OUTPUT
+
+PARTS has images/app.tar, images/redis.tar and packages.tar; it is removed.
 
 The archive also gets the kit, and the wheels of Ansible for each Python in PYTHONS, with the hashes
-of controller.lock. Ansible's own wheel carries the collections. SHA256SUMS names every file.
+of controller.lock. Ansible's own wheel carries the collections. SHA256SUMS names every file; with a
+key of ssh-keygen, or a .pub file of one that an agent has, SHA256SUMS.sig is its signature.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ KIT = (
 )
 # A bundle is made from a checkout, which also has what downloads.
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "conftest.py", "tests", "bundle.yml")
+SUMS, SIGNATURE = "SHA256SUMS", "SHA256SUMS.sig"
+# Signatures for anything else are none for a bundle; roles/image asks for the same.
+NAMESPACE = "celery-metal-bundle"
 PARTS = ("images/app.tar", "images/redis.tar", "packages.tar")
 
 
@@ -82,10 +88,34 @@ def checksums(directory: pathlib.Path) -> str:
     return "".join(lines)
 
 
-def make(parts: pathlib.Path, output: pathlib.Path) -> str:
+def sign(sums: pathlib.Path, key: pathlib.Path) -> None:
+    """Write the signature of a file beside it.
+
+    :raises BundleError: when ssh-keygen does not, such as with a key that asks for a passphrase.
+    """
+    words = ["ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", str(key), str(sums)]
+    # Without a terminal: a playbook cannot answer for the user.
+    done = subprocess.run(
+        words,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+    )
+    if done.returncode or not sums.with_name(SIGNATURE).is_file():
+        raise BundleError(
+            f'bundle_signing_key "{key}": ssh-keygen does not sign with it: {done.stderr.strip()}\n'
+            "  Fix: write the path of a private key without a passphrase, or put the key into "
+            "ssh-agent and write the path of its .pub file. No bundle was made."
+        )
+
+
+def make(parts: pathlib.Path, output: pathlib.Path, key: pathlib.Path | None = None) -> str:
     """Complete the parts, write the archive, and return its SHA-256.
 
-    :raises BundleError: when a part is missing, or wheels cannot be had.
+    :param key: signs the checksums.
+    :raises BundleError: when a part is missing, wheels cannot be had, or the key does not sign.
     """
     missing = [name for name in PARTS if not (parts / name).is_file()]
     if missing:
@@ -97,8 +127,11 @@ def make(parts: pathlib.Path, output: pathlib.Path) -> str:
     shutil.copy(ROOT / LOCK, parts / LOCK)
     shutil.copy(ROOT / "tools" / "install.sh", parts / "install.sh")
     download(parts / LOCK, parts / "wheels")
-    (parts / "SHA256SUMS").unlink(missing_ok=True)
-    (parts / "SHA256SUMS").write_text(checksums(parts))
+    for name in (SUMS, SIGNATURE):
+        (parts / name).unlink(missing_ok=True)
+    (parts / SUMS).write_text(checksums(parts))
+    if key:
+        sign(parts / SUMS, key)
     # Renamed when it is whole; nothing in it can be compressed any more.
     unfinished = output.with_name(f".{output.name}")
     with tarfile.open(unfinished, "w") as tar:
@@ -121,9 +154,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", type=pathlib.Path)
     parser.add_argument("output", type=pathlib.Path)
+    parser.add_argument("--sign", type=pathlib.Path, metavar="KEY", help="a key of ssh-keygen")
     arguments = parser.parse_args()
     try:
-        digest = make(arguments.parts, arguments.output)
+        digest = make(arguments.parts, arguments.output, arguments.sign)
     except (BundleError, OSError) as problem:
         sys.exit(f"bundle: {problem}")
     size = arguments.output.stat().st_size / 1e6

@@ -9,6 +9,25 @@ fail() {
 }
 
 python=$(command -v python3) || fail "there is no python3 here: install Python 3.12 or newer, such as Debian 13's."
+# What Python has compiled of the kit.
+find kit -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+# What is not listed was not checked by whoever made the bundle, and Ansible would load it from some directories.
+"$python" - <<'END' ||
+import os, sys
+listed = {line.rstrip("\n")[66:] for line in open("SHA256SUMS")}
+own = {"SHA256SUMS", "SHA256SUMS.sig", "bundle.yml"}
+odd = []
+for folder, folders, files in os.walk("."):
+    folders[:] = [one for one in folders if os.path.join(folder, one) not in ("./kit/.venv", "./.uv")]
+    links = [one for one in folders if os.path.islink(os.path.join(folder, one))]
+    names = [os.path.normpath(os.path.join(folder, one)) for one in files + links]
+    odd += [one for one in names if one not in listed | own]
+for one in sorted(odd)[:10]:
+    print(f"{one!a}: not in SHA256SUMS", file=sys.stderr)
+sys.exit(bool(odd))
+END
+  fail "this bundle has files that it was not made with, as is said above: unpack it into an empty directory. Nothing" \
+    "was installed."
 sha256sum --check --strict --quiet SHA256SUMS ||
   fail "this bundle is not whole, as is said above: copy it here again. Nothing was installed."
 

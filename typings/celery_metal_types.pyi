@@ -4,8 +4,8 @@ Only mypy reads this file; hosts do not get it. Ansible loads filters and module
 so they import these names under TYPE_CHECKING. At run time the values are plain dictionaries.
 """
 
-from collections.abc import Mapping
-from typing import Literal, NotRequired, TypedDict, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NotRequired, TypedDict, final
 
 # What the user wrote into a section of a unit file.
 QuadletValue = str | int | float | bool | list[str | int | float | bool]
@@ -245,6 +245,8 @@ class Backlog(Lengths):
     run_id: str
     memory: RedisUse
     replication: Replication | None
+    holders: Mapping[str, Any] | None  # as the host of Redis reports them: unchecked
+    secrets: Mapping[str, Mapping[str, str]]
 
 # ------------------------------------------------------------------------------------------
 # The fleet, from playbooks/filter_plugins/fleet.py; status.yml prints it as JSON, too
@@ -258,6 +260,7 @@ class FleetRedis(TypedDict):
     names: NotRequired[
         Mapping[str, str]
     ]  # IP address to host of the inventory, of those that elect a primary
+    reports: NotRequired[Sequence[str]]  # of hosts that left and of certificates that end
 
 class FleetHost(TypedDict):
     """state: "ok" when it answered; else `why` says why not."""
@@ -309,6 +312,7 @@ class Fleet(TypedDict):
     redis_error: str
     redis_memory: FleetMemory | None
     redis_replication: FleetReplication | None
+    redis_reports: list[str]
     waiting: dict[str, int]
     held: list[FleetHeld]
     dead: dict[str, int]

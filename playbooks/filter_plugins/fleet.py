@@ -83,6 +83,7 @@ def fleet(
         "redis_error": asked["error"],
         "redis_memory": _memory(asked["memory"], redis.get("alarm_percent", 80)),
         "redis_replication": _replication(asked["replication"], redis),
+        "redis_reports": [*redis.get("reports", [])],
         "waiting": waiting,
         "held": [{**one, "listed": one["node"] in nodes} for one in asked["held"]],
         "dead": asked["dead"],
@@ -99,6 +100,8 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
         "memory": {},
         "run_id": "",
         "replication": None,
+        "holders": None,
+        "secrets": {},
     }
     return {**nothing, **backlog} if "waiting" in backlog else nothing
 
@@ -247,6 +250,7 @@ def _notes(found: Fleet) -> list[str]:
     ]
     if found["dead"]:
         notes.append(f"put aside, see docs/safety.md: {_counts(found['dead'])}")
+    notes += found["redis_reports"]
     return ["", *notes] if notes else []
 
 

@@ -1,6 +1,8 @@
 """Nobody reaches Redis but by TLS and with a certificate; certificates are replaced in time."""
 
 import json
+import pathlib
+import shutil
 import socket
 import ssl
 import subprocess
@@ -8,6 +10,7 @@ import time
 
 import pytest
 from producers import BROKER, PATIENCE, ROTATE, WORKER, Load, add
+from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 SERVER = "celery-redis-certificate-server"
@@ -127,11 +130,34 @@ def test_a_certificate_that_ends_is_replaced_by_a_run(kit, lab, app_of):
     assert set(kit.play().changed.values()) == {0}
 
 
+@pytest.fixture
+def left(kit, tmp_path):
+    """A host that was deployed, and then left the inventory: the worker by another name."""
+    known = json.loads(pathlib.Path(kit.inventory, "hosts.yml").read_text())
+    for hosts in (known["all"]["hosts"], known["all"]["children"]["celery"]["hosts"]):
+        hosts["web9"] = hosts.pop(WORKER)
+    other = tmp_path / "other"
+    shutil.copytree(pathlib.Path(kit.inventory, "group_vars"), other / "group_vars")
+    (other / "hosts.yml").write_text(json.dumps(known))
+    kit.play(inventory=str(other))
+    return "web9"
+
+
 def test_all_certificates_change_under_load_and_no_task_is_lost(
-    kit, lab, app_of, client_of, tmp_path
+    kit, lab, app_of, client_of, tmp_path, left
 ):
     (tmp_path / "earlier").mkdir()
     earlier = kit.certificates(BROKER, tmp_path / "earlier")
+    # What that host has, as it has it.
+    (tmp_path / "left").mkdir()
+    password = kit.password(WORKER)
+    its = kit.certificates(WORKER, tmp_path / "left", "worker")
+    said = f"{left}: has left the inventory and still has the password of worker and a certificate"
+    played = kit.play()
+    assert said in played.output
+    assert "rotate-secrets.yml -e rotate_certificates=true, then the same with" in played.output
+    assert [line.startswith(said) for line in kit.status()["redis_reports"]] == [True]
+    assert client_of("worker", password, **its).ping()
     own = kit.secret(BROKER, "celery-redis-certificate-producer")
     load = Load(app_of("producer", tls=earlier))
     load.start()
@@ -146,11 +172,31 @@ def test_all_certificates_change_under_load_and_no_task_is_lost(
     # Both are good until it is said that nobody needs the earlier ones.
     assert client_of("producer", **earlier).ping()
     assert client_of("producer").ping()
+    with pytest.raises(AuthenticationError):
+        client_of("worker", password, **its).ping()
+    (line,) = kit.status()["redis_reports"]
+    assert line.startswith(f"{left}: has left the inventory and still has a certificate until ")
+    assert "Fix: ansible-playbook playbooks/rotate-secrets.yml -e rotate_finish=true." in line
     kit.play(playbook=ROTATE, rotate_finish=True)
     with pytest.raises(RedisConnectionError):
         client_of("producer", **earlier).ping()
+    with pytest.raises(RedisConnectionError):
+        client_of("worker", password, **its).ping()
+    # Redis refuses its certificate alone, too.
+    with pytest.raises(RedisConnectionError):
+        client_of("worker", **{**its, "ssl_ca_certs": ca_of(kit, tmp_path)}).ping()
     assert add(app_of("producer"), 1, 2).apply_async().get(timeout=PATIENCE) == 3
-    assert set(kit.play().changed.values()) == {0}
+    assert kit.status()["redis_reports"] == []
+    played = kit.play()
+    assert set(played.changed.values()) == {0}
+    assert left not in played.output
+
+
+def ca_of(kit, folder):
+    """The authority that Redis has now, in a file."""
+    path = folder / "now.pem"
+    path.write_text(kit.secret(BROKER, "celery-redis-ca"))
+    return str(path)
 
 
 def test_certificates_of_the_user_s_own_take_the_place_of_ours(kit, lab, client_of, others):

@@ -48,10 +48,19 @@ def inventory(kit, lab, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def bundle(kit, lab, inventory, tmp_path_factory):
+def key(tmp_path_factory):
+    """The key that signs all bundles."""
+    path = tmp_path_factory.mktemp("key") / "key"
+    words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path]
+    subprocess.run(words, check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(kit, lab, inventory, key, tmp_path_factory):
     """The archive that playbooks/bundle.yml makes; it is carried to the site."""
     path = tmp_path_factory.mktemp("bundle") / "shop.tar"
-    played = make(kit, inventory, path)
+    played = make(kit, inventory, path, bundle_signing_key=str(key))
     digest = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True)
     assert digest.stdout.split()[0] in played.output
     assert [one.name for one in path.parent.iterdir()] == ["shop.tar"]
@@ -77,7 +86,7 @@ def carry(lab, path, directory):
 
 
 @pytest.fixture(scope="session")
-def site(kit, lab, bundle):
+def site(kit, lab, bundle, key):
     """The whole site, from two hosts that have no container engine: the first run of site.yml."""
     hosts = {
         "redis": {"hosts": {"air": {"ansible_connection": "local"}}},
@@ -85,6 +94,7 @@ def site(kit, lab, bundle):
     }
     # Without a route out a host has no default address.
     variables = {"redis_address": lab.address("air")}
+    variables |= {"image_bundle_allowed_signers": f"{SITE}/signers"}
     lab.run(CONTROLLER, f"mkdir -p {SITE}/group_vars ~/.ssh")
     lab.run(
         CONTROLLER,
@@ -93,6 +103,8 @@ def site(kit, lab, bundle):
     )
     known = pathlib.Path(kit.inventory, "group_vars", "all.yml").read_text()
     lab.run(CONTROLLER, f"cat > {SITE}/group_vars/all.yml", stdin=known)
+    signer = f"ops@example.com {key.with_suffix('.pub').read_text()}"
+    lab.run(CONTROLLER, f"cat > {SITE}/signers", stdin=signer)
     lab.run(CONTROLLER, "ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519 <<< y")
     lab.run("gap", "cat >> ~/.ssh/authorized_keys", stdin=public_key(lab))
     lab.run(CONTROLLER, f"ssh-keyscan {lab.address('gap')} > ~/.ssh/known_hosts")
@@ -147,6 +159,15 @@ def test_a_second_run_changes_nothing(lab, site):
     assert [lab.invocation_ids(host, "celery*") for host in HOSTS] == before
 
 
+def test_a_bundle_that_was_not_signed_is_refused(lab, site):
+    signature = f"{site.directory}/SHA256SUMS.sig"
+    lab.run(CONTROLLER, f"mv {signature} {SITE}/")
+    played = site.play(fails=True)
+    lab.run(CONTROLLER, f"mv {SITE}/SHA256SUMS.sig {signature}")
+    assert "SHA256SUMS.sig cannot be read there: No such file" in played.said
+    assert set(played.changed.values()) == {0}
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_apt_knows_nothing_of_it_afterwards(lab, site, host):
     assert lab.run(host, "apt-cache policy podman").count("file:") == 0
@@ -155,12 +176,13 @@ def test_apt_knows_nothing_of_it_afterwards(lab, site, host):
 
 
 def test_the_next_bundle_brings_the_next_version_and_the_old_one_can_come_back(
-    kit, lab, site, inventory, tmp_path
+    kit, lab, site, inventory, key, tmp_path
 ):
     app = tmp_path / "app"
     shutil.copytree(ROOT / "app" / "sample", app)
     (app / "next_version.py").write_text("NEXT = True\n")
-    make(kit, inventory, tmp_path / "next.tar", image_app_source=str(app))
+    signing = {"bundle_signing_key": str(key)}
+    make(kit, inventory, tmp_path / "next.tar", image_app_source=str(app), **signing)
     old = image_of(lab)
     carry(lab, tmp_path / "next.tar", "/srv/next")
     following = Away(lab, "/srv/next")

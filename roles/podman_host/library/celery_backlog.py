@@ -55,6 +55,11 @@ replication:
   type: dict
   returned: always
 dead: {description: Queue to tasks that were put aside, where any, type: dict, returned: always}
+holders:
+  description: What C(celery_host) returns as this; null where the Redis is no one of this host
+  type: dict
+  returned: always
+secrets: {description: Secret of Redis to its labels, of this host, type: dict, returned: always}
 held:
   description: For each list of a worker that is not empty its C(node), C(queue) and C(tasks)
   type: list
@@ -66,6 +71,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_holders import recorded
 from ansible.module_utils.celery_metal import HostError
 from ansible.module_utils.celery_redis import (
     PRIORITIES,
@@ -76,6 +82,7 @@ from ansible.module_utils.celery_redis import (
     queues_of,
 )
 from ansible.module_utils.celery_redis_login import client_at, client_of
+from ansible.module_utils.podman_store import labels
 
 if TYPE_CHECKING:
     from celery_metal_types import Backlog, Endpoint, Held, Lengths, RedisUse, Replication
@@ -160,10 +167,14 @@ def main() -> None:
         "memory": {},
         "run_id": "",
         "replication": None,
+        "holders": None,
+        "secrets": {},
     }
     external: Endpoint | None = module.params["external"]
     database = external["database"] if external else module.params["database"]
     try:
+        if not external:
+            found["holders"], found["secrets"] = recorded(), labels("celery-redis-")
         client = client_at(external, module.tmpdir) if external else client_of("monitor")
         client.ask(("SELECT", str(database)))
         found = {**found, **backlog(client, module.params["queues"])}

@@ -97,6 +97,16 @@ firewall:
   type: str
   returned: always
 told: {description: Hosts whose addresses are not known, type: list, returned: always}
+holders:
+  description:
+    - The record of the hosts that were given what opens the Redis here; null where there is none,
+      and C(error) alone where it cannot be read
+  type: dict
+  returned: always
+admitted_hosts:
+  description: The hosts that Redis, here, admits; null where it has no rules of the kit
+  type: list
+  returned: always
 """
 
 import json
@@ -109,6 +119,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_holders import recorded
 from ansible.module_utils.celery_metal import HostError, conclude, output, run
 from ansible.module_utils.container_files import Folder, RefusedError
 
@@ -317,6 +328,8 @@ def network(params: Mapping[str, Any]) -> dict[str, Any]:
         "source": source_toward(params["toward"]) if params["toward"] else "",
         "clients": clients,
         "admitted": networks + kept.get("others", []) if kept else None,
+        "admitted_hosts": sorted(kept.get("hosts", {})) if kept else None,
+        "holders": recorded(),
         "firewall": rules_mark() if kept else "",
         "members": members,
         "is_sole": is_sole(members),

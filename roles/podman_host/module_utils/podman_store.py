@@ -40,6 +40,17 @@ def kept(prefix: str | tuple[str, ...]) -> dict[str, Kept]:
     }
 
 
+def labels(prefix: str) -> dict[str, dict[str, str]]:
+    """The secrets whose names begin so, each with its labels; never their content.
+
+    :raises HostError: when Podman does not tell.
+    """
+    listed = output("podman", "secret", "ls", "--format", "{{.Name}}").split()
+    names = [name for name in listed if name.startswith(prefix)]
+    found = json.loads(output("podman", "secret", "inspect", *names)) if names else []
+    return {one["Spec"]["Name"]: one["Spec"].get("Labels") or {} for one in found}
+
+
 def keep(name: str, value: str, consequence: str, **labels: str) -> None:
     """Have Podman keep a secret; it is in no command line.
 

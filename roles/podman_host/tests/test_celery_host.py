@@ -5,6 +5,7 @@ import socket
 
 import celery_host
 import pytest
+from ansible.module_utils.celery_holders import recorded
 from ansible.module_utils.celery_metal import HostError
 
 
@@ -152,6 +153,25 @@ def test_without_rules_of_the_kit_all_are_admitted(monkeypatch, tmp_path):
     found = celery_host.network(params)
     assert (found["admitted"], found["firewall"]) == (None, "")
     assert not any(found[name] for name in ("source", "clients", "told", "members"))
+    assert (found["admitted_hosts"], found["holders"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"hosts": {}}', {"hosts": {}}),
+        ("[]", {"error": "it is not a JSON object"}),
+        ("", {"error": "it is not JSON"}),
+        ("[" * 100_000, {"error": "it is not JSON"}),
+        ("\udcff", {"error": "it is not JSON"}),
+        ("1" * 2_000_000, {"error": "it has more than 1048576 bytes"}),
+    ],
+)
+def test_the_record_of_hosts_is_read_whatever_is_in_it(tmp_path, text, expected):
+    path = tmp_path / "holders.json"
+    assert recorded(path) is None
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    assert recorded(path) == expected
 
 
 def test_those_that_elect_a_primary_are_known(monkeypatch, tmp_path):
@@ -177,6 +197,7 @@ def test_whom_redis_admits_and_by_which_rules(monkeypatch, tmp_path):
     found = celery_host.network(params)
     assert found["admitted"] == ["10.0.0.8", "10.1.0.0/16"]
     assert found["firewall"] == "abc"
+    assert found["admitted_hosts"] == ["web1"]
     assert found["told"][0].startswith("web9 is not admitted to Redis: it is no part of this run")
     # The table is not there: somebody has removed it.
     monkeypatch.setattr(celery_host, "told", lambda *_: "")
