@@ -15,6 +15,12 @@ INTERRUPT_SECONDS = 10
 PODMAN_SECONDS = 15
 # For a task that Beat is sending when it is told to stop, with a Redis that is slow.
 SEND_SECONDS = 10
+# Conmon, Podman while it starts the container, and the main process with its threads.
+OWN_TASKS = 256
+# Processes and threads of a process that runs tasks: a browser, or a library that starts a few
+# threads for each CPU of the host.
+PROCESS_TASKS = 128
+CPU_TASKS = 4
 # Celery's default for Redis.
 LEAST_VISIBILITY_SECONDS = 3600
 
@@ -90,6 +96,20 @@ def drain_chain(drain_seconds: int) -> dict[str, int]:
     return {"stop_timeout": stop, "timeout_stop_seconds": stop + PODMAN_SECONDS}
 
 
+def tasks_limit(processes: int, threads: int, vcpus: int) -> dict[str, Any]:
+    """``TasksMax`` of a unit, above what apps need and below what harms the host, and its reason.
+
+    >>> tasks_limit(2, 0, 4)["most"], tasks_limit(2, 0, 64)["most"], tasks_limit(1, 50, 4)["most"]
+    (512, 768, 434)
+    """
+    each = max(PROCESS_TASKS, CPU_TASKS * vcpus)
+    return {
+        "most": OWN_TASKS + processes * each + threads,
+        "reason": f"{OWN_TASKS} + {processes} x {each} processes and threads"
+        + (f" + {threads} of the pool" if threads else ""),
+    }
+
+
 def visibility_seconds(drains: list[int]) -> int:
     """Celery's visibility timeout for all workers of a Redis, from how long tasks may take.
 
@@ -155,6 +175,7 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
     target = jinja.get_template(f"{UNITS[1:]}/celery-.target.j2")
     files: dict[str, str] = {}
     links: dict[str, str] = {}
+    vcpus = plan["host"]["vcpus"]
     for queue in plan["queues"]:
         unit = f"celery-{queue['unit']}"
         files[f"{QUADLETS}/{unit}@.container"] = container.render(
@@ -162,6 +183,9 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
             **drain_chain(queue["drain_seconds"]),
             queue=queue,
             share=queue,
+            tasks=tasks_limit(
+                queue["processes"], queue["concurrency"] if queue["pool"] == "threads" else 0, vcpus
+            ),
             command="worker",
             unit=f"{unit}@",
             container=f"{unit}-%i",
@@ -178,6 +202,7 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
             **{**context, **of_the_app(None, context)},
             **drain_chain(SEND_SECONDS),
             share=beat,
+            tasks=tasks_limit(1, 0, vcpus),
             command="beat",
             unit="celery-beat",
             container="celery-beat",

@@ -225,6 +225,7 @@ def test_the_container_has_no_rights_to_spare():
         "NoNewPrivileges": "true",
         "Pull": "never",
         "Notify": "true",
+        "PodmanArgs": "--ipc=private",
     }
     assert {key: found.get(key) for key in wanted} == wanted
 
@@ -332,6 +333,31 @@ def test_limits_are_the_plan_s_and_say_why():
     ):
         assert lines[lines.index(key) - 1] == reason
     assert "role celery_worker" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("queue", "most", "reason"),
+    [
+        ({"concurrency": 2}, "768", "256 + 2 x 256 processes and threads"),
+        (
+            {"pool": "threads", "concurrency": 50},
+            "562",
+            "256 + 1 x 256 processes and threads + 50 of the pool",
+        ),
+        ({"quadlet": {"Service": {"TasksMax": 9000}}, "concurrency": 2}, "9000", ""),
+    ],
+)
+def test_processes_and_threads_are_limited_and_the_queue_may_say_how_many(queue, most, reason):
+    """A host of 64 vCPUs, on which libraries start as many threads in each process."""
+    text = units({"name": "a", **queue})["files"][f"{QUADLETS}/celery-a@.container"]
+    assert dict(parse(text)["Service"])["TasksMax"] == most
+    assert f"# {reason}\nTasksMax={most}" in text or not reason
+
+
+def test_the_path_to_systemd_is_closed_once_a_worker_is_ready():
+    closing = dict(container({"name": "a"})["Service"])["ExecStartPost"]
+    assert closing.startswith("-/bin/sh -c 'exec chmod 0 ")
+    assert closing.endswith("/notify/notify.sock\"'")
 
 
 def test_what_an_app_needs_reaches_its_unit():
