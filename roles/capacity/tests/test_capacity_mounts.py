@@ -131,7 +131,11 @@ def test_all_that_the_template_sets_is_kept_from_users():
             key = found.group(1)
             if key not in capacity.QUADLET_SECTIONS[section] and not key.startswith("Exec"):
                 unkept.append(f"{section}.{key}")
-    assert sorted(set(unkept)) == ["Container.Label", "Service.TasksMax"]
+    assert sorted(set(unkept)) == [
+        "Container.Label",
+        "Service.IPAddressDeny",
+        "Service.TasksMax",
+    ]
 
 
 ANY = st.none() | st.booleans() | st.integers() | st.text(max_size=6)

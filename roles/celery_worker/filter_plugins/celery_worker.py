@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 if TYPE_CHECKING:
-    from celery_metal_types import Plan, PlannedQueue, Units
+    from celery_metal_types import Egress, Plan, PlannedQueue, Units
 
 # A task that the drain interrupts has 3 s for its `finally`; the rest is to give it back to Redis.
 INTERRUPT_SECONDS = 10
@@ -26,6 +29,14 @@ LEAST_VISIBILITY_SECONDS = 3600
 
 QUADLETS = "/etc/containers/systemd/celery-metal"
 UNITS = "/etc/systemd/system"
+
+# The workers' own network in Podman, and its bridge.
+NETWORK, BRIDGE = "celery-metal", "celery0"
+EGRESS = (
+    "/etc/celery-metal/egress.nft",
+    f"{UNITS}/celery-egress.service",
+    f"{UNITS}/nftables.service.d/celery-egress.conf",
+)
 
 # What opens Redis, to its name in the container, where the runtime looks for it.
 BROKER_TARGETS = {
@@ -140,6 +151,61 @@ def of_the_app(queue: PlannedQueue | None, context: dict[str, Any]) -> dict[str,
     }
 
 
+def endpoints(url: str) -> tuple[list[str], list[int]]:
+    """The addresses and the ports in a broker's URL; a name in it is no address.
+
+    >>> endpoints("sentinels://worker@10.0.0.7:26379,[fd00::1]:26379,redis1/0?master_name=celery")
+    (['10.0.0.7', 'fd00::1'], [6379, 26379])
+    >>> endpoints("redis+socket://worker@/run/redis/redis.sock?virtual_host=0")
+    ([], [])
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "redis+socket":
+        return [], []
+    hosts, ports = [], {6379}
+    for one in re.split("[/?]", rest)[0].rpartition("@")[2].split(","):
+        found = re.fullmatch(r"\[?(.*?)\]?(?::([0-9]+))?", one)
+        with suppress(ValueError):
+            hosts.append(str(ipaddress.ip_address(found[1] if found else "")))
+        if found and found[2]:
+            ports.add(int(found[2]))
+    return hosts, sorted(ports)
+
+
+def egress_rules(egress: list[str], subnet: str, broker_url: str, broker_port: int) -> Egress:
+    """What the templates of the workers' network need to know.
+
+    :param egress: addresses and networks that workers may connect to, and ``any`` for all but
+        their host and its containers.
+    :param subnet: the network that workers have their addresses from.
+    :param broker_url: where Redis, or its Sentinels, are; they may be on this host.
+    :param broker_port: that of a Redis that Sentinels name.
+    """
+    hosts, ports = endpoints(broker_url)
+    listed = [one for one in egress if one != "any"]
+    return {
+        "network": NETWORK,
+        "bridge": BRIDGE,
+        "subnet": subnet,
+        "any": "any" in egress,
+        "listed": _by_version(listed),
+        "brokers": _by_version(hosts),
+        "ports": sorted({*ports, broker_port}) if hosts else [],
+    }
+
+
+def _by_version(networks: list[str]) -> dict[int, list[str]]:
+    found = sorted({ipaddress.ip_network(one) for one in networks}, key=str)
+    return {
+        version: [
+            one.compressed.removesuffix(f"/{one.max_prefixlen}")
+            for one in found
+            if one.version == version
+        ]
+        for version in (4, 6)
+    }
+
+
 def lacks(kept: dict[str, dict[str, str]], wanted: dict[str, str]) -> list[str]:
     """The secrets that a host does not have, or of another version.
 
@@ -176,6 +242,9 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
     files: dict[str, str] = {}
     links: dict[str, str] = {}
     vcpus = plan["host"]["vcpus"]
+    context["egress"] = egress_rules(
+        context["egress"], context.pop("subnet"), context["broker_url"], context.pop("broker_port")
+    )
     for queue in plan["queues"]:
         unit = f"celery-{queue['unit']}"
         files[f"{QUADLETS}/{unit}@.container"] = container.render(
@@ -208,6 +277,9 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
             container="celery-beat",
             target="celery.target",
         )
+    if files and context["network"] == "bridge":
+        for path in EGRESS:
+            files[path] = jinja.get_template(f"{path[1:]}.j2").render(context)
     return {"files": files, "links": links, "needed": needed(plan)}
 
 
