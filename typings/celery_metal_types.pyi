@@ -165,6 +165,8 @@ class Egress(TypedDict):
     """What the templates of the workers' network know; sets are by the version of IP."""
 
     network: str
+    id: str
+    gateway: str
     bridge: str
     subnet: str
     any: bool

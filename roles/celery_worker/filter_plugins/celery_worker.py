@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from contextlib import suppress
@@ -33,6 +34,9 @@ UNITS = "/etc/systemd/system"
 # The workers' own network in Podman, and its bridge.
 NETWORK, BRIDGE = "celery-metal", "celery0"
 EGRESS = (
+    # As "podman network create --disable-dns --opt isolate=strict" writes it, without a run of
+    # Podman. Strict isolation keeps containers of other networks apart.
+    f"/etc/containers/networks/{NETWORK}.json",
     "/etc/celery-metal/egress.nft",
     f"{UNITS}/celery-egress.service",
     f"{UNITS}/nftables.service.d/celery-egress.conf",
@@ -185,6 +189,9 @@ def egress_rules(egress: list[str], subnet: str, broker_url: str, broker_port: i
     listed = [one for one in egress if one != "any"]
     return {
         "network": NETWORK,
+        # Podman's own are random.
+        "id": hashlib.sha256(NETWORK.encode()).hexdigest(),
+        "gateway": str(ipaddress.ip_network(subnet)[1]),
         "bridge": BRIDGE,
         "subnet": subnet,
         "any": "any" in egress,

@@ -1,5 +1,6 @@
 """The unit files of a host's queues, rendered from a plan of the planner's."""
 
+import json
 import time
 from pathlib import Path
 
@@ -476,8 +477,10 @@ def test_workers_have_a_network_of_their_own_with_rules():
     assert ("After", "celery-egress.service") in sections["Unit"]
     assert dict(sections["Container"])["Network"] == "celery-metal"
     assert dict(sections["Service"])["ExecStartPre"] == f"/usr/sbin/nft -f {NFT}"
-    service = made[f"{UNITS}/celery-egress.service"]
-    assert "--interface-name celery0 --subnet 10.87.0.0/24 " in service
+    network = json.loads(made["/etc/containers/networks/celery-metal.json"])
+    assert network["subnets"] == [{"subnet": "10.87.0.0/24", "gateway": "10.87.0.1"}]
+    assert (network["name"], network["network_interface"]) == ("celery-metal", "celery0")
+    assert 'iifname "celery0" jump to_the_host' in made[NFT]
     assert "ip saddr 10.87.0.0/24 ip daddr { 10.87.0.0/24, 224.0.0.0/4, " in made[NFT]
     assert dict(sections["Service"])["IPAddressDeny"] == "fe80::/10"
 
