@@ -341,9 +341,42 @@ def test_what_a_host_needs_of_a_redis_that_is_not_part_of_the_run(
     ],
 )
 def test_sources_that_redis_shall_admit(declarations: ModuleType, source: str, text: str) -> None:
-    said = declarations.source_problems([source])
-    where = f'redis_allowed_sources[0] is "{source}", '
-    assert (said == []) if not text else said[0].startswith(where + text)
+    for name in ("redis_allowed_sources", "celery_worker_egress"):
+        said = declarations.network_problems({name: [source]}, name)
+        where = f'{name}[0] is "{source}", '
+        assert (said == []) if not text else said[0].startswith(where + text)
+
+
+def test_workers_may_connect_to_any(declarations: ModuleType) -> None:
+    values = {"celery_worker_egress": ["any", "10.0.0.7", "all"]}
+    (said,) = declarations.network_problems(values, "celery_worker_egress", ("any",))
+    assert said.startswith('celery_worker_egress[2] is "all", which is no address and no network')
+    assert said.endswith("fd00::/64, or any")
+
+
+@pytest.mark.parametrize(
+    ("subnet", "right"),
+    [
+        ("10.87.0.0/24", True),
+        ("100.64.1.0/28", True),
+        ("10.0.0.0/8", False),
+        ("10.87.0.0/29", False),
+        ("10.87.0.1/24", False),
+        ("192.0.2.0/24", False),
+        ("127.1.0.0/24", False),
+        ("fd00::/64", False),
+        ("10.87.0.0/24 drop", False),
+        ("", False),
+    ],
+)
+def test_the_network_of_workers_is_a_private_one(
+    declarations: ModuleType, subnet: str, right: bool
+) -> None:
+    said = declarations.subnet_problems(subnet)
+    assert (said == []) == right
+    assert not said or said[0].startswith(
+        f'celery_worker_subnet is "{subnet}", which is no private'
+    )
 
 
 LOST = {"unreachable": True, "msg": "Task failed: no route to host\n"}

@@ -161,6 +161,19 @@ class Findings(TypedDict):
     problems: str
     notes: str
 
+class Egress(TypedDict):
+    """What the templates of the workers' network know; sets are by the version of IP."""
+
+    network: str
+    id: str
+    gateway: str
+    bridge: str
+    subnet: str
+    any: bool
+    listed: dict[int, list[str]]
+    brokers: dict[int, list[str]]
+    ports: list[int]
+
 class Units(TypedDict):
     """What celery_units is to write: path to content, path to target, path to who needs it."""
 

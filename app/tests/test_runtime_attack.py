@@ -234,6 +234,24 @@ def test_what_runs_out_of_memory_fails_and_ends_no_worker(start, producer, tmp_p
     works_as_before(producer, worker, tmp_path, 1 if pool == "solo" else 2)
 
 
+@pytest.mark.oldest
+def test_no_task_sees_the_memory_of_the_main_process(start, producer):
+    worker = start(LAB_WITHOUT_CAPABILITIES="1").ready()
+    ways = producer.answers(worker, "lab_app.spy_on", worker.pid)[0]
+    assert len(ways) == 5
+    assert set(ways.values()) == {"PermissionError"}, ways
+    # Processes of the pool are open to one another: they run the same code.
+    ways = producer.answers(worker, "lab_app.spy_on", *worker.children)[0]
+    assert set(ways.values()) == {""}, ways
+
+
+@pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
+def test_what_a_task_starts_sees_no_memory_of_the_worker(start, producer, pool):
+    worker = start(LAB_WITHOUT_CAPABILITIES="1", CELERY_METAL_POOL=pool).ready()
+    command = f"exec 3</proc/{worker.pid}/mem || exit 9"
+    assert producer.answers(worker, "lab_app.shell", command) != [0]
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_task_that_the_app_does_not_have_is_kept(start, redis, producer, pool):
     worker = start(CELERY_METAL_POOL=pool).ready()

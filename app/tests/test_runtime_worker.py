@@ -129,6 +129,25 @@ def test_children_have_neither_the_watch_nor_the_way_to_systemd(start, producer)
     assert len(os.listdir(f"/proc/{worker.pid}/task")) > 1
 
 
+@pytest.mark.oldest
+def test_a_worker_whose_socket_is_closed_speaks_on_and_its_tasks_do_not(start, producer):
+    """As the unit closes it, once the worker is ready."""
+    worker = start(fresh=True, LAB_WITHOUT_CAPABILITIES="1").ready()
+    path = worker.environ["NOTIFY_SOCKET"]
+    forged = ("lab_app.notify", path, "STOPPING=1")
+    assert producer.answers(worker, *forged) == [None]
+    worker.expect("STOPPING=1")
+    begun = time.monotonic()
+    Path(path).chmod(0)
+    assert producer.answers(worker, *forged, times=9) == ["PermissionError"] * 9
+    worker.systemd.wait_for("0 busy, 10 done", since=begun)
+    assert worker.systemd.since(begun, "STOPPING=1") == []
+    # Restarted in place, it cannot connect; systemd starts another.
+    worker.process.send_signal(signal.SIGHUP)
+    assert worker.process.wait(PATIENCE) == 75
+    assert "restarted in place, it cannot report to systemd" in worker.log
+
+
 def test_a_busy_worker_keeps_its_watchdog(start, producer):
     watched = {"CELERY_METAL_WATCHDOG_SECONDS": "2"}
     prefork, solo = start(**watched), start(CELERY_METAL_POOL="solo", CONCURRENCY="1", **watched)

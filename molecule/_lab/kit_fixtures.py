@@ -200,8 +200,9 @@ class Kit:
     def services(self, host: str) -> set[str]:
         """The services of workers and Redis that are active on a host."""
         states = self.lab.properties(host, "celery-*.service", "ActiveState")
-        # That of the firewall only loads rules: it has no process.
-        states.pop("celery-firewall.service", None)
+        # These two only load rules: they have no process.
+        for unit in ("celery-firewall.service", "celery-egress.service"):
+            states.pop(unit, None)
         return {unit for unit, state in states.items() if state == "active"}
 
     def main_process(self, host: str, container: str) -> int:

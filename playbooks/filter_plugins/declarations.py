@@ -117,6 +117,12 @@ EXTERNAL = re.compile(
     r"\?master_name=[\w.-]+(?:&sentinel_auth=(?:yes|no))?",
     re.ASCII,
 )
+# Bits of celery_worker_subnet.
+SUBNET_LARGEST, SUBNET_SMALLEST = 16, 28
+PRIVATE = [
+    ipaddress.IPv4Network(one)
+    for one in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
+]
 # Of redis_tls_files.
 TLS_FILES = ("ca", "server", "worker")
 # Hosts of a group that a message names.
@@ -353,7 +359,9 @@ def declaration_problems(
     problems += redis_problems(values.get("redis_extra_config", {}))
     problems += user_problems(values.get("redis_user_rules", {}))
     problems += ship_problems(values.get("redis_backup_ship_to", ""), variables.get("groups", {}))
-    problems += source_problems(values.get("redis_allowed_sources", []))
+    problems += network_problems(values, "redis_allowed_sources")
+    problems += network_problems(values, "celery_worker_egress", ("any",))
+    problems += subnet_problems(values.get("celery_worker_subnet"))
     problems += external_problems(values)
     certificates = values.get("podman_host_ca_certificates", [])
     if isinstance(certificates, list) and all(isinstance(one, str) for one in certificates):
@@ -559,28 +567,51 @@ def user_problems(rules: Any) -> list[str]:
     return problems
 
 
-def source_problems(sources: Any) -> list[str]:
-    """What is wrong with redis_allowed_sources, of which nft would take names, and guess masks."""
+def network_problems(
+    values: Mapping[str, Any], name: str, words: tuple[str, ...] = ()
+) -> list[str]:
+    """What is wrong with a list of networks, of which nft would take names, and guess masks.
+
+    :param words: what may be in it besides.
+    """
     problems = []
-    texts = sources if isinstance(sources, list) else []
-    for place, source in enumerate(texts):
-        where = f"redis_allowed_sources[{place}] is {shown(source)}"
-        if not isinstance(source, str) or CONTROL.search(source):
-            continue  # said already
+    texts = values.get(name, [])
+    for place, source in enumerate(texts if isinstance(texts, list) else []):
+        where = f"{name}[{place}] is {shown(source)}"
+        if not isinstance(source, str) or CONTROL.search(source) or source in words:
+            continue  # said already, or right
         try:
             network = ipaddress.ip_network(source, strict=False)
         except ValueError:
             network = None
         if network is None or "%" in source:
+            besides = f", or {' or '.join(words)}" if words else ""
             problems.append(
                 f"{where}, which is no address and no network: write such as 10.0.0.7, "
-                "10.1.0.0/16 or fd00::/64"
+                f"10.1.0.0/16 or fd00::/64{besides}"
             )
         elif "/" in source and ipaddress.ip_interface(source).ip != network.network_address:
             problems.append(
                 f"{where}, which is an address in the network {network}: write one of the two"
             )
     return problems
+
+
+def subnet_problems(subnet: Any) -> list[str]:
+    """What is wrong with celery_worker_subnet."""
+    if not isinstance(subnet, str) or CONTROL.search(subnet):
+        return []  # not there, or said already
+    try:
+        network = ipaddress.IPv4Network(subnet)
+    except ValueError:
+        network = None
+    sized = network and SUBNET_LARGEST <= network.prefixlen <= SUBNET_SMALLEST
+    if network and sized and any(map(network.subnet_of, PRIVATE)):
+        return []
+    return [
+        f"celery_worker_subnet is {shown(subnet)}, which is no private IPv4 network of 16 to "
+        "65536 addresses: write such as 10.87.0.0/24"
+    ]
 
 
 def ship_problems(target: Any, groups: Mapping[str, Any]) -> list[str]:

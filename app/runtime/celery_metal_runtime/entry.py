@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from celery_metal_runtime.broker import configure
 from celery_metal_runtime.notify import line
-from celery_metal_runtime.safety import make_safe, offer_children
+from celery_metal_runtime.safety import close_memory, make_safe, prepare_children
 from celery_metal_runtime.settings import (
     EX_USAGE,
     UsageError,
@@ -73,6 +73,7 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     export_secrets(os.environ)
     if command[0] not in ("worker", "beat"):
         _start(app_name, _load_after_patching(app_name, "prefork"), command)
+    close_memory()
     # The kernel ignores SIGTERM for a PID 1 without a handler; Celery sets its own when it starts.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if command[0] == "beat":
@@ -90,7 +91,7 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     if order.pool == "prefork":
         # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
         put(app, worker_pool="prefork")
-        offer_children()
+        prepare_children()
     _install_health(app, order)
     with _blaming(app_name):  # it loads the modules of its tasks only now
         _start(app_name, app, ["worker", *_worker_options(order, sizing), *command[1:]])

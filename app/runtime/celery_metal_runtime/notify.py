@@ -9,6 +9,7 @@ from typing import Any
 
 VARIABLE = "NOTIFY_SOCKET"
 SEND_SECONDS = 1.0
+EX_TEMPFAIL = 75
 STDERR = 2
 
 
@@ -33,25 +34,38 @@ def line(error: Exception) -> str:
 
 
 class Notifier:
-    """Tells systemd how this process is; silent without NOTIFY_SOCKET and in forked children."""
+    """Tells systemd how this process is; silent without NOTIFY_SOCKET and in forked children.
+
+    It connects once: the unit closes the socket's path as soon as the worker is ready, so that only
+    this process can speak for the worker. SystemExit where the path is closed already.
+    """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         # Taken out, so that neither pool children nor what tasks start can speak for the worker.
         self._given = environ.pop(VARIABLE, "")
+        if not self._given:
+            return
         # A leading @ means Linux's abstract namespace, which the kernel marks by a zero byte.
-        self._address = "\0" + self._given[1:] if self._given.startswith("@") else self._given
-        self._pid = os.getpid()
-        if self._given:
-            family, kind = unpatched("socket", "AF_UNIX"), unpatched("socket", "SOCK_DGRAM")
-            self._socket = unpatched("socket", "socket")(family, kind)
-            self._socket.settimeout(SEND_SECONDS)
+        address = "\0" + self._given[1:] if self._given.startswith("@") else self._given
+        family, kind = unpatched("socket", "AF_UNIX"), unpatched("socket", "SOCK_DGRAM")
+        self._socket = unpatched("socket", "socket")(family, kind)
+        self._socket.settimeout(SEND_SECONDS)
+        try:
+            self._socket.connect(address)
+        except PermissionError:
+            # SIGHUP, in a container that was ready before.
+            say("restarted in place, it cannot report to systemd: it ends, and another is started")
+            raise SystemExit(EX_TEMPFAIL) from None
+        except OSError:  # nobody listens
+            self._socket.close()
+        os.register_at_fork(after_in_child=self._socket.close)
 
     def send(self, *lines: str) -> None:
         """Send assignments such as READY=1 as one message; a lost one is no error."""
-        if not self._given or os.getpid() != self._pid:
+        if not self._given:
             return
         with suppress(OSError):
-            self._socket.sendto("\n".join(lines).encode(), self._address)
+            self._socket.send("\n".join(lines).encode())
 
     def give_back(self, environ: MutableMapping[str, str]) -> None:
         """Restore the variable, for the Celery that SIGHUP executes in this one's place."""

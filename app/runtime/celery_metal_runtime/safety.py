@@ -1,5 +1,6 @@
 """What keeps tasks from being lost: a worker's defaults, which an app's own settings replace."""
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ QUEUE_ORDER = "CELERY_METAL_QUEUE_ORDER"
 # Of 1000: enough to be chosen before the main process, whatever the two have used.
 SCORE = "500"
 PICKLE = frozenset({"pickle", "application/x-python-serialize"})
+PR_SET_DUMPABLE = 4
 
 
 def make_safe(
@@ -68,19 +70,35 @@ def make_safe(
     return lines + _keep_visible(app, positive(environ, VISIBILITY))
 
 
-def offer_children() -> None:
-    """Have the kernel choose a process of the pool, and not the main one, when memory runs out.
+def close_memory() -> None:
+    """Keep other processes of this user from tracing this one, and from its memory in /proc.
 
-    It ends the largest process, and what the two share counts for both. With the main process the
-    whole worker would end, and not one task.
+    What it forks inherits that, what it executes does not. Root of the host may go on tracing.
+    """
+    _set_dumpable(0)
+
+
+def prepare_children() -> None:
+    """Set up each process of the prefork pool before its first task.
+
+    The kernel shall choose it, and not the main process, when memory runs out: it ends the largest
+    process, and what the two share counts for both. With the main process the whole worker would
+    end, and not one task.
     """
     from celery import signals  # not before gevent has patched
 
-    def offer(**_: Any) -> None:
+    def prepare(**_: Any) -> None:
+        # First: what close_memory has closed in /proc is root's, and here it would be the task's.
+        _set_dumpable(1)
         with suppress(OSError):  # no /proc, or a score that is higher already
             Path("/proc/self/oom_score_adj").write_text(SCORE)
 
-    signals.worker_process_init.connect(offer, weak=False)
+    signals.worker_process_init.connect(prepare, weak=False)
+
+
+def _set_dumpable(value: int) -> None:
+    """See PR_SET_DUMPABLE in prctl(2), which does not fail with 0 and 1."""
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, value, 0, 0, 0)
 
 
 def _refuse_pickle(app: "Celery") -> None:

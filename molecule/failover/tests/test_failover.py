@@ -181,6 +181,21 @@ def test_tasks_flow_and_nothing_changes_by_a_second_run(app, kit, lab):
     assert {host: lab.invocation_ids(host, "celery*") for host in lab.hosts} == before
 
 
+def test_a_worker_beside_the_primary_reaches_it(app, kit, lab):
+    """By the address of their host, from its own network."""
+    all_follow(app, kit, lab)
+    kit.redis("red3", "config", "set", "replica-priority", "1")
+    try:
+        if (first := primary(app, lab)) != "red3":
+            lab.run(first, "systemctl restart celery-redis", timeout=120)
+        lab.wait_for(lambda: primary(app, lab) == "red3", 60, "it is the primary")
+        all_follow(app, kit, lab)
+        report = kit.smoke("red3", "celery-beside-1", "beside")["beside"]
+        assert report["missing"] == report["wrong"] == 0
+    finally:
+        kit.redis("red3", "config", "set", "replica-priority", "100")
+
+
 def test_the_status_says_who_is_the_primary_and_who_follows(app, kit, lab):
     all_follow(app, kit, lab)
     first = primary(app, lab)

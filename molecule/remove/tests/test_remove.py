@@ -57,6 +57,8 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     assert lab.run(HOST, "podman secret ls --format '{{.Name}}'").split() == ["other"]
     names = lab.run(HOST, "podman images --format '{{.Repository}}:{{.Tag}}'").split()
     assert names == ["localhost/other:1"]
+    assert lab.run(HOST, "podman network ls -q").split() == ["podman"]
+    assert "celery" not in lab.run(HOST, "nft list tables")
     left = "find /etc /run /var/lib /usr/local -xdev -name '*celery*'"
     assert lab.run(HOST, left).split() == ["/var/lib/celery-metal"]
     assert lab.run(HOST, "ls /var/lib/celery-metal").split() == ["redis"]

@@ -121,7 +121,7 @@ def test_the_plan_says_which_queues_pause_for_their_port():
 
 
 def test_all_that_the_template_sets_is_kept_from_users():
-    """But for keys that may stand several times, each with a meaning of its own."""
+    """But for keys that may stand several times, each with a meaning of its own, and TasksMax."""
     section, unkept = "", []
     for line in TEMPLATE.read_text().splitlines():
         if line.startswith("["):
@@ -131,7 +131,11 @@ def test_all_that_the_template_sets_is_kept_from_users():
             key = found.group(1)
             if key not in capacity.QUADLET_SECTIONS[section] and not key.startswith("Exec"):
                 unkept.append(f"{section}.{key}")
-    assert sorted(set(unkept)) == ["Container.Label"]
+    assert sorted(set(unkept)) == [
+        "Container.Label",
+        "Service.IPAddressDeny",
+        "Service.TasksMax",
+    ]
 
 
 ANY = st.none() | st.booleans() | st.integers() | st.text(max_size=6)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import ipaddress
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 if TYPE_CHECKING:
-    from celery_metal_types import Plan, PlannedQueue, Units
+    from celery_metal_types import Egress, Plan, PlannedQueue, Units
 
 # A task that the drain interrupts has 3 s for its `finally`; the rest is to give it back to Redis.
 INTERRUPT_SECONDS = 10
@@ -15,11 +19,28 @@ INTERRUPT_SECONDS = 10
 PODMAN_SECONDS = 15
 # For a task that Beat is sending when it is told to stop, with a Redis that is slow.
 SEND_SECONDS = 10
+# Conmon, Podman while it starts the container, and the main process with its threads.
+OWN_TASKS = 256
+# Processes and threads of a process that runs tasks: a browser, or a library that starts a few
+# threads for each CPU of the host.
+PROCESS_TASKS = 128
+CPU_TASKS = 4
 # Celery's default for Redis.
 LEAST_VISIBILITY_SECONDS = 3600
 
 QUADLETS = "/etc/containers/systemd/celery-metal"
 UNITS = "/etc/systemd/system"
+
+# The workers' own network in Podman, and its bridge.
+NETWORK, BRIDGE = "celery-metal", "celery0"
+EGRESS = (
+    # As "podman network create --disable-dns --opt isolate=strict" writes it, without a run of
+    # Podman. Strict isolation keeps containers of other networks apart.
+    f"/etc/containers/networks/{NETWORK}.json",
+    "/etc/celery-metal/egress.nft",
+    f"{UNITS}/celery-egress.service",
+    f"{UNITS}/nftables.service.d/celery-egress.conf",
+)
 
 # What opens Redis, to its name in the container, where the runtime looks for it.
 BROKER_TARGETS = {
@@ -90,6 +111,20 @@ def drain_chain(drain_seconds: int) -> dict[str, int]:
     return {"stop_timeout": stop, "timeout_stop_seconds": stop + PODMAN_SECONDS}
 
 
+def tasks_limit(processes: int, threads: int, vcpus: int) -> dict[str, Any]:
+    """``TasksMax`` of a unit, above what apps need and below what harms the host, and its reason.
+
+    >>> tasks_limit(2, 0, 4)["most"], tasks_limit(2, 0, 64)["most"], tasks_limit(1, 50, 4)["most"]
+    (512, 768, 434)
+    """
+    each = max(PROCESS_TASKS, CPU_TASKS * vcpus)
+    return {
+        "most": OWN_TASKS + processes * each + threads,
+        "reason": f"{OWN_TASKS} + {processes} x {each} processes and threads"
+        + (f" + {threads} of the pool" if threads else ""),
+    }
+
+
 def visibility_seconds(drains: list[int]) -> int:
     """Celery's visibility timeout for all workers of a Redis, from how long tasks may take.
 
@@ -117,6 +152,64 @@ def of_the_app(queue: PlannedQueue | None, context: dict[str, Any]) -> dict[str,
         "environment": {**context["environment"], **(queue["environment"] if queue else {})},
         "secrets": {name: secrets[name] for name in sorted(names)},
         "secrets_exported": [name for name in sorted(names) if name in exported],
+    }
+
+
+def endpoints(url: str) -> tuple[list[str], list[int]]:
+    """The addresses and the ports in a broker's URL; a name in it is no address.
+
+    >>> endpoints("sentinels://worker@10.0.0.7:26379,[fd00::1]:26379,redis1/0?master_name=celery")
+    (['10.0.0.7', 'fd00::1'], [6379, 26379])
+    >>> endpoints("redis+socket://worker@/run/redis/redis.sock?virtual_host=0")
+    ([], [])
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "redis+socket":
+        return [], []
+    hosts, ports = [], {6379}
+    for one in re.split("[/?]", rest)[0].rpartition("@")[2].split(","):
+        found = re.fullmatch(r"\[?(.*?)\]?(?::([0-9]+))?", one)
+        with suppress(ValueError):
+            hosts.append(str(ipaddress.ip_address(found[1] if found else "")))
+        if found and found[2]:
+            ports.add(int(found[2]))
+    return hosts, sorted(ports)
+
+
+def egress_rules(egress: list[str], subnet: str, broker_url: str, broker_port: int) -> Egress:
+    """What the templates of the workers' network need to know.
+
+    :param egress: addresses and networks that workers may connect to, and ``any`` for all but
+        their host and its containers.
+    :param subnet: the network that workers have their addresses from.
+    :param broker_url: where Redis, or its Sentinels, are; they may be on this host.
+    :param broker_port: that of a Redis that Sentinels name.
+    """
+    hosts, ports = endpoints(broker_url)
+    listed = [one for one in egress if one != "any"]
+    return {
+        "network": NETWORK,
+        # Podman's own are random.
+        "id": hashlib.sha256(NETWORK.encode()).hexdigest(),
+        "gateway": str(ipaddress.ip_network(subnet)[1]),
+        "bridge": BRIDGE,
+        "subnet": subnet,
+        "any": "any" in egress,
+        "listed": _by_version(listed),
+        "brokers": _by_version(hosts),
+        "ports": sorted({*ports, broker_port}) if hosts else [],
+    }
+
+
+def _by_version(networks: list[str]) -> dict[int, list[str]]:
+    found = sorted({ipaddress.ip_network(one) for one in networks}, key=str)
+    return {
+        version: [
+            one.compressed.removesuffix(f"/{one.max_prefixlen}")
+            for one in found
+            if one.version == version
+        ]
+        for version in (4, 6)
     }
 
 
@@ -155,6 +248,10 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
     target = jinja.get_template(f"{UNITS[1:]}/celery-.target.j2")
     files: dict[str, str] = {}
     links: dict[str, str] = {}
+    vcpus = plan["host"]["vcpus"]
+    context["egress"] = egress_rules(
+        context["egress"], context.pop("subnet"), context["broker_url"], context.pop("broker_port")
+    )
     for queue in plan["queues"]:
         unit = f"celery-{queue['unit']}"
         files[f"{QUADLETS}/{unit}@.container"] = container.render(
@@ -162,6 +259,9 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
             **drain_chain(queue["drain_seconds"]),
             queue=queue,
             share=queue,
+            tasks=tasks_limit(
+                queue["processes"], queue["concurrency"] if queue["pool"] == "threads" else 0, vcpus
+            ),
             command="worker",
             unit=f"{unit}@",
             container=f"{unit}-%i",
@@ -178,11 +278,15 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
             **{**context, **of_the_app(None, context)},
             **drain_chain(SEND_SECONDS),
             share=beat,
+            tasks=tasks_limit(1, 0, vcpus),
             command="beat",
             unit="celery-beat",
             container="celery-beat",
             target="celery.target",
         )
+    if files and context["network"] == "bridge":
+        for path in EGRESS:
+            files[path] = jinja.get_template(f"{path[1:]}.j2").render(context)
     return {"files": files, "links": links, "needed": needed(plan)}
 
 

@@ -1,5 +1,6 @@
 """The unit files of a host's queues, rendered from a plan of the planner's."""
 
+import json
 import time
 from pathlib import Path
 
@@ -19,7 +20,10 @@ CONTEXT = {
     "broker_is_local": True,
     "broker_url": "redis+socket:///run/redis/redis.sock?virtual_host=0",
     "result_backend": "",
+    "broker_port": 6379,
     "network": "bridge",
+    "egress": ["any"],
+    "subnet": "10.87.0.0/24",
     "log_level": "info",
     "process_factor": 4,
     "watchdog_seconds": 60,
@@ -32,6 +36,16 @@ CONTEXT = {
 
 
 def units(*queues, **context):
+    """What is made of these queues, without the network of them all."""
+    made = all_units(*queues, **context)
+    return {**made, "files": without_network(made["files"])}
+
+
+def without_network(files):
+    return {path: text for path, text in files.items() if path not in celery_worker.EGRESS}
+
+
+def all_units(*queues, **context):
     host = {"name": "web1", "vcpus": 64, "memory_mb": 512000, "numa_nodes": 1}
     plan = capacity.plan(
         host, capacity.validate_queues(list(queues)), capacity.limits_from_settings({})
@@ -225,6 +239,7 @@ def test_the_container_has_no_rights_to_spare():
         "NoNewPrivileges": "true",
         "Pull": "never",
         "Notify": "true",
+        "PodmanArgs": "--ipc=private",
     }
     assert {key: found.get(key) for key in wanted} == wanted
 
@@ -334,6 +349,31 @@ def test_limits_are_the_plan_s_and_say_why():
     assert "role celery_worker" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("queue", "most", "reason"),
+    [
+        ({"concurrency": 2}, "768", "256 + 2 x 256 processes and threads"),
+        (
+            {"pool": "threads", "concurrency": 50},
+            "562",
+            "256 + 1 x 256 processes and threads + 50 of the pool",
+        ),
+        ({"quadlet": {"Service": {"TasksMax": 9000}}, "concurrency": 2}, "9000", ""),
+    ],
+)
+def test_processes_and_threads_are_limited_and_the_queue_may_say_how_many(queue, most, reason):
+    """A host of 64 vCPUs, on which libraries start as many threads in each process."""
+    text = units({"name": "a", **queue})["files"][f"{QUADLETS}/celery-a@.container"]
+    assert dict(parse(text)["Service"])["TasksMax"] == most
+    assert f"# {reason}\nTasksMax={most}" in text or not reason
+
+
+def test_the_path_to_systemd_is_closed_once_a_worker_is_ready():
+    closing = dict(container({"name": "a"})["Service"])["ExecStartPost"]
+    assert closing.startswith("-/bin/sh -c 'exec chmod 0 ")
+    assert closing.endswith("/notify/notify.sock\"'")
+
+
 def test_what_an_app_needs_reaches_its_unit():
     queue = {
         "name": "a",
@@ -377,6 +417,7 @@ def beat(*queues, **context):
     limits = capacity.limits_from_settings({"capacity_runs_beat": True})
     plan = capacity.plan(host, capacity.validate_queues(list(queues)), limits)
     made = celery_worker.worker_units(plan, TEMPLATES, **{**CONTEXT, **context})
+    made["files"] = without_network(made["files"])
     return parse(made["files"][f"{QUADLETS}/celery-beat.container"]), made
 
 
@@ -412,6 +453,89 @@ def test_beat_has_what_all_workers_have():
     assert {"LEVEL", "TEXT", "CELERY_METAL_EXPORT", "CELERY_METAL_BROKER"} < set(found)
     assert not {"CELERY_METAL_QUEUE", "CELERY_METAL_DRAIN_SECONDS"} & set(found)
     assert ("ConditionPathExists", "!/etc/celery-metal/drained") in sections["Unit"]
+
+
+# The network of workers
+
+NFT = "/etc/celery-metal/egress.nft"
+
+
+def rules(**context):
+    return all_units({"name": "a"}, **context)["files"][NFT]
+
+
+def chain(text, name):
+    """The rules of a chain, or the lines of a set."""
+    return text.partition(f"\t{name} {{\n")[2].partition("\t}\n")[0].split("\n")
+
+
+def test_workers_have_a_network_of_their_own_with_rules():
+    made = all_units({"name": "a"})["files"]
+    assert set(celery_worker.EGRESS) < set(made)
+    sections = parse(made[f"{QUADLETS}/celery-a@.container"])
+    assert ("Wants", "celery-egress.service") in sections["Unit"]
+    assert ("After", "celery-egress.service") in sections["Unit"]
+    assert dict(sections["Container"])["Network"] == "celery-metal"
+    assert dict(sections["Service"])["ExecStartPre"] == f"/usr/sbin/nft -f {NFT}"
+    network = json.loads(made["/etc/containers/networks/celery-metal.json"])
+    assert network["subnets"] == [{"subnet": "10.87.0.0/24", "gateway": "10.87.0.1"}]
+    assert (network["name"], network["network_interface"]) == ("celery-metal", "celery0")
+    assert 'iifname "celery0" jump to_the_host' in made[NFT]
+    assert "ip saddr 10.87.0.0/24 ip daddr { 10.87.0.0/24, 224.0.0.0/4, " in made[NFT]
+    assert dict(sections["Service"])["IPAddressDeny"] == "fe80::/10"
+
+
+@pytest.mark.parametrize("network", ["host", "none", "podman", "mine:ip=10.1.0.9"])
+def test_another_network_is_the_user_s_and_has_no_rules(network):
+    made = all_units({"name": "a"}, network=network)["files"]
+    assert not set(celery_worker.EGRESS) & set(made)
+    text = made[f"{QUADLETS}/celery-a@.container"]
+    assert ("Network", network) in parse(text)["Container"]
+    assert "egress" not in text
+
+
+def test_rules_admit_redis_and_what_is_listed():
+    url = "sentinels://worker@10.0.0.7:26379,10.0.0.8:26379/0?master_name=celery&replicas=1"
+    text = rules(broker_url=url, egress=["10.1.0.0/16", "fd00::7"])
+    assert "\t\telements = { 10.0.0.7, 10.0.0.8 }" in chain(text, "set brokers4")
+    assert "\t\telements = { 10.1.0.0/16 }" in chain(text, "set listed4")
+    assert "\t\telements = { fd00::7 }" in chain(text, "set listed6")
+    assert "\t\tip daddr @brokers4 tcp dport { 6379, 26379 } accept" in chain(
+        text, "chain admitted"
+    )
+    for name in ("to_the_host", "to_the_network"):
+        found = chain(text, f"chain {name}")
+        assert found[0] == "\t\tjump admitted"
+        assert found[-2] == "\t\tjump refused"
+        # Not even names are resolved but by what is listed.
+        assert not any("dport" in line or "dnat" in line for line in found)
+
+
+def test_rules_of_any_leave_out_the_host_and_its_containers():
+    text = rules(egress=["any"])
+    assert chain(text, "chain to_the_host")[-2] == "\t\tjump refused"
+    assert any("th dport 53 accept" in line for line in chain(text, "chain to_the_host"))
+    assert chain(text, "chain to_the_network")[-2] == "\t\tct status dnat jump refused"
+    assert "elements" not in text
+    # A Redis that a socket leads to has no port.
+    assert "@brokers4" not in text
+
+
+def test_a_change_of_the_rules_restarts_no_worker():
+    before, after = (all_units({"name": "a"}, egress=one)["files"] for one in (["any"], []))
+    assert [path for path in before if before[path] != after[path]] == [NFT]
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("redis://worker@10.0.0.7:6380/0", (["10.0.0.7"], [6379, 6380])),
+        ("rediss://[fd00::1]/0", (["fd00::1"], [6379])),
+        ("rediss://worker@redis.example:6390", ([], [6379, 6390])),
+    ],
+)
+def test_where_redis_is(url, found):
+    assert celery_worker.endpoints(url) == found
 
 
 # Names that units must not misread

@@ -183,7 +183,8 @@ def shown(units: Iterable[str]) -> dict[str, dict[str, str]]:
         return {}
     properties = "Id,ActiveState,SubState,StatusText,Result,ExecMainStatus"
     blocks = run("systemctl", "show", "-p", properties, "--", *names).stdout.strip().split("\n\n")
-    found = [dict(line.split("=", 1) for line in one.splitlines() if "=" in line) for one in blocks]
+    # Not by splitlines(): a worker's status may hold what else ends a line, and forge an Id.
+    found = [dict(line.split("=", 1) for line in one.split("\n") if "=" in line) for one in blocks]
     return {one["Id"]: one for one in found if "Id" in one}
 
 
@@ -197,7 +198,7 @@ def waiting_for_redis(units: Iterable[str], seconds: int = REDIS_SECONDS) -> dic
     waiting, longest = {}, 0
     for name, one in shown(units).items():
         text = one.get("StatusText", "")
-        found = re.search(r": waiting for the broker since (\d+) s", text)
+        found = re.search(r": waiting for the broker since ([0-9]{1,9}) s", text)
         if found and one["ActiveState"] == "activating":
             waiting[name] = text
             longest = max(longest, int(found.group(1)))

@@ -54,6 +54,7 @@ MARKER = Path("/etc/celery-metal/drained")
 PLAN = Path("/etc/celery-metal/plan.json")
 PROPERTIES = "Id,LoadState,ActiveState,SubState,StatusText,NRestarts,StateChangeTimestamp"
 VERSION_LENGTH = 20
+MOST_SAID = 200
 
 
 def output(*argv: str) -> str:
@@ -68,7 +69,8 @@ def blocks(shown: str) -> list[dict[str, str]]:
     """The properties of each unit that ``systemctl show`` prints, a unit once."""
     found = {}
     for block in shown.strip().split("\n\n"):
-        one = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        # Not by splitlines(): a worker's status may hold what else ends a line, and forge an Id.
+        one = dict(line.split("=", 1) for line in block.split("\n") if "=" in line)
         if "Id" in one:
             found[one["Id"]] = one
     return list(found.values())
@@ -82,10 +84,13 @@ def numbers(text: str) -> dict[str, int]:
     >>> numbers("a: 1 thread, 0 busy, 7 done, 2 refused")
     {'concurrency': 1, 'busy': 0, 'done': 7}
     """
+    count = r"([0-9]{1,12})"  # a task may send anything, and int() refuses 5000 digits
     words = r"(?:processe?s?|threads?|greenlets?)"
-    if found := re.search(rf": (\d+) {words}, (\d+) busy, (\d+) done(?:, \d+ refused)?$", text):
+    if found := re.search(
+        rf": {count} {words}, {count} busy, {count} done(?:, \d+ refused)?$", text
+    ):
         return dict(zip(("concurrency", "busy", "done"), map(int, found.groups()), strict=True))
-    found = re.search(r": draining, (\d+) busy$", text)
+    found = re.search(rf": draining, {count} busy$", text)
     return {"busy": int(found.group(1))} if found else {}
 
 
@@ -159,7 +164,8 @@ def row(
 
 def schedule(unit: dict[str, str], drained: bool) -> str:
     """What Beat says of itself, or else the state of its unit."""
-    said, now = unit.get("StatusText", ""), state(unit, drained)
+    said, now = unit.get("StatusText", "")[:MOST_SAID], state(unit, drained)
+    said = "".join(char if char.isprintable() else "?" for char in said)
     return said.removeprefix("schedule: ") if said and now in ("active", "no broker") else now
 
 

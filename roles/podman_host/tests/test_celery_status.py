@@ -58,6 +58,18 @@ def test_a_row_of_each_unit():
     }
 
 
+def test_a_status_that_a_task_has_sent_changes_no_row():
+    for text in (f": {'9' * 5000} processes, 0 busy, 0 done", f": draining, {'9' * 5000} busy"):
+        assert celery_status.numbers(text) == {}
+    shown = SHOWN.replace("mail: 4 processes", "\u2028Id=celery-x@1.service\x0bNRestarts=0\r")
+    assert [one["Id"] for one in celery_status.blocks(shown)] == [
+        "celery-mail@1.service",
+        "celery-a_2fb@9.service",
+    ]
+    unit = {"ActiveState": "active", "StatusText": f"schedule: \x1b[2J{'x' * 900}"}
+    assert celery_status.schedule(unit, False) == f"?[2J{'x' * 186}"
+
+
 def test_a_unit_that_is_asked_for_twice_is_one():
     assert [one["Id"] for one in celery_status.blocks(SHOWN)] == [
         "celery-mail@1.service",

@@ -1,0 +1,121 @@
+"""What code in a worker's container reaches: Redis, the network, and neither host nor neighbour."""
+
+import json
+
+import pytest
+from producers import BROKER, WORKER
+
+SELF, NEIGHBOUR = "celery-add_queue-1", "celery-long-1"
+PORT = 8000
+EXECUTE = f"podman exec -i {SELF} python3 -"
+# Both versions of IP; what is refused says so, and what is dropped is waited for.
+LISTEN = f"""
+import socket
+server = socket.create_server(("", {PORT}), family=socket.AF_INET6, dualstack_ipv6=True)
+while True:
+    server.accept()[0].close()
+"""
+CONNECT = """
+import json, socket
+def reached(where):
+    try:
+        found = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0]
+        with socket.socket(found[0]) as client:
+            client.settimeout(3)
+            client.connect(found[4])
+        return True
+    except OSError:
+        return False
+print(json.dumps({name: reached(where) for name, where in TARGETS.items()}))
+"""
+FORGE = """
+import socket
+for line in ("WATCHDOG=trigger", "STOPPING=1", "STATUS=add_queue: forged"):
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            client.sendto(line.encode(), "/run/notify/notify.sock")
+    except PermissionError:
+        print("refused")
+try:
+    open("/proc/1/mem", "rb")
+except PermissionError:
+    print("refused")
+"""
+
+
+@pytest.fixture
+def reached(lab):
+    """What code in a worker's container can connect to."""
+    address = "podman inspect -f '{{range .NetworkSettings.Networks}}{{.%s}}{{end}}' " + NEIGHBOUR
+    neighbour, gateway = (
+        lab.run(WORKER, address % key).strip() for key in ("IPAddress", "Gateway")
+    )
+    lab.run(WORKER, f"podman exec -i -d {NEIGHBOUR} python3 -c '{LISTEN}'")
+    raw = lab.run(WORKER, f"podman exec {NEIGHBOUR} grep eth0 /proc/net/if_inet6").split()[0]
+    linked = ":".join(raw[begin : begin + 4] for begin in range(0, 32, 4)) + "%eth0"
+    targets = {
+        "Redis": (lab.address(BROKER), 6379),
+        "SSH of another host": (lab.address(BROKER), 22),
+        "SSH of its host": (lab.address(WORKER), 22),
+        "SSH by the bridge": (gateway, 22),
+        "neighbour": (neighbour, PORT),
+        "neighbour by IPv6": (linked, PORT),
+    }
+    at_host = f"timeout 3 bash -c 'exec 3<>/dev/tcp/{neighbour}/{PORT}'"
+    lab.wait_for(lambda: lab.succeeds(WORKER, at_host), 30, "the neighbour listens", host=WORKER)
+    program = f"TARGETS = {targets!r}\n{CONNECT}"
+
+    def look():
+        seen = json.loads(lab.run(WORKER, EXECUTE, stdin=program))
+        assert seen.keys() == targets.keys()
+        return {name for name, was in seen.items() if was}
+
+    return look
+
+
+def test_a_worker_s_network_is_redis_and_what_is_outside(kit, lab, reached):
+    assert reached() == {"Redis", "SSH of another host"}
+    before = lab.invocation_ids(WORKER, "celery-*@*.service")
+    kit.play(celery_worker_egress=[])
+    assert reached() == {"Redis"}
+    kit.play(celery_worker_egress=[lab.address(WORKER)])
+    assert reached() == {"Redis", "SSH of its host"}
+    # Rules change, and no worker restarts.
+    assert kit.smoke(WORKER, SELF, "add_queue")["add_queue"]["missing"] == 0
+    assert kit.play().changed == {BROKER: 0, WORKER: 2}
+    assert reached() == {"Redis", "SSH of another host"}
+    assert lab.invocation_ids(WORKER, "celery-*@*.service") == before
+
+
+def test_rules_that_are_gone_come_back(lab, reached):
+    lab.run(WORKER, "nft delete table inet celery_egress")
+    assert "SSH of its host" in reached()
+    lab.run(WORKER, "systemctl reload celery-egress")
+    assert reached() == {"Redis", "SSH of another host"}
+    # It removes all rules, also Podman's own.
+    lab.run(WORKER, "systemctl restart nftables && podman network reload --all")
+    assert reached() == {"Redis", "SSH of another host"}
+    lab.run(WORKER, "nft flush ruleset; systemctl restart celery-long@1")
+    assert lab.succeeds(WORKER, "nft list table inet celery_egress")
+    lab.run(WORKER, "systemctl stop nftables; podman network reload --all")
+
+
+def test_a_worker_s_container_speaks_for_no_worker(kit, lab):
+    unit = "celery-add_queue@1.service"
+    before = lab.invocation_ids(WORKER, unit)
+    assert lab.run(WORKER, EXECUTE, stdin=FORGE).split() == ["refused"] * 4
+    # The runtime itself goes on.
+    shown = lab.show(WORKER, unit, "StatusText")
+    kit.smoke(WORKER, SELF, "add_queue")
+    lab.wait_for(
+        lambda: lab.show(WORKER, unit, "StatusText") not in ("", shown),
+        30,
+        "a new status",
+        host=WORKER,
+        unit=unit,
+    )
+    assert "forged" not in lab.show(WORKER, unit, "StatusText")
+    assert lab.invocation_ids(WORKER, unit) == before
+    limits = lab.run(WORKER, f"systemctl show -p TasksMax {unit}; podman inspect {SELF}")
+    assert "TasksMax=512" in limits
+    assert '"IpcMode": "private"' in limits
