@@ -303,6 +303,7 @@ BAD_VARIABLES = {
     "redis_user_rules: {worker: '+get >mine'}": (
         'redis_user_rules[worker] is "+get >mine": write rights in the words of Redis'
     ),
+    "redis_control_users: [worker]": "write producer, monitor, both, or none of them",
     "redis_key_prefixes: ['shop*']": "write the global_keyprefix of an app, such as shop:",
     "redis_backup_calendar: 100%": 'is "100%", which cannot be used: write it as systemd does',
     "redis_backup_keep_at_least: 0": "redis_backup_keep_at_least is 0: it must be a whole",

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -47,10 +47,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def acl() -> str:
-    """The kit's users in Redis's own form, all with one password."""
+def acl(control: Iterable[str] = ("producer",)) -> str:
+    """The kit's users in Redis's own form, all with one password.
+
+    `control`: the users that may control workers.
+    """
     digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
-    text = user_rules(USERS.read_text(), [])
+    text = user_rules(USERS.read_text(), [], control)
     rules = re.sub(r"^\s*#.*$", "", text, flags=re.M)
     users = [one.split() for one in rules.split("\nuser ")[1:]]
     text = "".join(f"user {name} on #{digest} {' '.join(rights)}\n" for name, *rights in users)
@@ -313,10 +316,14 @@ def run(
 
 
 class Producer:
-    """Sends tasks by name, as a program that has nothing but the deployment's broker."""
+    """Sends tasks by name, as a program that has nothing but the deployment's broker.
+
+    `monitor` asks workers, and `operator` controls them, as a command in a worker's container.
+    """
 
     def __init__(self, server: Redis) -> None:
-        self.app, self.monitor = (self._app_of(user, server) for user in ("producer", "monitor"))
+        users = ("producer", "monitor", "worker")
+        self.app, self.monitor, self.operator = (self._app_of(user, server) for user in users)
 
     @staticmethod
     def _app_of(user: str, server: Redis) -> Celery:
@@ -332,7 +339,7 @@ class Producer:
     def command(self, worker: Worker, name: str, **arguments: object) -> None:
         """Have the worker's loop run a remote control command, which may never answer."""
         # READY is for tasks; commands are heard a moment later.
-        control = self.monitor.control
+        control = self.operator.control
         wait_until(lambda: control.ping([worker.node], timeout=0.5), "ping is answered")
         control.broadcast(name, arguments=arguments, destination=[worker.node])
 

@@ -52,6 +52,17 @@ def test_a_producer_makes_no_list_of_a_result_and_no_result_of_a_queue(redis):
         assert allowed(redis, "producer", queue) == {"lpush", "llen"}
 
 
+@pytest.mark.oldest
+@pytest.mark.parametrize("key", [*OWN, *RESULTS, *QUEUES, "_kombu.binding.mail", "celeryev.mail"])
+def test_a_monitor_only_reads_lengths_of_what_is_not_its_own(redis, key):
+    own = {
+        "unacked_mutex": {"set", "get", "del"},
+        "unacked_index": {"zrange", "zrevrangebyscore"},
+        "celery-metal.nodes": {"hgetall"},
+    }
+    assert allowed(redis, "monitor", key) == {"llen"} | own.get(key, set())
+
+
 # Older kombu sends no PEXPIRE for a producer.
 def test_an_expiring_queue_needs_the_documented_right(own_redis):
     rights = re.search(r"^  producer: (\(~reports.*)$", DOCUMENT.read_text(), re.M)[1]

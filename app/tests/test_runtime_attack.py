@@ -97,13 +97,16 @@ def test_no_task_message_ends_a_worker_or_stops_its_queue(start, redis, producer
 def test_no_remote_control_ends_a_worker(start, own_redis, tmp_path, pool):
     producer = Producer(own_redis)
     worker = start(server=own_redis, CELERY_METAL_POOL=pool).ready()
-    ping = producer.monitor.control.ping
-    wait_until(lambda: ping([worker.node], timeout=0.5), "ping is answered")
+    pings = [one.control.ping for one in (producer.operator, producer.monitor)]
+    for ping in pings:
+        wait_until(lambda ping=ping: ping([worker.node], timeout=0.5), "ping is answered")
     for one in commands(SEED, 200 * TIMES):
         own_redis.client.publish("/0.celery.pidbox", one)
+        own_redis.client.publish("/0.celery-inspect.pidbox", one)
     assert good_task_is_done(producer, worker, tmp_path) < LONGEST
     works_as_before(producer, worker, tmp_path, 2)
-    wait_until(lambda: ping([worker.node], timeout=0.5), "ping is answered as before")
+    for ping in pings:
+        wait_until(lambda ping=ping: ping([worker.node], timeout=0.5), "ping is answered as before")
     wait_until(lambda: "refused" in worker.systemd.lines("STATUS=")[-1], "they are counted")
     said = [line for line in worker.log.splitlines() if "celery-metal: dropped a " in line]
     assert 0 < len(said) == len(set(said)) <= 20
@@ -112,7 +115,7 @@ def test_no_remote_control_ends_a_worker(start, own_redis, tmp_path, pool):
 
 def test_what_a_remote_control_answers_goes_to_who_asked(start, own_redis):
     worker = start(server=own_redis).ready()
-    ping = Producer(own_redis).monitor.control.ping
+    ping = Producer(own_redis).operator.control.ping
     wait_until(lambda: ping([worker.node], timeout=0.5), "ping is answered")
     answer_to = {"exchange": "", "routing_key": "celery-metal.nodes-2"}
     for to in (answer_to, answer_to | {"exchange": "reply.celery.pidbox"}):
@@ -315,7 +318,7 @@ def test_what_cannot_go_back_to_its_queue_becomes_a_dead_letter(start, redis, pr
 def test_no_clock_and_no_name_of_a_queue_in_a_command_does_harm(start, own_redis, tmp_path):
     producer = Producer(own_redis)
     worker = start(server=own_redis).ready()
-    control = producer.monitor.control
+    control = producer.operator.control
     wait_until(lambda: control.ping([worker.node], timeout=0.5), "ping is answered")
     for clock in (2**53, 10**300, -5):
         body = {"method": "ping", "arguments": {}, "destination": None}

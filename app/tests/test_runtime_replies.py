@@ -69,7 +69,7 @@ def test_nothing_that_a_worker_tells_holds_its_password(server, start):
     kind, one, environ = server
     worker = start("worker", "-E", server=one, CELERY_METAL_LOGLEVEL="debug", **environ).ready()
     producer = Producer(one)
-    control = producer.monitor.control
+    control = producer.operator.control
     wait_until(lambda: control.ping([worker.node], timeout=0.5), "ping is answered")
     told = {}
     for name in INSPECT:

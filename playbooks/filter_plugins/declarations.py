@@ -85,6 +85,7 @@ FORMS = {
         r"(?a:\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)",
         "write an address or a name, such as 10.0.0.7",
     ),
+    "redis_control_users": ("producer|monitor", "write producer, monitor, both, or none of them"),
     "redis_external_accept": (
         "appendfsync|authentication|eviction|info|permissions|persistence|replicas",
         "write some of appendfsync, authentication, eviction, info, permissions, persistence, "

@@ -39,6 +39,11 @@ CELERYS_BROKER_VARIABLES = (
 )
 CELERYS_RESULT_VARIABLES = ("RESULT_BACKEND", "CELERY_RESULT_BACKEND")
 
+#: Celery's control_exchange for clients that only ask: see `questions`.
+QUESTIONS, CONTROL = "celery-inspect", "celery"
+#: The users that may not do more: of the whole Redis, and of one app.
+MONITOR, MONITORS = "monitor", "-monitor"
+
 CONNECT_SECONDS = 5
 # Without it a publish on a connection that died silently waits for ever.
 SOCKET_SECONDS = 15
@@ -89,6 +94,7 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
         from celery_metal_runtime import sentinels  # not before gevent has patched
 
         sentinels.install()
+    _choose_exchange(app)
     _set_service_defaults(app)
 
 
@@ -107,6 +113,19 @@ def client_of(channel: Any) -> "Redis":
 def is_wrong_type(error: Exception) -> bool:
     """Whether Redis has refused because a key holds another kind of value; redis-py 8 cuts it."""
     return "kind of value" in str(error)
+
+
+def _choose_exchange(app: "Celery") -> None:
+    """Have a user that may only ask use the exchange of questions; and nobody else.
+
+    The app of a worker may be that of such a program, too.
+    """
+    user = unquote(urlsplit((app.conf.broker_read_url or "").partition(";")[0]).username or "")
+    if user == MONITOR or user.endswith(MONITORS):
+        if not is_set(app, "control_exchange"):
+            put(app, control_exchange=QUESTIONS)
+    elif app.conf.control_exchange == QUESTIONS:
+        put(app, control_exchange=CONTROL)
 
 
 def _set_service_defaults(app: "Celery") -> None:

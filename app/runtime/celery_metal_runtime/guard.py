@@ -32,6 +32,7 @@ from celery_metal_runtime.messages import (
     check_task,
     limit_expansion,
 )
+from celery_metal_runtime.questions import check_question, listen_too, questions
 
 #: Errors of the broker: no message's fault. Not kombu's list, which has KeyError in it.
 BROKER_ERRORS = (
@@ -200,18 +201,39 @@ def _failing(
 
 
 def _guard_remote_control(ledger: Ledger) -> None:
-    on_message = Pidbox.on_message
+    init, on_message = Pidbox.__init__, Pidbox.on_message
+
+    def init_with_questions(self: Pidbox, consumer: Consumer) -> None:
+        init(self, consumer)
+        node = listen_too(self, lambda body, message: on_question(self, node, body, message))
+
+    def check(node: Any, body: Any, message: Any) -> None:
+        check_command(message.headers, body, node.handlers, node.mailbox.reply_exchange.name)
+        # An invalid clock would spread to every client, and stay.
+        clock = message.headers.get("clock") or 0
+        message.headers["clock"] = min(max(clock, 0), MOST_CLOCK)
 
     def on_checked(self: Pidbox, body: Any, message: Any) -> None:
         try:
-            replies = self.node.mailbox.reply_exchange.name
-            check_command(message.headers, body, self.node.handlers, replies)
+            check(self.node, body, message)
         except RefusedError as error:
             ledger.drop(f"dropped a control command: {error}")
         else:
-            # An invalid clock would spread to every client, and stay.
-            clock = message.headers.get("clock") or 0
-            message.headers["clock"] = min(max(clock, 0), MOST_CLOCK)
             on_message(self, body, message)
 
-    Pidbox.on_message = on_checked
+    def on_question(self: Pidbox, node: Any, body: Any, message: Any) -> None:
+        node.handlers = questions()
+        try:
+            check(node, body, message)
+            check_question(body)
+        except RefusedError as error:
+            ledger.drop(f"dropped a question: {error}")
+            return
+        self._forward_clock()
+        try:
+            node.handle_message(body, message)
+        except Exception as error:  # noqa: BLE001 - as Celery does: of the reply
+            ledger.drop(f"cannot reply to a question: {brief(error)}")
+            self.reset()
+
+    Pidbox.__init__, Pidbox.on_message = init_with_questions, on_checked

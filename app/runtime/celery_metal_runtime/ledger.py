@@ -30,6 +30,7 @@ from redis.exceptions import ResponseError
 from celery_metal_runtime.broker import client_of, is_wrong_type
 from celery_metal_runtime.messages import RefusedError, crashes_of, name_of, parse, printable
 from celery_metal_runtime.notify import line, say, unpatched
+from celery_metal_runtime.questions import load_scripts
 
 NODES = "celery-metal.nodes"
 # Dead letters of which those who wait for the result do not know yet.
@@ -169,9 +170,12 @@ class Ledger:
         The first time, what a predecessor of the same name has left goes back to the queue; what
         it has left of queues that this worker does not consume, too.
         """
+        is_connected_anew = channel is not self.channel
         self.channel = channel
         if not self._clients:
             self._clients = [client_of(channel) for _ in range(3)]
+        if is_connected_anew:
+            load_scripts(self._clients[0])
         if queue not in self._queues:
             left = [] if self._queues else self._left_queues(self._clients[0])
             for one in dict.fromkeys([queue, *left]):

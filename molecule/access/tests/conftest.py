@@ -19,6 +19,8 @@ def app_of(kit, lab, tmp_path):
         app = Celery(user, broker=url, backend=url, set_as_current=False)
         tls = tls or kit.certificates(BROKER, tmp_path, user)
         app.conf.update(broker_use_ssl=tls, redis_backend_use_ssl=tls)
+        if user == "monitor":
+            app.conf.control_exchange = "celery-inspect"
         apps.append(app)
         return app
 

@@ -46,13 +46,16 @@ def test_a_producer_can_do_all_that_celery_does_for_it(app_of, refused):
     assert refused() == []
 
 
-def test_a_monitor_sees_events_and_asks_workers(app_of, refused):
+def test_a_monitor_sees_events_and_asks_workers(app_of, lab, refused):
     app = app_of("monitor")
     nodes = {f"{queue}-1@{WORKER}" for queue in ("add_queue", "long")}
     inspect = app.control.inspect(timeout=2)
     for question in (inspect.ping, inspect.active, inspect.stats, inspect.registered):
         assert question().keys() == nodes
-    assert len(app.control.enable_events(reply=True, timeout=2)) == len(nodes)
+    app.control.shutdown()
+    assert inspect.ping().keys() == nodes
+    command = "podman exec celery-add_queue-1 python -m celery_metal_runtime control"
+    lab.run(WORKER, f"{command} enable_events")
     kinds = set()
     with app.connection() as connection:
         receiver = app.events.Receiver(connection, {"*": lambda event: kinds.add(event["type"])})
@@ -64,7 +67,7 @@ def test_a_monitor_sees_events_and_asks_workers(app_of, refused):
                 break
     assert {"task-succeeded", "worker-heartbeat"} <= kinds
     assert done.get(timeout=PATIENCE) == 2
-    app.control.disable_events()
+    lab.run(WORKER, f"{command} disable_events")
     assert refused() == []
 
 
@@ -116,6 +119,8 @@ FOR_NO_MONITOR = (
         ("psubscribe", "*"),
     ),
     *(("publish", "celery-task-meta-x", "forged"), ("hset", "celery-metal.nodes", "a", "b")),
+    *(("script", "load", "return 1"), ("publish", "/0.celery.pidbox", "null")),
+    *(("sadd", "_kombu.binding.add_queue", "x"), ("del", "_kombu.binding.add_queue")),
 )
 
 

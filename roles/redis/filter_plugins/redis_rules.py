@@ -36,6 +36,8 @@ def elements(
 RESERVED = ("_kombu.", "celery-metal.", "celery-task-meta-", "celery-taskset-meta-", "unacked")
 # In users.acl, each word with one of these becomes several.
 QUEUES, PREFIX = "<queues>", "<prefix>"
+# A selector after it is for users that may control workers.
+CONTROL = "<control>"
 
 
 def complement(words: Iterable[str]) -> list[str]:
@@ -58,18 +60,30 @@ def complement(words: Iterable[str]) -> list[str]:
     return found
 
 
-def user_rules(rules: str, prefixes: Iterable[str]) -> str:
+def user_rules(rules: str, prefixes: Iterable[str], control: Iterable[str]) -> str:
     """Return the text of users.acl with its queues and prefixes written out.
 
     :param prefixes: what apps set as ``global_keyprefix``.
+    :param control: users that may control workers.
     """
+    rules = _controlled(rules, {*control})
     # Celery adds an underscore for the keys of results, unless it finds one of the others.
     every = ["", *(form for one in prefixes for form in dict.fromkeys((one, f"{one}_")))]
     queues = complement(prefix + word for prefix in every for word in RESERVED)
     for mark, values in ((QUEUES, queues), (PREFIX, every)):
-        for word in set(re.findall(rf"(?:%[RW]+)?~{mark}[^\s)]*", rules)):
+        for word in set(re.findall(rf"(?:%[RW]+)?[~&]{mark}[^\s)]*", rules)):
             rules = rules.replace(word, " ".join(word.replace(mark, one) for one in values))
     return rules
+
+
+def _controlled(rules: str, control: set[str]) -> str:
+    """The rules without the selectors of control of all other users."""
+    blocks = []
+    for block in re.split(r"^(?=user )", rules, flags=re.M):
+        is_named = (user := re.match(r"user (\S+)", block)) and user[1] in control
+        kept = r"\1" if is_named else ""
+        blocks.append(re.sub(rf"{CONTROL} (\([^)]*\))", kept, block))
+    return "".join(blocks)
 
 
 class FilterModule:

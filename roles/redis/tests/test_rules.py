@@ -54,7 +54,7 @@ def test_patterns_match_all_keys_but_those_that_begin_with_a_word(words, key):
 
 
 def test_a_producer_reaches_no_reserved_key_under_a_declared_prefix():
-    rules = user_rules(ACL.read_text(), ["shop:", "web"])
+    rules = user_rules(ACL.read_text(), ["shop:", "web"], ["producer", "monitor"])
     assert "<" not in re.sub(r"^\s*#.*$", "", rules, flags=re.M)
     (queues,) = re.findall(r"^  (%W~.*) \+wait", rules, re.M)
     patterns = [one.removeprefix("%W~") for one in queues.split()]
@@ -64,3 +64,14 @@ def test_a_producer_reaches_no_reserved_key_under_a_declared_prefix():
         assert matches(patterns, f"{prefix}celery")
         assert f"~{prefix}celery-task-meta-*" in rules
     assert matches(patterns, "other_celery-metal.nodes")
+
+
+def test_rights_of_control_go_to_users_that_are_named():
+    text = "user a\n  +get\n  <control> (&x\n    +publish)\nuser b\n  <control> (&y +publish)\n"
+    assert " ".join(user_rules(text, [], ["b"]).split()) == "user a +get user b (&y +publish)"
+    rules = ACL.read_text()
+    for users in ([], ["producer"], ["monitor"], ["producer", "monitor"]):
+        found = user_rules(rules, [], users)
+        blocks = {one.split()[0]: one for one in re.split(r"^user ", found, flags=re.M)[1:]}
+        assert ("/*.*.pidbox +publish" in blocks["producer"]) is ("producer" in users)
+        assert (".celery.pidbox" in blocks["monitor"]) is ("monitor" in users)
