@@ -307,3 +307,62 @@ def test_what_an_operator_must_do_is_below_the_table_and_in_json(fleet: ModuleTy
     assert found["redis_reports"] == lines
     assert fleet.table(found).endswith("\n\n" + "\n".join(lines))
     assert fleet.fleet({}, NOTHING, DB, whole=True)["redis_reports"] == []
+
+
+ESCAPE = "\x1b]0;owned\x07\x1b[2J\n\u202e" + "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"node": ESCAPE, "beat": ESCAPE, "workers": [worker(ESCAPE, ESCAPE, state=ESCAPE)]},
+        {"node": "a", "workers": [worker("mail", **{**BUSY, "version": ESCAPE})]},
+        {"unreachable": True, "msg": ESCAPE},
+        {"error": ESCAPE},
+        {"failed": True, "msg": [ESCAPE]},
+        {"node": "a", "workers": [worker("mail", **{**BUSY, "done": 10**5000})]},
+        {"node": "a", "workers": [{}]},
+        {"node": "a", "workers": ESCAPE},
+        {"node": 7, "workers": []},
+        {"node": "a", "workers": [7, None]},
+        {"node": "a", "workers": [worker("mail", **{**BUSY, "since": 10**18})]},
+        {"node": "a", "workers": [{**worker("mail"), "queues": [{}]}]},
+        {"node": "a", "beat": {}, "workers": []},
+        [],
+        None,
+    ],
+)
+def test_no_host_writes_to_the_operator_s_terminal(fleet: ModuleType, said: Any) -> None:
+    text = fleet.fleet_text({"evil": said, **HOSTS}, BACKLOG, DB)
+    assert all(one.isprintable() for line in text.split("\n") for one in line)
+    assert len(text) < 20_000
+    # The others have their rows.
+    assert sum(line.startswith("web10") for line in text.split("\n")) == 2
+    rows = [line for line in text.split("\n") if line.startswith("evil")]
+    assert rows
+    json.loads(fleet.fleet_text({"evil": said}, BACKLOG, DB, "json"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"error": ESCAPE},
+        {"waiting": {ESCAPE: 7}},
+        {"waiting": {"a": ESCAPE}},
+        {"waiting": [ESCAPE]},
+        {"dead": {ESCAPE: 1}},
+        {"held": [{"node": ESCAPE, "queue": ESCAPE, "tasks": 1}]},
+        {"held": [{"node": ESCAPE}]},
+        {"held": [7]},
+        {"error": 7},
+        {"memory": {"used": ESCAPE, "limit": ESCAPE}},
+        {"memory": ESCAPE},
+        {"replication": {"primary": ESCAPE, "replicas": [], "count": 0}},
+        {"replication": {"primary": "a", "replicas": [ESCAPE], "count": 0}},
+        {"replication": {"primary": "a", "replicas": [{"address": ESCAPE}], "count": None}},
+    ],
+)
+def test_neither_does_redis(fleet: ModuleType, changed: Any) -> None:
+    text = fleet.fleet_text(HOSTS, {**BACKLOG, **changed}, DB)
+    assert all(one.isprintable() for line in text.split("\n") for one in line)
+    assert sum(line.startswith("web10") for line in text.split("\n")) == 2

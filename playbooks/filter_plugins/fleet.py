@@ -5,8 +5,14 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# Beside this file; Ansible loads filters by their path.
+sys.path.insert(0, str(Path(__file__).parent))
+import reported
 
 try:
     from ansible.errors import AnsibleFilterError
@@ -47,6 +53,34 @@ RIGHT = ("concurrency", "busy", "done", "waiting")
 FORMATS = ("table", "json")
 # Replicas tell of themselves each second; the kit's min-replicas-max-lag.
 SILENT_SECONDS = 3
+# What a host may report: it may be compromised, and the terminal is the operator's.
+MAX_TEXT, MAX_WHY, MAX_ITEMS, MAX_DEPTH = 256, 1000, 10_000, 6
+MAX_NUMBER = 1 << 53
+MAX_SINCE = 253402300799  # the last second of the year 9999
+WORKER: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("queue", "instance", "state"), (str,)),
+    "queues": (list,),
+    "restarts": (int,),
+    **dict.fromkeys(("concurrency", "busy", "done", "since"), (int, type(None))),
+    "version": (str, type(None)),
+}
+HELD: dict[str, tuple[type, ...]] = {"node": (str,), "queue": (str,), "tasks": (int,)}
+MEMORY: dict[str, tuple[type, ...]] = {"used": (int,), "limit": (int,)}
+REPLICATION: dict[str, tuple[type, ...]] = {
+    "primary": (str,),
+    "replicas": (list,),
+    "count": (int, type(None)),
+}
+REPLICA: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("address", "state"), (str,)),
+    **dict.fromkeys(("behind_bytes", "lag_seconds"), (int,)),
+}
+BACKLOG: dict[str, tuple[type, ...]] = {
+    "error": (str,),
+    **dict.fromkeys(("waiting", "dead", "memory"), (dict,)),
+    "held": (list,),
+    "replication": (dict, type(None)),
+}
 
 
 def fleet(
@@ -64,6 +98,7 @@ def fleet(
     :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
         row each; ``beat``, host to what its Beat says; and what Redis holds.
     """
+    hosts = {host: _answer(said) for host, said in hosts.items()}
     workers: list[FleetWorker] = []
     nodes: set[str] = set()
     asked = _known(backlog)
@@ -93,7 +128,7 @@ def fleet(
 def _known(backlog: Backlog | NoAnswer) -> Backlog:
     """What was answered; without an answer an empty backlog, with Ansible's word as its error."""
     nothing: Backlog = {
-        "error": str(backlog.get("msg", "no answer")).strip(),
+        "error": reported.shown(backlog.get("msg", "no answer"), MAX_WHY).strip(),
         "waiting": {},
         "dead": {},
         "held": [],
@@ -103,7 +138,69 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
         "holders": None,
         "secrets": {},
     }
-    return {**nothing, **backlog} if "waiting" in backlog else nothing
+    if "waiting" not in backlog:
+        return nothing
+    raw: Mapping[str, Any] = backlog
+    said: Any = {**nothing, **{key: _plain(raw[key]) for key in BACKLOG if key in raw}}
+    fits = _is(said, BACKLOG)
+    numbers = [*said["waiting"].values(), *said["dead"].values()] if fits else []
+    fits = fits and all(isinstance(one, dict) and _is(one, HELD) for one in said["held"])
+    fits = fits and (not said["memory"] or _is(said["memory"], MEMORY))
+    fits = fits and (not said["replication"] or _is_replication(said["replication"]))
+    if not fits or any(type(one) is not int for one in numbers):
+        return {**nothing, "error": "it reports what no Redis of the kit does"}
+    found: Backlog = said
+    return found
+
+
+def _is_replication(said: Any) -> bool:
+    return (
+        isinstance(said, dict)
+        and _is(said, REPLICATION)
+        and all(isinstance(one, dict) and _is(one, REPLICA) for one in said["replicas"])
+    )
+
+
+def _answer(said: Any) -> Any:
+    """What a host said, as far as it is what the module ``celery_status`` returns."""
+    if not isinstance(said, Mapping) or "workers" not in said:
+        return said if isinstance(said, Mapping) else {}
+    found = {key: _plain(said[key]) for key in ("workers", "node", "beat") if key in said}
+    workers = found["workers"]
+    if (
+        isinstance(workers, list)
+        and isinstance(found.get("node"), str)
+        and isinstance(found.get("beat", ""), str)
+        and all(isinstance(one, dict) and _is(one, WORKER) for one in workers)
+        and all(isinstance(one, str) for worker in workers for one in worker["queues"])
+        and all(0 <= (worker["since"] or 0) <= MAX_SINCE for worker in workers)
+    ):
+        return {**found, "workers": [{key: one[key] for key in WORKER} for one in workers]}
+    return {
+        "failed": True,
+        "msg": "it reports what no host of the kit does: find out what runs there",
+    }
+
+
+def _is(said: Mapping[str, Any], shape: Mapping[str, tuple[type, ...]]) -> bool:
+    """Whether these are there, and of one of their types; a bool is no number."""
+    return all(key in said and type(said[key]) in types for key, types in shape.items())
+
+
+def _plain(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """A copy for a terminal: texts of one line, without control characters; all of it bounded."""
+    if isinstance(value, str):
+        return reported.shown(value, MAX_TEXT)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return max(-MAX_NUMBER, min(int(value), MAX_NUMBER))
+    if isinstance(value, Mapping) and depth:
+        some = list(value.items())[:MAX_ITEMS]
+        return {reported.shown(key, MAX_TEXT): _plain(one, depth - 1) for key, one in some}
+    if isinstance(value, Sequence) and depth and not isinstance(value, bytes):
+        return [_plain(one, depth - 1) for one in value[:MAX_ITEMS]]
+    return "?"
 
 
 def _memory(said: RedisUse, alarm_percent: int) -> FleetMemory | None:
@@ -150,7 +247,8 @@ def _host(said: HostStatus | NoAnswer) -> FleetHost:
     if "workers" in said:
         return {"state": "ok", "why": ""}
     state = "unreachable" if said.get("unreachable") else "no answer"
-    return {"state": state, "why": str(said.get("error", said.get("msg", ""))).strip()}
+    why = said.get("error", said.get("msg", ""))
+    return {"state": state, "why": reported.shown(str(why).strip(), MAX_WHY)}
 
 
 def _order(worker: Worker) -> tuple[str, int, str]:

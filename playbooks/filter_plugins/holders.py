@@ -60,7 +60,7 @@ def checked(raw: Any) -> Record | None:
         return None
     if not isinstance(raw, Mapping) or raw.keys() != {"hosts", "certificates"}:
         known = isinstance(raw, Mapping) and set(raw) == {"error"}
-        raise RecordError(printable(raw["error"]) if known else "it has other keys")
+        raise RecordError(reported.shown(raw["error"]) if known else "it has other keys")
     hosts, certificates = raw["hosts"], raw["certificates"]
     if not isinstance(hosts, Mapping) or not isinstance(certificates, Mapping):
         raise RecordError("it has other values")
@@ -68,7 +68,7 @@ def checked(raw: Any) -> Record | None:
         raise RecordError(f"it has more than {MAX_HOSTS} entries")
     for host, given in hosts.items():
         if not (isinstance(host, str) and 0 < len(host) <= MAX_NAME and host.isprintable()):
-            raise RecordError(f"{printable(host)} is no name of a host")
+            raise RecordError(f"{reported.shown(host)} is no name of a host")
         if not isinstance(given, Mapping) or not given.keys() <= KINDS:
             raise RecordError(f"the entry of {host} has other keys")
         if not all(_is_version(one) for one in given.values()):
@@ -82,13 +82,6 @@ def checked(raw: Any) -> Record | None:
 
 def _is_version(value: Any) -> bool:
     return isinstance(value, str) and bool(VERSION.fullmatch(value))
-
-
-def printable(value: Any, length: int = 60) -> str:
-    """A text for a terminal: one line, no control characters, not long."""
-    text = str(value)[: length + 1]
-    shown = "".join(one if one.isprintable() else "?" for one in text)
-    return shown if len(shown) <= length else f"{shown[:length]}..."
 
 
 def valid(labels: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -39,6 +39,17 @@ def refusal(host: str, variable: str, value: Any, why: str, remedy: str) -> Repo
     )
 
 
+def shown(value: Any, length: int = SHOWN) -> str:
+    """A text for a terminal: one line, without control characters, and not long.
+
+    >>> shown("\\x1b[2Jbusy\\n4")
+    '?[2Jbusy 4'
+    """
+    text = str(value[: length + 1] if isinstance(value, str) else value)[: length + 1]
+    line = "".join(one if one.isprintable() else " " if one.isspace() else "?" for one in text)
+    return line if len(line) <= length else f"{line[:length]}..."
+
+
 def address(host: str, variable: str, value: Any, remedy: str = "", *, local: bool = False) -> str:
     """A single address that packets can come from, as a host reports it.
 
