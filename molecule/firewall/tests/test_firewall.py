@@ -122,6 +122,39 @@ def test_tasks_flow_from_the_worker_and_from_a_producer(kit, lab):
     assert json.loads(kit.redis(BROKER, "get", key))["result"] == 42
 
 
+def test_services_that_are_no_containers_have_few_rights(lab):
+    listed = lab.run(BROKER, "systemctl list-unit-files --no-legend 'celery*.service'")
+    found = {
+        unit for unit, state, *_ in map(str.split, listed.splitlines()) if state != "generated"
+    }
+    assert found == {
+        f"celery-{one}.service"
+        for one in ("firewall", "redis-backup", "redis-certificate", "redis-memory")
+    }
+    # It runs a container.
+    most = dict.fromkeys(found, 20) | {"celery-redis-backup.service": 75}
+    for unit, threshold in most.items():
+        words = f"--no-pager --threshold={threshold}"
+        assert lab.succeeds(BROKER, f"systemd-analyze security {words} {unit}"), unit
+    # They work like that.
+    for unit in sorted(found - {"celery-firewall.service"}):
+        lab.run(BROKER, f"systemctl start {unit}")
+
+
+def test_the_certificate_is_renewed_and_the_alarm_raised(kit, lab):
+    before = lab.invocation_ids(BROKER, "celery-redis.service")
+    kit.make_it_end_soon(BROKER, "celery-redis-certificate-server")
+    lab.run(BROKER, "systemctl start celery-redis-certificate")
+    assert lab.invocation_ids(BROKER, "celery-redis.service") != before
+    limit = kit.redis(BROKER, "config", "get", "maxmemory").split()[1]
+    kit.redis(BROKER, "config", "set", "maxmemory", "1")
+    assert not lab.succeeds(BROKER, "systemctl start celery-redis-memory")
+    assert lab.succeeds(BROKER, "test -e /run/celery-metal/redis-memory-alarm")
+    kit.redis(BROKER, "config", "set", "maxmemory", limit)
+    lab.run(BROKER, "systemctl start celery-redis-memory")
+    assert not lab.succeeds(BROKER, "test -e /run/celery-metal/redis-memory-alarm")
+
+
 def test_a_port_scan_from_outside_finds_nothing_but_ssh(lab, both):
     before = refused(lab)
     for address in (*both[BROKER], *both[WORKER]):
