@@ -308,6 +308,7 @@ BAD_VARIABLES = {
     "redis_backup_calendar: 100%": 'is "100%", which cannot be used: write it as systemd does',
     "redis_backup_keep_at_least: 0": "redis_backup_keep_at_least is 0: it must be a whole",
     "redis_backup_ship_to: web9": "names web9, which is no host of the inventory: add it there, or",
+    "redis_socket_group: Ops!": 'redis_socket_group is "Ops!", which cannot be used: write the na',
     "redis_listen: 'yes'": 'redis_listen is "yes": it must be true or false, without quotes',
     "redis_allowed_sources: [10.0.0.7, web]": 'redis_allowed_sources[1] is "web", which is no addr',
     "celery_worker_egress: [any, db]": 'celery_worker_egress[1] is "db", which is no address',

@@ -95,6 +95,10 @@ FORMS = {
         r"(?a:[\w.:{}/-]{1,100})",
         "write the global_keyprefix of an app, such as shop:",
     ),
+    "redis_socket_group": (
+        r"(?a:[a-z_][a-z0-9_-]{0,30})",
+        "write the name of a group, such as celery-redis",
+    ),
     "redis_tls_names": (
         r"(?a:\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)",
         "write an address or a name, such as redis.example",

@@ -9,6 +9,20 @@ HOST = "metal"
 QUEUES = ["add_queue", "multiply_queue", "threaded", "green", "one_by_one"]
 
 
+CONNECT = """
+import socket
+try:
+    socket.socket(socket.AF_UNIX).connect("/run/celery-metal/redis/redis.sock")
+except OSError as problem:
+    print(problem.strerror)
+"""
+
+
+def connects_as(lab, user):
+    """Why a local user reaches no Redis by its socket; or nothing."""
+    return lab.run(HOST, ["runuser", "-u", user, "--", "python3", "-c", CONNECT]).strip()
+
+
 def test_tasks_flow_through_every_queue(kit):
     reports = kit.smoke(HOST, "celery-add_queue-1", *QUEUES)
     assert set(reports) == set(QUEUES)
@@ -100,6 +114,13 @@ def test_containers_are_locked_down(kit, lab, container):
     assert int(re.search(r"^Uid:\s+(\d+)", status, re.M).group(1)) > 65535
     assert not lab.succeeds(HOST, f"podman exec {container} touch /usr/bin/new")
     assert "Read-only" in lab.run(HOST, f"podman exec {container} touch /usr/bin/new 2>&1; true")
+
+
+def test_the_socket_belongs_to_a_group(lab):
+    lab.run(HOST, "useradd stranger; useradd --groups celery-redis member")
+    lab.run(HOST, "systemctl restart celery-redis")
+    assert connects_as(lab, "stranger") == "Permission denied"
+    assert connects_as(lab, "member") == ""
 
 
 def test_every_container_has_ids_of_its_own(kit, lab):
@@ -259,6 +280,7 @@ def test_everything_is_back_after_a_reboot(kit, lab):
     lab.reboot(HOST)
     lab.wait_for(lambda: kit.services(HOST) == everything, 90, "all units", host=HOST)
     assert kit.redis(HOST, "get", "kept") == "over the reboot"
+    assert lab.run(HOST, "stat -c '%a %U %G' /run/celery-metal") == "750 root celery-redis\n"
     reports = kit.smoke(HOST, "celery-add_queue-1", *QUEUES)
     assert all(report["missing"] == report["wrong"] == 0 for report in reports.values())
     assert kit.play().changed == {HOST: 0}

@@ -32,6 +32,30 @@ def elements(
     }
 
 
+def addresses(
+    clients: Mapping[str, Iterable[str]], others: Iterable[str], own: Iterable[str]
+) -> list[str]:
+    """Return what systemd shall pass to and from Redis, in order.
+
+    >>> addresses({"web1": ["10.0.0.7"]}, ["fd00::/64"], ["10.0.0.5", "redis.example", ""])
+    ['10.0.0.5', '10.0.0.7', 'fd00::/64']
+
+    :param clients: host to its addresses.
+    :param others: addresses and networks of the variable ``redis_allowed_sources``.
+    :param own: addresses and names by which Redis is reached; names are left out.
+    """
+    literal = [one for one in own if _is_address(one)]
+    return [one for version in (4, 6) for one in elements(clients, [*others, *literal], version)]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 # Keys of Celery, kombu and the runtime begin with one of these. Queues do not.
 RESERVED = ("_kombu.", "celery-metal.", "celery-task-meta-", "celery-taskset-meta-", "unacked")
 # In users.acl, each word with one of these becomes several.
@@ -88,4 +112,8 @@ def _controlled(rules: str, control: set[str]) -> str:
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"redis_elements": elements, "redis_user_rules": user_rules}
+        return {
+            "redis_addresses": addresses,
+            "redis_elements": elements,
+            "redis_user_rules": user_rules,
+        }
