@@ -303,6 +303,9 @@ BAD_VARIABLES = {
     "redis_user_rules: {worker: '+get >mine'}": (
         'redis_user_rules[worker] is "+get >mine": write rights in the words of Redis'
     ),
+    "redis_apps: {Shop: 'shop:'}": "redis_apps[Shop] is no name of an app: write small letters",
+    "redis_apps: {shop: 'shop*'}": 'redis_apps[shop] is "shop*": write the global_keyprefix of the',
+    "redis_apps: {shop: 'a:', mail: 'a:'}": 'redis_apps[mail] is "a:", with which another begins',
     "redis_control_users: [worker]": "write producer, monitor, both, or none of them",
     "redis_key_prefixes: ['shop*']": "write the global_keyprefix of an app, such as shop:",
     "redis_backup_calendar: 100%": 'is "100%", which cannot be used: write it as systemd does',

@@ -28,6 +28,10 @@ app = Celery(
 )
 # Short, so that the time in which kombu repairs a connection by itself is short too.
 app.conf.broker_transport_options = {"health_check_interval": 1}
+if "LAB_PREFIX" in os.environ:
+    _prefix = {"global_keyprefix": os.environ["LAB_PREFIX"]}
+    app.conf.broker_transport_options |= _prefix
+    app.conf.result_backend_transport_options = _prefix
 
 
 class Flaky(bootsteps.StartStopStep):

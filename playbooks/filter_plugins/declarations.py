@@ -111,6 +111,9 @@ DIRECTIVE = re.compile(r"[A-Za-z][A-Za-z0-9-]*", re.ASCII)
 ARGUMENTS = re.compile(r"""(?:[^"']|"(?:\\.|[^"\\])*"(?=\s|$)|'(?:\\'|[^'])*'(?=\s|$))*""")
 # Those of the role redis, in its file users.acl.
 USERS = ("worker", "producer", "monitor", "admin")
+# Of redis_apps; a colon ends what Celery adds nothing to, and no key of Celery's own has one there.
+APP = re.compile(r"[a-z][a-z0-9]{0,30}", re.ASCII)
+APP_PREFIX = re.compile(r"[a-zA-Z0-9][\w-]{0,50}:", re.ASCII)
 # Commands, keys and channels; with parentheses around them a selector.
 RIGHT = r"(?:[+-]@?[\w|-]+|%[RW]{1,2}~[^\s()]+|[~&][^\s()]+)"
 RIGHTS = re.compile(rf" *(?:(?:{RIGHT}|\( *{RIGHT}(?: +{RIGHT})* *\))(?: +|$))*", re.ASCII)
@@ -363,6 +366,7 @@ def declaration_problems(
     problems += beat_problems({**values, "groups": variables.get("groups", {})})
     problems += redis_problems(values.get("redis_extra_config", {}))
     problems += user_problems(values.get("redis_user_rules", {}))
+    problems += redis_app_problems(values.get("redis_apps", {}))
     problems += ship_problems(values.get("redis_backup_ship_to", ""), variables.get("groups", {}))
     problems += network_problems(values, "redis_allowed_sources")
     problems += network_problems(values, "celery_worker_egress", ("any",))
@@ -569,6 +573,26 @@ def user_problems(rules: Any) -> list[str]:
                 "other, such as ~lock:* +set or (~cache:* +get +set), on one line; a user's "
                 "passwords are the kit's"
             )
+    return problems
+
+
+def redis_app_problems(apps: Any) -> list[str]:
+    """What is wrong with redis_apps, of which names of users and patterns of keys are made."""
+    problems: list[str] = []
+    seen: list[str] = []
+    for name, prefix in apps.items() if isinstance(apps, Mapping) else ():
+        where = f"redis_apps[{shown(name).strip(chr(34))}]"
+        if not isinstance(name, str) or not APP.fullmatch(name):
+            problems.append(f"{where} is no name of an app: write small letters, such as shop")
+        elif not isinstance(prefix, str) or not APP_PREFIX.fullmatch(prefix):
+            problems.append(
+                f"{where} is {shown(prefix)}: write the global_keyprefix of the app, with a colon "
+                "at its end, such as shop:"
+            )
+        elif any(one.startswith(prefix) or prefix.startswith(one) for one in seen):
+            problems.append(f"{where} is {shown(prefix)}, with which another begins: change one")
+        else:
+            seen.append(prefix)
     return problems
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -60,6 +61,8 @@ def _is_address(text: str) -> bool:
 RESERVED = ("_kombu.", "celery-metal.", "celery-task-meta-", "celery-taskset-meta-", "unacked")
 # In users.acl, each word with one of these becomes several.
 QUEUES, PREFIX = "<queues>", "<prefix>"
+# An app of its own can have these.
+APP_USERS = ("worker", "producer", "monitor")
 # A selector after it is for users that may control workers.
 CONTROL = "<control>"
 
@@ -84,13 +87,19 @@ def complement(words: Iterable[str]) -> list[str]:
     return found
 
 
-def user_rules(rules: str, prefixes: Iterable[str], control: Iterable[str]) -> str:
+def user_rules(
+    rules: str,
+    prefixes: Iterable[str],
+    control: Iterable[str],
+    apps: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Return the text of users.acl with its queues and prefixes written out.
 
     :param prefixes: what apps set as ``global_keyprefix``.
     :param control: users that may control workers.
+    :param apps: name to ``global_keyprefix``, of apps with users of their own.
     """
-    rules = _controlled(rules, {*control})
+    rules = _controlled(rules + _app_rules(rules, apps), {*control})
     # Celery adds an underscore for the keys of results, unless it finds one of the others.
     every = ["", *(form for one in prefixes for form in dict.fromkeys((one, f"{one}_")))]
     queues = complement(prefix + word for prefix in every for word in RESERVED)
@@ -100,11 +109,60 @@ def user_rules(rules: str, prefixes: Iterable[str], control: Iterable[str]) -> s
     return rules
 
 
+def app_users(apps: Iterable[str]) -> list[str]:
+    """The users of apps that have users of their own.
+
+    >>> app_users(["shop"])
+    ['shop-worker', 'shop-producer', 'shop-monitor']
+    """
+    return [f"{app}-{user}" for app in apps for user in APP_USERS]
+
+
+def _app_rules(rules: str, apps: Mapping[str, str]) -> str:
+    """The rules of the users of each app: those of users.acl, under the app's prefix."""
+    blocks = {name: text for name, text in _blocks(rules) if name in APP_USERS}
+    # Celery before 5.5 adds an underscore for the keys of results.
+    queues = complement(form + word for form in ("", "_") for word in RESERVED)
+    found = []
+    for app, prefix in apps.items():
+        for name, text in blocks.items():
+            words = text.replace(f"~{QUEUES}", f"~{prefix}{QUEUES}").replace(PREFIX, prefix)
+            # A star in front is for any prefix.
+            words = re.sub(r"([~&])\*(?=[^\s)])", rf"\g<1>{prefix}", words)
+            words = re.sub(r"([~&])\*", rf"\g<1>{prefix}*", words)
+            words = re.sub(rf"([~&]{prefix})(celery-task(?:set)?-meta-\*)", r"\1\2 \1_\2", words)
+            words = re.sub(
+                rf"(\S+){QUEUES}", lambda mark: " ".join(mark[1] + one for one in queues), words
+            )
+            if name == "worker":
+                words += f"  {' '.join(_subscribed(prefix))}\n"
+            found.append(words.replace(f"user {name}", f"user {app}-{name}", 1))
+    return "".join(found)
+
+
+def _subscribed(prefix: str) -> list[str]:
+    """Channels of workers; patterns that are subscribed to must be allowed letter by letter."""
+    return [
+        f"&{prefix}/{database}.{channel}"
+        for database in (*range(16), "{db}")
+        for channel in ("celery.pidbox", "celery-inspect.pidbox", "celeryev/worker.*")
+    ]
+
+
+def _blocks(rules: str) -> list[tuple[str, str]]:
+    """Each user and its part of users.acl, without comments."""
+    text = re.sub(r"^\s*#.*\n", "", rules, flags=re.M)
+    parts = re.split(r"^(?=user )", text, flags=re.M)
+    return [(one.split(maxsplit=2)[1], one) for one in parts if one.strip()]
+
+
 def _controlled(rules: str, control: set[str]) -> str:
     """The rules without the selectors of control of all other users."""
     blocks = []
     for block in re.split(r"^(?=user )", rules, flags=re.M):
-        is_named = (user := re.match(r"user (\S+)", block)) and user[1] in control
+        is_named = (user := re.match(r"user (\S+)", block)) and user[1].rpartition("-")[
+            2
+        ] in control
         kept = r"\1" if is_named else ""
         blocks.append(re.sub(rf"{CONTROL} (\([^)]*\))", kept, block))
     return "".join(blocks)
@@ -114,6 +172,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "redis_addresses": addresses,
+            "redis_app_users": app_users,
             "redis_elements": elements,
             "redis_user_rules": user_rules,
         }
