@@ -3,8 +3,9 @@ PYTHON = .venv/bin/python
 RUNS = 3
 TIMES = 7
 SEED = 19
+AGAINST = HEAD
 
-.PHONY: help demo quick test lint unit attack molecule bench faults durability failover clean
+.PHONY: help demo quick test lint unit attack molecule bench overhead faults durability failover clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand --tabs=12
@@ -40,6 +41,10 @@ molecule: ## run the scenarios, or one: make molecule S=default; KEEP=1 keeps it
 bench: ## measure
 	@tools/bootstrap.sh --lab
 	@$(PYTHON) bench/run.py --markdown docs/bench.md
+
+overhead: ## measure the CPU time of a task against another commit: AGAINST=v1
+	@tools/bootstrap.sh --lab
+	@$(PYTHON) bench/overhead.py $(AGAINST) --markdown docs/overhead.md
 
 faults: ## count what faults under load do to tasks, RUNS times in a row
 	@tools/bootstrap.sh --lab
