@@ -70,3 +70,13 @@ def test_no_user_of_an_app_reaches_a_key_or_a_channel_of_another(site, user):
         for prefix in ("", "mail:"):
             for command in (("publish", prefix + channel, "x"), ("psubscribe", prefix + channel)):
                 assert site.client.execute_command(*dryrun, *command) != "OK", command
+
+
+def test_each_app_has_a_schedule_of_its_own(start, site):
+    for name in APPS:
+        url = site.socket_url.replace("worker@", f"{name}-worker@")
+        beat = start("beat", server=site, LAB_PREFIX=APPS[name], CELERY_METAL_BROKER=url).ready()
+        beat.systemd.wait_for("schedule: holds the lock")
+    locks = {f"{prefix}celery-metal.beat.lock" for prefix in APPS.values()}
+    assert set(site.client.keys("*.lock")) == locks
+    assert site.refused() == []
