@@ -309,6 +309,12 @@ def slay(path):
     time.sleep(60)
 
 
+@app.task
+def quit_as_errback(request, exc, traceback):
+    """Celery calls this one in the process that learns of a failure."""
+    raise SystemExit(3)
+
+
 @app.task(bind=True)
 def again(self, path):
     """Leave a mark and ask to be requeued, until a file of the name with .stop appears."""

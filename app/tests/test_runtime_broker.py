@@ -161,6 +161,13 @@ def test_another_kind_of_broker_gets_no_options_of_redis():
     assert app.conf.broker_connection_max_retries is None
 
 
+@pytest.mark.parametrize("urls", [["amqp://a//", "amqp://b//"], []])
+def test_an_app_with_several_brokers_keeps_them(urls):
+    app = app_with(broker_url=urls)
+    configure(app, {})
+    assert app.conf.broker_read_url == urls
+
+
 @pytest.mark.parametrize(
     "url",
     ["localhost", "http://x/", "amqp://x//", "redis://x:port/0", "redis://[::1/0", "redis://x:0/0"],

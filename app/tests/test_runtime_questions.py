@@ -92,12 +92,16 @@ def test_nothing_that_a_monitor_sends_changes_a_worker(start, own_redis, pool):
     for name in ("objgraph", "memsample", "memdump", "enable_events"):
         monitor.broadcast(name)
     monitor.broadcast("registered", arguments={"taskinfoitems": ["__dict__"]})
+    # Celery would pass each of these to a method.
+    body = {"method": "ping", "arguments": {}, "destination": None, "self": 1}
+    message = task(1, body=body) | {"headers": {"clock": 1}}
+    own_redis.client.publish("/0.celery-inspect.pidbox", json.dumps(message))
     assert monitor.inspect([worker.node], timeout=PATIENCE).ping()
     with pytest.raises(OperationalError, match=r"(?i)permission"):
         stock(own_redis, "monitor").control.revoke("three")
     assert state_of(own_redis, worker) == before
     assert worker.process.poll() is None
-    assert worker.log.count("celery-metal: dropped a question: ") == 10
+    assert worker.log.count("celery-metal: dropped a question: ") == 11
 
 
 def test_a_monitor_loads_no_script_and_workers_load_them_after_a_restart(worker, own_redis):

@@ -8,17 +8,27 @@ from attacks import task
 from celery import chord
 from celery.exceptions import ChordError, InvalidTaskError, WorkerLostError
 from celery.result import AsyncResult
-from celery_metal_runtime.ledger import BEGUN, GIVEN, Suspects, digest
+from celery_metal_runtime.ledger import BEGUN, GIVEN, TAKEN, Suspects, digest
 from runtime_lab import PATIENCE, constants, wait_until
 
 DIE, COUNT, NOTE = "lab_app.die", "lab_app.count", "lab_app.note"
 CRASHES = "celery_metal_crashes"
-UNTOLD = "celery-metal.untold"
-QUICK = constants({"ledger.BEAT_SECONDS": 0.1, "verdict.LOOK_SECONDS": 0.1})
+TELLING = "celery-metal.telling"
+QUICK = constants(
+    {"ledger.BEAT_SECONDS": 0.1, "verdict.LOOK_SECONDS": 0.1, "verdict.PAUSE_SECONDS": 0.2}
+)
 
 
 def lines(path):
     return path.read_text().splitlines() if path.exists() else []
+
+
+def untold(worker):
+    return f"celery-metal.untold:{worker.queue}"
+
+
+def all_are_told(server, worker):
+    wait_until(lambda: not server.client.exists(untold(worker), TELLING), "no one is left")
 
 
 def forget(*results):
@@ -51,7 +61,7 @@ def test_who_waits_for_a_dead_letter_learns_of_it(start, redis, producer, tmp_pa
     assert isinstance(error, ChordError)
     assert "dead letter" in str(error)
     forget(result, whole, *whole.parent.results)
-    wait_until(lambda: not redis.client.exists(UNTOLD), "no one is left")
+    all_are_told(redis, worker)
     assert lines(errors) == ["x"]
 
 
@@ -63,13 +73,13 @@ def test_who_waits_for_an_invalid_message_learns_of_it(start, redis, producer):
     with pytest.raises(InvalidTaskError, match="eta"):
         result.get(timeout=PATIENCE)
     forget(result)
-    wait_until(lambda: not redis.client.exists(UNTOLD), "no one is left")
+    all_are_told(redis, worker)
 
 
 def test_a_worker_tells_what_one_that_has_ended_did_not(start, own_redis, tmp_path):
     worker = start(server=own_redis, **QUICK).ready()
-    own_redis.client.lpush(UNTOLD, json.dumps(task(1, celery_metal_reason="x")))
-    wait_until(lambda: not own_redis.client.exists(UNTOLD), "it is told")
+    own_redis.client.lpush(untold(worker), json.dumps(task(1, celery_metal_reason="x")))
+    all_are_told(own_redis, worker)
     stored = json.loads(own_redis.client.get(f"celery-task-meta-{task(1)['headers']['id']}"))
     assert stored["status"] == "FAILURE"
     assert "it is a dead letter: x" in str(stored["result"])
@@ -82,9 +92,45 @@ def test_a_final_result_stays(start, redis, producer):
     assert result.get(timeout=PATIENCE) == 3
     one = task(1)
     one["headers"]["id"] = result.id
-    redis.client.lpush(UNTOLD, json.dumps(one))
-    wait_until(lambda: not redis.client.exists(UNTOLD), "it is looked at")
+    redis.client.lpush(untold(worker), json.dumps(one))
+    all_are_told(redis, worker)
     assert result.get(timeout=PATIENCE) == 3
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_no_errback_of_a_dead_letter_ends_a_worker_or_stops_the_others(
+    start, redis, producer, tmp_path, pool
+):
+    worker, errors = start(CELERY_METAL_POOL=pool, **QUICK).ready(), tmp_path / "errors"
+    sign, options = producer.app.signature, {"queue": worker.queue}
+    good = sign(NOTE, (str(errors), "good"), immutable=True, **options)
+    quits = sign("lab_app.quit_as_errback", **options)
+    lost = sign("x", queue="_kombu.binding.x")  # whose key is no list
+    redis.client.sadd("_kombu.binding.x", "x")
+    for errback in (quits, lost, good):
+        body = [[[1]], {}, {"errbacks": [dict(errback)]}]
+        one = task(str(uuid4()), body=body, ignore_result=True, celery_metal_reason="x")
+        redis.client.lpush(untold(worker), json.dumps(one))
+    wait_until(lambda: lines(errors) == ["good"], "the last one is told of")
+    all_are_told(redis, worker)
+    assert worker.process.poll() is None
+    assert worker.log.count("an errback of lab_app.total") == 2
+    assert worker.stop() == 0
+
+
+def test_a_failure_that_cannot_be_stored_comes_again(start, own_redis):
+    worker = start(server=own_redis, **QUICK).ready()
+    chord = {"task": "lab_app.total", "args": [], "kwargs": {}, "options": {}}
+    body = [[[1]], {}, {"chord": chord | {"subtask_type": None, "immutable": False}}]
+    one = task(str(uuid4()), body=body, celery_metal_reason="x", group="g")
+    # Where the parts of the chord are counted there is something else.
+    own_redis.client.set("celery-taskset-meta-g.j", "no set")
+    own_redis.client.lpush(untold(worker), json.dumps(one))
+    wait_until(lambda: "cannot store that lab_app.total" in worker.log, "it fails")
+    own_redis.client.delete("celery-taskset-meta-g.j")
+    all_are_told(own_redis, worker)
+    assert own_redis.client.exists("celery-taskset-meta-g.j")
 
 
 def test_a_dead_letter_that_is_sent_back_begins_anew(start, redis, producer, tmp_path):
@@ -138,8 +184,11 @@ def test_without_a_note_of_what_had_begun_the_pool_s_tasks_count():
         suspects.look(items)
         return [item for item in items if suspects.count(item)]
 
-    given, begun = (GIVEN, old[1]), (BEGUN, old[2])
+    given, begun, taken = (GIVEN, old[1]), (BEGUN, old[2]), (TAKEN, old[0])
     assert counted([b"new", *old]) == [b"new"]
     assert counted([b"new", *old], given) == [b"new", old[1]]
     assert counted([b"new", *old], given, (GIVEN, old[2]), begun) == [b"new", old[2]]
     assert counted(old) == old
+    # What ends a worker as it is taken counts, whatever else ran.
+    assert counted([b"new", *old], taken, begun) == [b"new", old[0], old[2]]
+    assert counted(old, taken) == [old[0]]

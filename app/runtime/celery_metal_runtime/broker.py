@@ -120,7 +120,10 @@ def _choose_exchange(app: "Celery") -> None:
 
     The app of a worker may be that of such a program, too.
     """
-    user = unquote(urlsplit((app.conf.broker_read_url or "").partition(";")[0]).username or "")
+    url = app.conf.broker_read_url or ""
+    if isinstance(url, (list, tuple)):  # of several, Celery takes the first
+        url = next(iter(url), "")
+    user = unquote(urlsplit(str(url).partition(";")[0]).username or "")
     if user == MONITOR or user.endswith(MONITORS):
         if not is_set(app, "control_exchange"):
             put(app, control_exchange=QUESTIONS)

@@ -182,7 +182,9 @@ class Fence:
         """
         self._is_proving = True
         try:
-            with self.app.producer_or_acquire() as producer:
+            # Not of a pool, whose connections an app may have made while it was loaded.
+            with self.app.connection_for_write() as connection:
+                producer = self.app.amqp.Producer(connection, auto_declare=False)
                 producer.publish({}, exchange="", routing_key=PROOF, serializer="json", retry=False)
         except NotHeldError:
             if self.is_held():

@@ -22,7 +22,7 @@ from kombu.exceptions import InconsistencyError, OperationalError
 from redis import exceptions as redis
 
 from celery_metal_runtime.broker import is_wrong_type
-from celery_metal_runtime.ledger import GIVEN, Ledger
+from celery_metal_runtime.ledger import GIVEN, TAKEN, Ledger
 from celery_metal_runtime.messages import (
     MOST_CLOCK,
     POLL_SECONDS,
@@ -71,11 +71,13 @@ def _guard_consumer(ledger: Ledger) -> None:
 
         def on_task_received(message: Any) -> None:
             tag = message.delivery_tag
+            ledger.begin(tag, TAKEN)
             try:
                 check_task(message, shortest)
                 ledger.deliver(tag)
                 handle(message)
                 ledger.deliver(None)
+                ledger.taken(tag)
             except RefusedError as error:
                 refuse(self, message, str(error))
             except BROKER_ERRORS:
@@ -232,8 +234,10 @@ def _guard_remote_control(ledger: Ledger) -> None:
         self._forward_clock()
         try:
             node.handle_message(body, message)
-        except Exception as error:  # noqa: BLE001 - as Celery does: of the reply
+        except BROKER_ERRORS as error:  # as Celery does
             ledger.drop(f"cannot reply to a question: {brief(error)}")
             self.reset()
+        except Exception as error:  # noqa: BLE001 - else it would end the worker
+            ledger.drop(f"cannot answer a question: {brief(error)}")
 
     Pidbox.__init__, Pidbox.on_message = init_with_questions, on_checked

@@ -26,10 +26,10 @@ from celery import bootsteps, signals
 from celery.worker import state as worker_state
 from celery.worker.heartbeat import Heart
 
-from celery_metal_runtime import verdict
 from celery_metal_runtime.canary import CHECK_SECONDS, Canary
 from celery_metal_runtime.ledger import LEASE_SECONDS
 from celery_metal_runtime.notify import Notifier, line, say, unpatched
+from celery_metal_runtime.verdict import Verdicts
 from celery_metal_runtime.watch import Watch, Watched
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def install(
     Takes NOTIFY_SOCKET out of `environ`.
     """
     health, notifier = Health(app, queue, pool, ledger, watchdog), Notifier(environ)
-    watch = WorkerWatch(health, notifier, drain)
+    watch, verdicts = WorkerWatch(health, notifier, drain), Verdicts(app, ledger)
 
     class WatchStep(bootsteps.StartStopStep):
         """Starts the thread, after the pool has forked and before the consumer connects."""
@@ -299,10 +299,7 @@ def install(
 
         def start(self, consumer: "Consumer") -> None:
             health.connected()
-            self.timers = [
-                consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,)),
-                consumer.timer.call_repeatedly(verdict.LOOK_SECONDS, verdict.tell, (app, ledger)),
-            ]
+            self.timers = [consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))]
             if not health.canary.proven:
                 health.canary.send()
                 self.proof = consumer.timer.call_repeatedly(CHECK_SECONDS, self.prove, (consumer,))
@@ -313,6 +310,7 @@ def install(
                 health.give_up(reason)
             if health.canary.proven:
                 end(self.proof)
+                verdicts.start()
 
         def stop(self, consumer: "Consumer") -> None:
             # Celery also stops what an attempt to connect has not reached: the outage goes on.

@@ -14,7 +14,9 @@ import json
 import os
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from itertools import count
 from secrets import token_hex
 from time import monotonic
@@ -28,13 +30,20 @@ from redis import Redis, RedisError
 from redis.exceptions import ResponseError
 
 from celery_metal_runtime.broker import client_of, is_wrong_type
-from celery_metal_runtime.messages import RefusedError, crashes_of, name_of, parse, printable
+from celery_metal_runtime.messages import (
+    LARGEST,
+    RefusedError,
+    crashes_of,
+    name_of,
+    parse,
+    printable,
+)
 from celery_metal_runtime.notify import line, say, unpatched
 from celery_metal_runtime.questions import load_scripts
 
 NODES = "celery-metal.nodes"
 # Dead letters of which those who wait for the result do not know yet.
-UNTOLD = "celery-metal.untold"
+UNTOLD = "celery-metal.untold:"
 BEAT_SECONDS = 5.0
 SWEEP_BEATS = 3
 UNTOLD_BEATS = 3
@@ -46,10 +55,10 @@ MOST_CRASHES = 10
 CRASHES = "celery_metal_crashes"
 # What a task that was there at a crash before has in its message.
 CRASHED = f'"{CRASHES}"'.encode()
-# What is written down of it then: that the pool has it, that it runs.
-GIVEN, BEGUN = "given:", "begun:"
-# Tasks that go back to their queue in one request.
-AT_ONCE = 200
+# What is written down of it then: that Celery takes it, that the pool has it, that it runs.
+TAKEN, GIVEN, BEGUN = "taken:", "given:", "begun:"
+# Tasks that go back to their queue in one request, and their bytes.
+AT_ONCE, MOST_BYTES = 200, 4 << 20
 
 REASON = "celery_metal_reason"
 # Reasons that are logged. A sender can invent new ones without end.
@@ -155,6 +164,7 @@ class Ledger:
         self._prefix = f"{token_hex(8)}-"
         self._numbers = count(1)
         self._queues: set[str] = set()
+        self._is_beating = False
         # One for the consumer's process, one for the thread, one for the end.
         self._clients: list[Redis] = []
 
@@ -177,41 +187,40 @@ class Ledger:
         if is_connected_anew:
             load_scripts(self._clients[0])
         if queue not in self._queues:
-            left = [] if self._queues else self._left_queues(self._clients[0])
-            for one in dict.fromkeys([queue, *left]):
-                moved = self._give_back(self._clients[0], self.node, one)
+            client = self._clients[0]
+            left = [] if self._queues else self._left_queues(client)
+            for one, moved in self._give_back_all(client, self.node, [queue, *left]).items():
                 if moved:
                     say(f"{moved} tasks of this worker's predecessor are back in {one}")
             if not self._queues:
-                self._clients[0].delete(self._begun_key(self.node))
+                client.delete(self._begun_key(self.node))
             self._queues.add(queue)
-            self._live(self._clients[0], 0)
-            if len(self._queues) == 1:
+            self._live(client, 0)
+            if not self._is_beating:
+                self._is_beating = True
                 # Of the operating system, under gevent too: it beats while a task computes.
                 unpatched("_thread", "start_new_thread")(Beat(self).run, ())
 
     def _left_queues(self, client: Any) -> list[str]:
         """The queues of a predecessor of the same name, which has not told of its end."""
         try:
-            return queues_of(client.hget(self._key(NODES), self.node)) or []
+            return queues_of(client.hget(self.key(NODES), self.node)) or []
         except ResponseError as error:
             if not is_wrong_type(error):
                 raise
             return []  # and it is replaced by the first beat
 
-    @property
-    def client(self) -> Any:
-        """The client of the consumer's loop."""
-        return self._clients[0]
-
-    @property
-    def untold_key(self) -> str:
+    def untold_key(self, queue: str) -> str:
         """The list of dead letters of which nobody has been told."""
-        return self._key(UNTOLD)
+        return self.key(f"{UNTOLD}{queue}")
+
+    def untold_keys(self) -> list[str]:
+        """Those of the queues that this worker consumes."""
+        return [self.untold_key(queue) for queue in sorted(self._queues)]
 
     def held_key(self, queue: str, node: str = "") -> str:
         """The list of the tasks that `node`, this one by default, has taken from `queue`."""
-        return self._key(f"celery-metal.held:{node or self.node}:{queue}")
+        return self.key(f"celery-metal.held:{node or self.node}:{queue}")
 
     def hold(self, queue: str, item: bytes, channel: Any) -> str:
         """Record a claimed task; return its tag, which no sender can choose."""
@@ -253,24 +262,32 @@ class Ledger:
         else:
             self._change(tag, Change())
 
-    def begin(self, tag: str, mark: str = BEGUN) -> None:
+    def begin(self, tag: str | None, mark: str = BEGUN) -> None:
         """A task begins. If it was there at a crash before, that is written down in Redis.
 
         So the next crash counts for tasks that had begun, and not for those that wait. Others
-        cost nothing. With the mark GIVEN the task is given to the pool, which begins it soon.
+        cost nothing. Other marks: TAKEN, Celery is about to take it; GIVEN, the pool has it.
         """
-        record = self._records.get(tag)
+        record = self._records.get(tag) if tag else None
         if record is None or CRASHED not in record.item or self.down_since is not None:
             return
         member = mark + digest(record.item)
-        self._begun.setdefault(tag, []).append(member)
+        self._begun.setdefault(str(tag), []).append(member)
         try:
-            self._clients[0].hset(self._begun_key(self.node), member, "")
+            self._clients[0].eval(LIVE, 1, self._begun_key(self.node), member, "")
         except RedisError as error:
             say(f"cannot note that {name_of(record.item)} has begun: {line(error)}")
 
+    def taken(self, tag: str) -> None:
+        """Celery has taken a task without harm."""
+        members = self._begun.get(tag, [])
+        for member in [one for one in members if one.startswith(TAKEN)]:
+            members.remove(member)
+            with suppress(RedisError):
+                self._clients[0].hdel(self._begun_key(self.node), member)
+
     def _begun_key(self, node: str) -> str:
-        return self._key(f"celery-metal.begun:{node}")
+        return self.key(f"celery-metal.begun:{node}")
 
     def _begun_by(self, client: Any, node: str) -> set[bytes]:
         """Digests of tasks that `node` had begun, of those that were there at a crash before."""
@@ -313,9 +330,9 @@ class Ledger:
         begun = {*_active_tags(), self._delivered} if self.failed else set()
         causes = Counter(one.item for tag, one in list(self._records.items()) if tag in begun)
         for queue in self._queues:
-            self._give_back(client, self.node, queue, causes)
+            self._give_back(client, self.node, queue, partial(_takes, causes))
         client.delete(self._begun_key(self.node))
-        client.hdel(self._key(NODES), self.node)
+        client.hdel(self.key(NODES), self.node)
 
     def _change(self, tag: str, change: Change) -> None:
         if tag not in self._records:
@@ -338,11 +355,13 @@ class Ledger:
         except RedisError:
             self._changes.setdefault(tag, change)
             raise
-        if members := self._begun.pop(tag, None):
-            client.hdel(self._begun_key(self.node), *members)
         # Only if it has not been taken anew in the meantime.
         if self._records.get(tag) is record:
             self._records.pop(tag, None)
+        if members := self._begun.pop(tag, None):
+            # What is left there has another digest than any task that comes.
+            with suppress(RedisError):
+                client.hdel(self._begun_key(self.node), *members)
         if not moved:
             say(
                 f"{name_of(record.item)} was not held any more: this worker was silent for more "
@@ -363,7 +382,8 @@ class Ledger:
                     f"{name_of(item)} cannot go back to its queue: {reason}. It is a dead letter "
                     f"now: redis-cli lrange {change.dead} 0 -1. Fix: delete that key"
                 )
-                dead = Change("LPUSH", change.dead, noted(item, reason), untold=self._key(UNTOLD))
+                untold = change.dead.replace("celery-metal.dead:", UNTOLD, 1)
+                dead = Change("LPUSH", change.dead, noted(item, reason), untold=untold)
                 self.has_untold = True
                 moved = client.eval(*dead.arguments(held, item))
         else:
@@ -390,33 +410,51 @@ class Ledger:
             self.down_since = None
             say("Redis answers again; all acknowledgements are in")
 
+    def _give_back_all(self, client: Any, node: str, queues: list[str]) -> dict[str, int]:
+        """Move all that a worker held that was killed to the front of its queues; how many."""
+        names = list(dict.fromkeys(queues))
+        suspects = Suspects(self._begun_by(client, node))
+        for queue in names:
+            for items in self._slices(client, self.held_key(queue, node), is_moved=False):
+                suspects.look(items)
+        return {queue: self._give_back(client, node, queue, suspects.count) for queue in names}
+
     def _give_back(
-        self, client: Any, node: str, queue: str, causes: Counter[bytes] | None = None
+        self, client: Any, node: str, queue: str, counts: Callable[[bytes], bool]
     ) -> int:
         """Move all that `node` holds to the front of `queue`, in the old order; how many.
 
-        `causes` are those of them that count as there when their worker failed; None: it was
-        killed, see `Suspects`.
+        `counts` says of a task whether a crash counts for it.
         """
         held, moved = self.held_key(queue, node), 0
+        # The newest is at the left end: put back first, it is the last to be taken.
+        for items in self._slices(client, held, is_moved=True):
+            changes = [
+                (item, self._back("RPUSH", queue, item, crashed=counts(item))) for item in items
+            ]
+            moved += self._move_all(client, held, changes)
+        return moved
+
+    @staticmethod
+    def _slices(client: Any, held: str, *, is_moved: bool) -> Iterator[list[bytes]]:
+        """What a list has now, some of it at a time; `is_moved`: each leaves before the next.
+
+        A worker may have held more than fits into memory, or into an answer of Redis.
+        """
+        left, begin, size = 1, 0, 1
         try:
-            suspects = Suspects(self._begun_by(client, node)) if causes is None else None
-            if suspects:
-                for items in _slices(client, held):
-                    suspects.look(items)
-            # The newest is at the left end: put back first, it is the last to be taken.
-            while items := client.lrange(held, 0, AT_ONCE - 1):
-                changes = []
-                for item in items:
-                    crashed = suspects.count(item) if suspects else _takes(causes, item)
-                    changes.append((item, self._back("RPUSH", queue, item, crashed=crashed)))
-                moved += self._move_all(client, held, changes)
+            left = client.llen(held)
         except ResponseError as error:
             if not is_wrong_type(error):
                 raise
             client.delete(held)
             say(f"{printable(held)} in Redis was not a list and was deleted")
-        return moved
+            return
+        while left > 0 and (items := client.lrange(held, begin, begin + min(size, left) - 1)):
+            yield items
+            left -= len(items)
+            begin += 0 if is_moved else len(items)
+            size = max(1, min(2 * size, AT_ONCE, MOST_BYTES // max(map(len, items))))
 
     def _move_all(self, client: Any, held: str, changes: list[tuple[bytes, Change]]) -> int:
         """Move many by one request; how many were there still."""
@@ -452,7 +490,7 @@ class Ledger:
                     )
                     return self._buried(queue, item, reason)
             priority = self.channel._get_message_priority(task, reverse=False)
-            key = self._key(self.channel._q_for_pri(queue, priority))
+            key = self.key(self.channel._q_for_pri(queue, priority))
             return Change(push, key, _encoded(task), self._dead(queue))
         except RefusedError as error:
             return self._no_task(queue, item, str(error))
@@ -464,8 +502,8 @@ class Ledger:
 
     def _buried(self, queue: str, item: bytes, reason: str, *, is_told: bool = False) -> Change:
         """The way out; whoever waits for the result is told by some worker, see `verdict`."""
-        self.has_untold = self.has_untold or not is_told
-        untold = "" if is_told else self._key(UNTOLD)
+        untold = "" if is_told or len(item) > LARGEST else self.untold_key(queue)
+        self.has_untold = self.has_untold or bool(untold)
         return Change("LPUSH", self._dead(queue), noted(item, reason), untold=untold)
 
     def _tell_refused(self, queue: str, reason: str, what: str = "") -> str:
@@ -476,16 +514,17 @@ class Ledger:
         return reason
 
     def _dead(self, queue: str) -> str:
-        return self._key(f"celery-metal.dead:{queue}")
+        return self.key(f"celery-metal.dead:{queue}")
 
     def _live(self, client: Any, beat: int) -> None:
-        client.eval(LIVE, 1, self._key(NODES), self.node, self._life(beat))
+        client.eval(LIVE, 1, self.key(NODES), self.node, self._life(beat))
 
     def _life(self, beat: int) -> str:
         # The process's number: a successor's first beat must differ from its predecessor's last.
         return json.dumps([beat, os.getpid(), sorted(self._queues)])
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
+        """A key of the runtime, with the prefix of the app."""
         prefix: str = self.channel.global_keyprefix
         return prefix + name
 
@@ -544,7 +583,7 @@ class Beat:
         ledger.catch_up(client)
         self._reconcile(client, now)
         # Whoever has buried them tells at once; if that worker has ended, others do.
-        self.untold = self.untold + 1 if client.exists(ledger._key(UNTOLD)) else 0
+        self.untold = self.untold + 1 if client.exists(*ledger.untold_keys()) else 0
         ledger.has_untold = ledger.has_untold or self.untold >= UNTOLD_BEATS
         if self.number % SWEEP_BEATS == 0:
             self._sweep(client, now)
@@ -589,7 +628,7 @@ class Beat:
 
     def _sweep(self, client: Any, now: float) -> None:
         """Give back what silent workers hold."""
-        nodes, me = self.ledger._key(NODES), self.ledger.node.encode()
+        nodes, me = self.ledger.key(NODES), self.ledger.node.encode()
         before, self.lives = self.lives, {}
         for node, life in client.hgetall(nodes).items():
             if node != me:
@@ -611,7 +650,7 @@ class Beat:
                 "gives them back"
             )
             return
-        moved = sum(self.ledger._give_back(client, node, queue) for queue in queues)
+        moved = sum(self.ledger._give_back_all(client, node, queues).values())
         client.delete(self.ledger._begun_key(node))
         say(
             f"{name} is silent for {silence:.0f} s: {moved} tasks back to the queue; look at its "
@@ -644,13 +683,13 @@ class Suspects:
                 self._has_first = True
             elif self._begun and self._mark != BEGUN:
                 # One that has begun was given to the pool, too.
-                self._mark = next(
-                    (one for one in (BEGUN, GIVEN) if self._is(one, item)), self._mark
-                )
+                found = (one for one in (BEGUN, GIVEN) if self._is(one, item))
+                self._mark = next(found, self._mark)
+                self._has_first = self._has_first or self._is(TAKEN, item)
 
     def count(self, item: bytes) -> bool:
         """Whether the crash counts for this one."""
-        if CRASHED not in item:
+        if CRASHED not in item or self._is(TAKEN, item):
             return True
         return self._is(self._mark, item) if self._mark else not self._has_first
 
@@ -658,19 +697,9 @@ class Suspects:
         return (mark + digest(item)).encode() in self._begun
 
 
-def _takes(causes: Counter[bytes] | None, item: bytes) -> bool:
-    if not causes or not causes[item]:
-        return False
+def _takes(causes: Counter[bytes], item: bytes) -> bool:
     causes[item] -= 1
-    return True
-
-
-def _slices(client: Any, key: str) -> Iterator[list[bytes]]:
-    """A list in Redis, some of it at a time: a worker may have held more than fits in memory."""
-    begin = 0
-    while items := client.lrange(key, begin, begin + AT_ONCE - 1):
-        yield items
-        begin += AT_ONCE
+    return causes[item] >= 0
 
 
 def queues_of(life: bytes | None) -> list[str] | None:

@@ -77,6 +77,9 @@ _BY_TYPE = _FIELDS.keys() - {
 }
 # A field of such a name would take the place of what Celery calls.
 _METHODS = frozenset(name for name in dir(Context) if callable(getattr(Context, name)))
+_COMMAND = {
+    *("method", "arguments", "destination", "pattern", "matcher", "reply_to", "ticket"),
+}
 _CONTROL_NAMES = ("exchange", "exchange_type", "routing_key", "task_name", "signal")
 _CONTROL_SWITCHES = ("durable", "auto_delete", "exclusive", "terminate", "connected")
 _CONTROL_NUMBERS = ("n", "max", "min", "hard", "soft")
@@ -188,6 +191,8 @@ def check_command(
     """
     if type(body) is not dict:
         raise RefusedError("not a control command")
+    if unknown := body.keys() - _COMMAND:
+        raise RefusedError(f"unknown part of a control command: {_show(min(map(str, unknown)))}")
     clock = headers.get("clock")
     if type(clock) not in _WHOLE:
         raise RefusedError(f"invalid clock: {_show(clock)}")
