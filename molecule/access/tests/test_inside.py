@@ -7,6 +7,7 @@ from producers import BROKER, WORKER
 
 SELF, NEIGHBOUR = "celery-add_queue-1", "celery-long-1"
 PORT = 8000
+QUADLETS = "/etc/containers/systemd"
 EXECUTE = f"podman exec -i {SELF} python3 -"
 # Both versions of IP; what is refused says so, and what is dropped is waited for.
 LISTEN = f"""
@@ -119,3 +120,16 @@ def test_a_worker_s_container_speaks_for_no_worker(kit, lab):
     limits = lab.run(WORKER, f"systemctl show -p TasksMax {unit}; podman inspect {SELF}")
     assert "TasksMax=512" in limits
     assert '"IpcMode": "private"' in limits
+
+
+def test_a_runtime_of_before_still_finds_the_path_to_systemd(lab):
+    """Connected for each sign of life, it would be restarted for ever without the path."""
+    unit, drop_in = "celery-add_queue@1.service", f"{QUADLETS}/celery-add_queue@1.container.d"
+    label = "[Container]\nLabel=celery-metal.notify=none\n"
+    lab.run(WORKER, f"mkdir {drop_in}; cat > {drop_in}/notify.conf", stdin=label)
+    try:
+        lab.run(WORKER, f"systemctl daemon-reload; systemctl restart {unit}")
+        assert lab.run(WORKER, EXECUTE, stdin=FORGE).split() == ["refused"]
+    finally:
+        lab.run(WORKER, f"rm -r {drop_in}; systemctl daemon-reload; systemctl restart {unit}")
+    assert lab.run(WORKER, EXECUTE, stdin=FORGE).split() == ["refused"] * 4
