@@ -379,6 +379,40 @@ def test_the_network_of_workers_is_a_private_one(
     )
 
 
+def test_apps_of_their_own_need_one_redis(declarations: ModuleType) -> None:
+    apps = {"shop": "shop:"}
+    assert declarations.redis_app_problems(apps, ["r1"]) == []
+    assert declarations.redis_app_problems({}, ["r1", "r2", "r3"]) == []
+    (said,) = declarations.redis_app_problems(apps, ["r1", "r2", "r3"])
+    assert said == (
+        "redis_apps is {'shop': 'shop:'}, and the group redis has 3 hosts, whose Sentinels do not "
+        "know the users of apps: remove redis_apps, or take one host of Redis"
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "right"),
+    [
+        ("bridge", True),
+        ("host", True),
+        ("none", True),
+        ("podman", True),
+        ("mine:ip=10.1.0.9", True),
+        ("celery-metal2", True),
+        ("bridges", True),
+        ("celery-metal", False),
+        ("celery-metal:ip=10.87.0.9", False),
+        ("bridge:ip=10.88.0.9", False),
+    ],
+)
+def test_no_name_of_a_network_leaves_out_the_rules(
+    declarations: ModuleType, network: str, right: bool
+) -> None:
+    said = declarations.text_problem("celery_worker_network", network)
+    assert (said == "") == right
+    assert right or said.endswith("write bridge, host, none, or a Podman network of yours")
+
+
 LOST = {"unreachable": True, "msg": "Task failed: no route to host\n"}
 
 

@@ -282,10 +282,19 @@ def test_labels_that_are_none_are_reported_and_nothing_else() -> None:
 
 
 def test_a_host_is_given_nothing_before_it_is_recorded() -> None:
+    groups = {"redis": ["r1", "r2"], "celery": ["web1", "web9"]}
+
     def refused(state: Any, own: Any = ()) -> str:
-        return holders.unrecorded(state, "web9", ["r1", "r2"], {name: {} for name in own})
+        state = {"secrets": labels(), **state}
+        return holders.unrecorded(state, "web9", groups, {name: {} for name in own})
 
     assert refused({"holders": record()}) == ""
+    # It left, and came back after a rotation: what it is given now is not in the record.
+    assert "r1 has not recorded it" in refused({"holders": record(version="a0")})
+    assert "r1 has not recorded it" in refused({"holders": record(authority="c0")})
+    # As a producer it had another user's.
+    producer = {"web9": {"producer": "a1", "certificate": "c1"}}
+    assert "r1 has not recorded it" in refused({"holders": record(**producer)})
     assert refused({"holders": {"hosts": {}, "certificates": {}}}).splitlines() == [
         "host web9: it needs what opens Redis, and r1 has not recorded it",
         "  Redis's host records each host first, to report it when it leaves the inventory.",

@@ -164,6 +164,7 @@ class Findings(TypedDict):
 class Egress(TypedDict):
     """What the templates of the workers' network know; sets are by the version of IP."""
 
+    mark: str
     network: str
     id: str
     gateway: str

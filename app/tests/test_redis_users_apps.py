@@ -72,6 +72,14 @@ def test_no_user_of_an_app_reaches_a_key_or_a_channel_of_another(site, user):
                 assert site.client.execute_command(*dryrun, *command) != "OK", command
 
 
+@pytest.mark.parametrize("prefix", ["", *APPS.values(), *(f"{one}_" for one in APPS.values())])
+def test_a_producer_of_all_sends_to_no_reserved_key_of_an_app(site, prefix):
+    dryrun = ("ACL", "DRYRUN", "producer", "lpush")
+    for name in ("celery-metal.x", "unacked", "_kombu.binding.x", "celery-task-meta-x"):
+        assert site.client.execute_command(*dryrun, prefix + name, "x") != "OK", name
+    assert site.client.execute_command(*dryrun, f"{prefix}a_queue", "x") == "OK"
+
+
 def test_each_app_has_a_schedule_of_its_own(start, site):
     for name in APPS:
         url = site.socket_url.replace("worker@", f"{name}-worker@")

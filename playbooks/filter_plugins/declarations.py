@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import yaml
@@ -64,8 +64,9 @@ NAMES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 FORMS = {
     "celery_app": (rf"{NAMES}(:{NAMES})?", "write package.module:attribute"),
     "celery_worker_network": (
-        r"(?a:[A-Za-z0-9][\w.:,=/+-]*)",
-        "write a Podman network, such as bridge or host",
+        # The first is bridge without its rules; options of the second would lead to Podman's own.
+        r"(?!celery-metal(?::|\Z)|bridge:)(?a:[A-Za-z0-9][\w.:,=/+-]*)",
+        "write bridge, host, none, or a Podman network of yours",
     ),
     "image_app_version": (r"(?a:[\w.-]*)", "write the tag of a version that the hosts have kept"),
     "podman_host_packages": (r"[a-z0-9][a-z0-9+.-]+", "write the name of a package"),
@@ -366,7 +367,9 @@ def declaration_problems(
     problems += beat_problems({**values, "groups": variables.get("groups", {})})
     problems += redis_problems(values.get("redis_extra_config", {}))
     problems += user_problems(values.get("redis_user_rules", {}))
-    problems += redis_app_problems(values.get("redis_apps", {}))
+    problems += redis_app_problems(
+        values.get("redis_apps", {}), variables.get("groups", {}).get("redis", [])
+    )
     problems += ship_problems(values.get("redis_backup_ship_to", ""), variables.get("groups", {}))
     problems += network_problems(values, "redis_allowed_sources")
     problems += network_problems(values, "celery_worker_egress", ("any",))
@@ -576,9 +579,17 @@ def user_problems(rules: Any) -> list[str]:
     return problems
 
 
-def redis_app_problems(apps: Any) -> list[str]:
-    """What is wrong with redis_apps, of which names of users and patterns of keys are made."""
+def redis_app_problems(apps: Any, redis: Sized = ()) -> list[str]:
+    """What is wrong with redis_apps, of which names of users and patterns of keys are made.
+
+    :param redis: the hosts of Redis.
+    """
     problems: list[str] = []
+    if apps and len(redis) > 1:
+        problems.append(
+            f"redis_apps is {shown(apps)}, and the group redis has {len(redis)} hosts, whose "
+            "Sentinels do not know the users of apps: remove redis_apps, or take one host of Redis"
+        )
     seen: list[str] = []
     for name, prefix in apps.items() if isinstance(apps, Mapping) else ():
         where = f"redis_apps[{shown(name).strip(chr(34))}]"

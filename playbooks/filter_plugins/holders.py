@@ -180,9 +180,15 @@ def _known(hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence
 
 
 def unrecorded(
-    state: Mapping[str, Any], host: str, redis: Sequence[str], own: Mapping[str, Any]
+    state: Mapping[str, Any],
+    host: str,
+    groups: Mapping[str, Sequence[str]],
+    own: Mapping[str, Any],
 ) -> str:
     """Why a host cannot be given what opens a Redis that is not part of the run; or nothing.
+
+    One that left and came back may be recorded with an earlier version: that is no record of
+    today's.
 
     :param state: what the module ``celery_host`` gave of the host of Redis.
     :param own: the secrets that the host has.
@@ -191,9 +197,17 @@ def unrecorded(
         found = checked(state.get("holders"))
     except RecordError:
         found = None
-    known = found.hosts if found else state.get("admitted_hosts")
-    if host in (known if known is not None else [host] if f"{PREFIX}worker" in own else []):
+    if found:
+        now, given = valid(state.get("secrets", {})), found.hosts.get(host, {})
+        is_known = host in found.hosts and all(
+            given.get(kind) == now[kind] for kind in entitled(groups, host) if kind in now
+        )
+    else:
+        admitted = state.get("admitted_hosts")
+        is_known = host in admitted if admitted is not None else f"{PREFIX}worker" in own
+    if is_known:
         return ""
+    redis = groups["redis"]
     return (
         f"host {host}: it needs what opens Redis, and {redis[0]} has not recorded it\n"
         "  Redis's host records each host first, to report it when it leaves the inventory.\n"

@@ -7,6 +7,7 @@ from producers import BROKER, WORKER
 
 SELF, NEIGHBOUR = "celery-add_queue-1", "celery-long-1"
 PORT = 8000
+QUADLETS = "/etc/containers/systemd"
 EXECUTE = f"podman exec -i {SELF} python3 -"
 # Both versions of IP; what is refused says so, and what is dropped is waited for.
 LISTEN = f"""
@@ -87,11 +88,16 @@ def test_a_worker_s_network_is_redis_and_what_is_outside(kit, lab, reached):
     assert lab.invocation_ids(WORKER, "celery-*@*.service") == before
 
 
-def test_rules_that_are_gone_come_back(lab, reached):
+def test_rules_that_are_gone_come_back(kit, lab, reached):
     lab.run(WORKER, "nft delete table inet celery_egress")
     assert "SSH of its host" in reached()
     lab.run(WORKER, "systemctl reload celery-egress")
     assert reached() == {"Redis", "SSH of another host"}
+    # As a run that was cut off leaves it: the file is new, the kernel has none of it.
+    lab.run(WORKER, "nft delete table inet celery_egress")
+    assert kit.play().changed == {BROKER: 0, WORKER: 1}
+    assert reached() == {"Redis", "SSH of another host"}
+    assert kit.play().changed == {BROKER: 0, WORKER: 0}
     # It removes all rules, also Podman's own.
     lab.run(WORKER, "systemctl restart nftables && podman network reload --all")
     assert reached() == {"Redis", "SSH of another host"}
@@ -119,3 +125,16 @@ def test_a_worker_s_container_speaks_for_no_worker(kit, lab):
     limits = lab.run(WORKER, f"systemctl show -p TasksMax {unit}; podman inspect {SELF}")
     assert "TasksMax=512" in limits
     assert '"IpcMode": "private"' in limits
+
+
+def test_a_runtime_of_before_still_finds_the_path_to_systemd(lab):
+    """Connected for each sign of life, it would be restarted for ever without the path."""
+    unit, drop_in = "celery-add_queue@1.service", f"{QUADLETS}/celery-add_queue@1.container.d"
+    label = "[Container]\nLabel=celery-metal.notify=none\n"
+    lab.run(WORKER, f"mkdir {drop_in}; cat > {drop_in}/notify.conf", stdin=label)
+    try:
+        lab.run(WORKER, f"systemctl daemon-reload; systemctl restart {unit}")
+        assert lab.run(WORKER, EXECUTE, stdin=FORGE).split() == ["refused"]
+    finally:
+        lab.run(WORKER, f"rm -r {drop_in}; systemctl daemon-reload; systemctl restart {unit}")
+    assert lab.run(WORKER, EXECUTE, stdin=FORGE).split() == ["refused"] * 4

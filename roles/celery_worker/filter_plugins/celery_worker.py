@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -187,7 +188,8 @@ def egress_rules(egress: list[str], subnet: str, broker_url: str, broker_port: i
     """
     hosts, ports = endpoints(broker_url)
     listed = [one for one in egress if one != "any"]
-    return {
+    found: Egress = {
+        "mark": "",
         "network": NETWORK,
         # Podman's own are random.
         "id": hashlib.sha256(NETWORK.encode()).hexdigest(),
@@ -199,6 +201,19 @@ def egress_rules(egress: list[str], subnet: str, broker_url: str, broker_port: i
         "brokers": _by_version(hosts),
         "ports": sorted({*ports, broker_port}) if hosts else [],
     }
+    text = json.dumps(found, sort_keys=True).encode()
+    return {**found, "mark": hashlib.sha1(text, usedforsecurity=False).hexdigest()}
+
+
+def egress_lacks(plan: Plan, network: str, loaded: str | None, *rules: Any) -> bool:
+    """Whether the kernel of a host has other rules than its file, as after ``nft flush ruleset``.
+
+    :param network: the variable ``celery_worker_network``.
+    :param loaded: mark of the kernel's rules; None where the host had no file of them.
+    :param rules: of ``egress_rules``.
+    """
+    is_used = network == "bridge" and (plan["queues"] or plan["beat"])
+    return bool(is_used and loaded is not None and loaded != egress_rules(*rules)["mark"])
 
 
 def _by_version(networks: list[str]) -> dict[int, list[str]]:
@@ -305,6 +320,7 @@ def surge_sizes(plan: Plan) -> dict[str, int]:
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
+            "celery_worker_egress_lacks": egress_lacks,
             "celery_worker_lacks": lacks,
             "celery_worker_surge": surge_sizes,
             "celery_worker_units": worker_units,

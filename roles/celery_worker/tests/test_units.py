@@ -369,9 +369,13 @@ def test_processes_and_threads_are_limited_and_the_queue_may_say_how_many(queue,
 
 
 def test_the_path_to_systemd_is_closed_once_a_worker_is_ready():
-    closing = dict(container({"name": "a"})["Service"])["ExecStartPost"]
-    assert closing.startswith("-/bin/sh -c 'exec chmod 0 ")
+    closing = dict(container({"name": "a.b"})["Service"])["ExecStartPost"]
+    # Only for the runtime that stays connected, and never for the label of another container.
+    asked = 'podman ps -q -f "name=^celery-a[.]b-%i$$" -f label=celery-metal.notify=connected'
+    assert closing.startswith(f'-/bin/sh -c \'found="$$({asked})" && test -z "$$found" || exec ')
     assert closing.endswith("/notify/notify.sock\"'")
+    label = asked.rpartition("label=")[2]
+    assert label in (Path(TEMPLATES).parents[1] / "image/files/app/Containerfile").read_text()
 
 
 def test_what_an_app_needs_reaches_its_unit():
@@ -524,6 +528,27 @@ def test_rules_of_any_leave_out_the_host_and_its_containers():
 def test_a_change_of_the_rules_restarts_no_worker():
     before, after = (all_units({"name": "a"}, egress=one)["files"] for one in (["any"], []))
     assert [path for path in before if before[path] != after[path]] == [NFT]
+
+
+@pytest.mark.parametrize(
+    ("network", "is_planned", "loaded", "lacks"),
+    [
+        ("bridge", True, "", True),
+        ("bridge", True, "0" * 40, True),
+        ("bridge", True, None, False),
+        ("podman", True, "", False),
+        ("bridge", False, "", False),
+    ],
+)
+def test_rules_that_the_kernel_does_not_have_are_loaded(network, is_planned, loaded, lacks):
+    plan = {"queues": ["a"] if is_planned else [], "beat": None}
+    wanted = (["any"], "10.87.0.0/24", CONTEXT["broker_url"], 6379)
+    assert celery_worker.egress_lacks(plan, network, loaded, *wanted) == lacks
+    mark = celery_worker.egress_rules(*wanted)["mark"]
+    assert not celery_worker.egress_lacks(plan, network, mark, *wanted)
+    # As the file has it: it is what the kernel returns.
+    assert f'\tcomment "{mark}"\n' in rules()
+    assert mark != celery_worker.egress_rules(["10.0.0.7"], *wanted[1:])["mark"]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,11 @@ options:
         and one that has no address is a warning.
     type: dict
     default: {}
+  names:
+    description: Names of Redis of which the addresses shall be returned, as this host knows them.
+    type: list
+    elements: str
+    default: []
 author: celery-metal
 """
 
@@ -67,6 +72,19 @@ overcommit_memory:
   type: dict
   returned: always
 numa_nodes: {description: Number of NUMA nodes, type: int, returned: always}
+routes:
+  description:
+    - The private IPv4 networks that the main routing table leads to, without default routes and
+      the workers' own network
+  type: list
+  returned: always
+egress:
+  description:
+    - Mark of the rules that the kernel has for the workers' network, or empty; null where the host
+      has no file of them
+  type: str
+  returned: always
+names: {description: Name of Redis to its addresses, type: dict, returned: always}
 source:
   description: The address from which this host reaches Redis, or empty
   type: str
@@ -109,11 +127,13 @@ admitted_hosts:
   returned: always
 """
 
+import ipaddress
 import json
 import os
 import re
 import shutil
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +157,19 @@ DATA = Path("/var/lib/celery-metal/redis")
 # There while Redis is one of several, and with its data when it was removed.
 SEVERAL = Path("/var/lib/celery-metal/redis-of-several")
 UNITS = Path("/etc/containers/systemd/celery-metal")
-RULES = ("nft", "--json", "--terse", "list", "table", "inet", "celery_metal")
+RULES = ("nft", "--json", "--terse", "list", "table", "inet")
+EGRESS = Path("/etc/celery-metal/egress.nft")
+ROUTES = Path("/proc/net/route")
+BRIDGE = "celery0"  # of the workers' network
+RTF_UP, RTF_REJECT = 0x1, 0x200  # linux/route.h
+# A VPN writes the default route as two halves; no network of one's own is so large.
+DEFAULT_BITS = 8
+# Where celery_worker_subnet can be.
+PRIVATE = [
+    ipaddress.IPv4Network(one)
+    for one in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
+]
+MOST_ROUTES = 4096
 
 
 def told(*argv: str) -> str:
@@ -309,13 +341,35 @@ def broker() -> str:
     return ""
 
 
-def rules_mark() -> str:
-    """The mark of the rules that the kernel has for Redis's port, or an empty string."""
-    for one in json.loads(told(*RULES) or "{}").get("nftables", []):
+def rules_mark(table: str) -> str:
+    """The mark of the rules that the kernel has in a table of family inet, or an empty string."""
+    for one in json.loads(told(*RULES, table) or "{}").get("nftables", []):
         if "table" in one:
             mark: str = one["table"].get("comment", "")
             return mark
     return ""
+
+
+def routes() -> list[str]:
+    """The private networks that this host has routes to, as few as hold the same addresses."""
+    try:
+        lines = ROUTES.read_text().splitlines()[1:]
+    except FileNotFoundError:  # without IPv4
+        return []
+    found = set()
+    for line in lines:
+        interface, target, _, flags, *_, mask, _, _, _ = line.split()
+        if interface == BRIDGE or int(flags, 16) & (RTF_UP | RTF_REJECT) != RTF_UP:
+            continue
+        # In the order of bytes that the machine has.
+        network = ipaddress.IPv4Network((_packed(target), int(mask, 16).bit_count()))
+        if network.prefixlen >= DEFAULT_BITS and any(map(network.overlaps, PRIVATE)):
+            found.add(network)
+    return [str(one) for one in ipaddress.collapse_addresses(found)][:MOST_ROUTES]
+
+
+def _packed(hexadecimal: str) -> bytes:
+    return struct.pack("=I", int(hexadecimal, 16))
 
 
 def network(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,7 +384,9 @@ def network(params: Mapping[str, Any]) -> dict[str, Any]:
         "admitted": networks + kept.get("others", []) if kept else None,
         "admitted_hosts": sorted(kept.get("hosts", {})) if kept else None,
         "holders": recorded(),
-        "firewall": rules_mark() if kept else "",
+        "firewall": rules_mark("celery_metal") if kept else "",
+        "egress": rules_mark("celery_egress") if EGRESS.exists() else None,
+        "names": {name: addresses_of(name) for name in params["names"]},
         "members": members,
         "is_sole": is_sole(members),
         "broker": broker(),
@@ -363,6 +419,7 @@ def look(packages: list[str]) -> dict[str, Any]:
             # In a system container the value is the outer host's, and read-only.
             "writable": os.access(OVERCOMMIT, os.W_OK),
         },
+        "routes": routes(),
         "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1,
     }
 
@@ -374,6 +431,7 @@ def main() -> None:
             "toward": {"type": "str", "default": ""},
             "clients": {"type": "dict", "default": {}},
             "absent": {"type": "dict", "default": {}},
+            "names": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

@@ -369,6 +369,9 @@ def go_back(
     stop(gone)
     restore(version, params["owned"])
     reload()
+    # The kernel may have the rules of the new version.
+    if loaded := sorted({*params["reload"]} & units_of(version)):
+        run("systemctl", "reload-or-restart", "--", *loaded)
     broken = inactive(back)
     working = [unit for unit in back if unit not in broken]
     if broken:

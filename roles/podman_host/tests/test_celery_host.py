@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 
 import celery_host
 import pytest
@@ -148,10 +149,11 @@ def test_no_way_to_redis_is_told(names):
 
 def test_without_rules_of_the_kit_all_are_admitted(monkeypatch, tmp_path):
     monkeypatch.setattr(celery_host, "CLIENTS", tmp_path / "clients.json")
+    monkeypatch.setattr(celery_host, "EGRESS", tmp_path / "egress.nft")
     monkeypatch.setattr(celery_host, "told", lambda *argv: pytest.fail(f"{argv} costs each run"))
-    params = {"toward": "", "clients": {}, "absent": {}}
+    params = {"toward": "", "clients": {}, "absent": {}, "names": []}
     found = celery_host.network(params)
-    assert (found["admitted"], found["firewall"]) == (None, "")
+    assert (found["admitted"], found["firewall"], found["egress"]) == (None, "", None)
     assert not any(found[name] for name in ("source", "clients", "told", "members"))
     assert (found["admitted_hosts"], found["holders"]) == (None, None)
 
@@ -178,7 +180,7 @@ def test_those_that_elect_a_primary_are_known(monkeypatch, tmp_path):
     path = tmp_path / "redis-elected.json"
     path.write_text(json.dumps({"members": ["10.0.0.1", "10.0.0.2"]}))
     monkeypatch.setattr(celery_host, "ELECTED", path)
-    found = celery_host.network({"toward": "", "clients": {}, "absent": {}})
+    found = celery_host.network({"toward": "", "clients": {}, "absent": {}, "names": []})
     assert (found["members"], found["primary"]) == (["10.0.0.1", "10.0.0.2"], "")
     state = tmp_path / "sentinel.conf"
     state.write_text("port 0\nsentinel monitor celery 10.0.0.2 6379 2\nsentinel myid x\n")
@@ -193,7 +195,7 @@ def test_whom_redis_admits_and_by_which_rules(monkeypatch, tmp_path):
     table = {"table": {"name": "celery_metal", "comment": "abc"}}
     listed = json.dumps({"nftables": [{"metainfo": {}}, table]})
     monkeypatch.setattr(celery_host, "told", lambda *_: listed)
-    params = {"toward": "", "clients": {}, "absent": {"web9": ["no name"]}}
+    params = {"toward": "", "clients": {}, "absent": {"web9": ["no name"]}, "names": []}
     found = celery_host.network(params)
     assert found["admitted"] == ["10.0.0.8", "10.1.0.0/16"]
     assert found["firewall"] == "abc"
@@ -226,3 +228,60 @@ def test_which_broker_the_workers_were_given(monkeypatch, tmp_path):
     text = 'Environment="A=1"\nEnvironment="CELERY_METAL_BROKER=redis://w%%20@h:6379/0?a=$$"\n'
     (tmp_path / "celery-a@.container").write_text(text)
     assert celery_host.broker() == "redis://w%20@h:6379/0?a=$"
+
+
+def test_which_rules_of_the_workers_network_the_kernel_has(monkeypatch, tmp_path):
+    path = tmp_path / "egress.nft"
+    path.touch()
+    monkeypatch.setattr(celery_host, "EGRESS", path)
+    tables = {"celery_egress": {"nftables": [{"table": {"comment": "abc"}}]}}
+    monkeypatch.setattr(celery_host, "told", lambda *argv: json.dumps(tables.get(argv[-1], {})))
+    params = {"toward": "", "clients": {}, "absent": {}, "names": []}
+    assert celery_host.network(params)["egress"] == "abc"
+    # As "nft flush ruleset" leaves it.
+    monkeypatch.setattr(celery_host, "told", lambda *_: "")
+    assert celery_host.network(params)["egress"] == ""
+
+
+def test_names_of_redis_are_looked_up_on_the_host(names):
+    params = {"toward": "", "clients": {}, "absent": {}, "names": ["shop.example", "no.example"]}
+    found = celery_host.network(params)["names"]
+    assert found == {"shop.example": ["10.0.0.7", "fd00::7"], "no.example": []}
+
+
+def written(address):
+    """As the kernel shows it: in the order of bytes of the machine."""
+    return f"{int.from_bytes(socket.inet_aton(address), sys.byteorder):08X}"
+
+
+@pytest.mark.parametrize(
+    ("routes", "found"),
+    [
+        (["eth0 10.87.0.0 255.255.255.0 1"], ["10.87.0.0/24"]),
+        (["eth0 10.0.0.0 255.0.0.0 3", "eth1 10.87.0.0 255.255.255.0 1"], ["10.0.0.0/8"]),
+        (["eth0 10.1.0.0 255.255.0.0 3", "eth0 10.2.0.7 255.255.255.255 7"], None),
+        (["eth0 172.31.0.0 255.255.0.0 1", "eth0 172.31.0.0 255.255.0.0 3"], ["172.31.0.0/16"]),
+        # The default route, also in two halves; the workers' own network; what is refused or down.
+        (["eth0 0.0.0.0 0.0.0.0 3", "tun0 0.0.0.0 128.0.0.0 3"], []),
+        (["celery0 10.87.0.0 255.255.255.0 1"], []),
+        (["* 10.0.0.0 255.0.0.0 201", "eth0 10.3.0.0 255.255.0.0 0"], []),
+        (["eth0 192.0.2.0 255.255.255.0 1"], []),
+        ([], []),
+    ],
+)
+def test_private_networks_that_the_host_has_routes_to(monkeypatch, tmp_path, routes, found):
+    lines = ["Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT"]
+    for one in routes:
+        interface, target, mask, flags = one.split()
+        words = (interface, written(target), "0" * 8, f"{flags:0>4}", "0", "0", "0", written(mask))
+        lines.append("\t".join((*words, "0", "0", "0")))
+    path = tmp_path / "route"
+    path.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(celery_host, "ROUTES", path)
+    expected = ["10.1.0.0/16", "10.2.0.7/32"] if found is None else found
+    assert celery_host.routes() == expected
+
+
+def test_a_host_without_ipv4_has_no_routes(monkeypatch, tmp_path):
+    monkeypatch.setattr(celery_host, "ROUTES", tmp_path / "route")
+    assert celery_host.routes() == []

@@ -169,19 +169,24 @@ def test_who_has_waited_a_little_less_is_named_too(monkeypatch):
 
 def test_what_does_not_come_back_beside_the_new_version_is_restarted_and_waited_for(monkeypatch):
     version = {"links": {"/q/celery-a@1.container": ""}, "files": {"/q/celery-a@.container": ""}}
-    done = []
+    version["files"]["/s/rules.service"] = ""
+    done, run = [], []
 
     def fail(*_):
         raise celery_services.ServicesError("nothing starts beside")
 
-    for name in ("restore", "reload", "stop", "run"):
+    for name in ("restore", "reload", "stop"):
         monkeypatch.setattr(celery_services, name, lambda *_: None)
+    monkeypatch.setattr(celery_services, "run", lambda *argv: run.append(argv[1:]))
     monkeypatch.setattr(celery_services, "inactive", lambda units: [])
     monkeypatch.setattr(celery_services, "take", fail)
     monkeypatch.setattr(celery_services, "bring", lambda verb, units, _: done.append((verb, units)))
     params = {"start": [], "owned": [], "surge": SIZES, "free_mb": 1000}
+    # What has no file in that version cannot be reloaded.
+    params["reload"] = ["rules.service", "new.service"]
     assert celery_services.go_back(version, [A], params) == []
     assert done == [("restart", [A])]
+    assert run[0] == ("reload-or-restart", "--", "rules.service")
 
 
 def test_what_still_starts_is_restarted_first_with_nothing_beside_it(monkeypatch):

@@ -101,12 +101,20 @@ def user_rules(
     """
     rules = _controlled(rules + _app_rules(rules, apps), {*control})
     # Celery adds an underscore for the keys of results, unless it finds one of the others.
-    every = ["", *(form for one in prefixes for form in dict.fromkeys((one, f"{one}_")))]
-    queues = complement(prefix + word for prefix in every for word in RESERVED)
+    every = _forms(prefixes)
+    # A producer of all has no reserved key of an app's either.
+    queues = complement(
+        one + word for one in _forms([*prefixes, *apps.values()]) for word in RESERVED
+    )
     for mark, values in ((QUEUES, queues), (PREFIX, every)):
         for word in set(re.findall(rf"(?:%[RW]+)?[~&]{mark}[^\s)]*", rules)):
             rules = rules.replace(word, " ".join(word.replace(mark, one) for one in values))
     return rules
+
+
+def _forms(prefixes: Iterable[str]) -> list[str]:
+    """What keys of apps begin with; those of an app without a prefix with nothing."""
+    return list(dict.fromkeys(["", *(form for one in prefixes for form in (one, f"{one}_"))]))
 
 
 def app_users(apps: Iterable[str]) -> list[str]:
