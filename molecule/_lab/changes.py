@@ -18,7 +18,10 @@ NOTES = "what it keeps for itself"
 TRUST = "/etc/ssl/certs/"
 # Marks that come with a secret are random: each run makes others.
 MARK = re.compile(
-    r"^(Label=celery-metal\.(?:ca|certificates?|generation|password|users|secret\.\S+)=)\S+$", re.M
+    r"^(Label=celery-metal\.(?:ca|certificates?|generation|password|users|secret\.\S+)=|"
+    # The same marks in holders.json.
+    r' +"(?:admin|authority|certificate|monitor|producer|worker)": "(?=[0-9a-f]{12}",?$))\S+$',
+    re.M,
 )
 # Made and removed again by the same run.
 WORK = "/var/lib/celery-metal/image"

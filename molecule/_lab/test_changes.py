@@ -64,11 +64,12 @@ def test_what_is_said_twice_is_an_error():
 
 
 def test_random_marks_are_left_out_only_with_new_secrets():
-    text = "Label=celery-metal.secret.A=12ab\nImage=a\n"
+    text = 'Label=celery-metal.secret.A=12ab\nImage=a\n  "worker": "0123456789ab",\n  "a": "b"\n'
     found = changes.nothing() | {"files": {UNIT: text, "/gone": None}}
     assert changes.unmarked(found) == found
     kept = changes.unmarked(found | {"keep secret": {"A"}})["files"]
-    assert kept == {UNIT: "Label=celery-metal.secret.A=\nImage=a\n", "/gone": None}
+    rest = 'Label=celery-metal.secret.A=\nImage=a\n  "worker": "\n  "a": "b"\n'
+    assert kept == {UNIT: rest, "/gone": None}
 
 
 def test_what_differs_between_two_snapshots_has_changed():

@@ -33,7 +33,7 @@ WORKERS = {"celery-add_queue@1.service", "celery-multiply_queue@1.service"}
 REDIS = {"celery-redis.service"}
 TIMERS = {"celery-redis-backup.timer", "celery-redis-memory.timer"}
 NEW = {
-    "start": {"celery.target", *TIMERS, *REDIS, *OF_ADD, *OF_MULTIPLY},
+    "start": {"celery.target", "celery-egress.service", *TIMERS, *REDIS, *OF_ADD, *OF_MULTIPLY},
     "keep secret": {
         *(f"celery-redis-{name}" for name in ("acl", "admin", "monitor", "producer", "worker")),
         *("celery-app-TOKEN", "celery-app-KEY"),
