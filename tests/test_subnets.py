@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import subnets
 import yaml
+from jinja2 import UndefinedError
 
 ROLES = pathlib.Path(__file__).parents[1] / "roles"
 GROUPS = {"redis": ["r1"], "celery": ["web1", "web2"]}
@@ -135,6 +136,20 @@ def test_a_redis_with_an_address_or_a_socket_has_a_rule() -> None:
     hosts = site(celery_worker_egress=[], redis_address="redis.example")
     assert subnets.names(hosts, "web1", alone) == {}
     assert subnets.problems(hosts, alone, ["web1"]) == ""
+
+
+class Unread(dict[str, Any]):
+    """Hostvars of a host whose facts were not gathered."""
+
+    def __getitem__(self, name: str) -> Any:
+        raise UndefinedError(f"{name} is made of facts")
+
+
+def test_an_address_made_of_facts_waits_for_them() -> None:
+    hosts = site(celery_worker_egress=[])
+    hosts["r1"] = Unread(redis_address="{{ ansible_facts.default_ipv4.address }}")
+    assert subnets.names(hosts, "web1", GROUPS) == {}
+    assert said(hosts) == ""
 
 
 def test_what_a_host_says_of_a_name_is_an_address() -> None:

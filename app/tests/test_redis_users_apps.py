@@ -16,7 +16,7 @@ APPS = {"shop": "shop:", "mail": "mail:"}
 
 @pytest.fixture
 def site(own_redis):
-    rules = user_rules(USERS.read_text(), [], ["producer"], APPS)
+    rules = user_rules(USERS.read_text().rstrip(), [], ["producer"], APPS)  # as the role reads it
     for block in re.split(r"^user ", rules, flags=re.M)[1:]:
         text = re.sub(r"^\s*#.*$", "", block, flags=re.M).replace("+client|setinfo", "")
         name, *rights = re.findall(r"\([^)]*\)|[^\s()]+", " ".join(text.split()))

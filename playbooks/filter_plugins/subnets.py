@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ def brokers(
     redis = list(groups.get("redis", []))
     if redis == [host]:
         return []  # by its socket
-    return [one for one in (clients.redis_address(hosts, name) for name in redis) if one]
+    addresses = []
+    for name in redis:
+        # Made of facts of a host that is no part of the run: then it is no name.
+        with suppress(*clients.UNREADABLE):
+            addresses += [one for one in [clients.redis_address(hosts, name)] if one]
+    return addresses
 
 
 def names(

@@ -99,7 +99,8 @@ def user_rules(
     :param control: users that may control workers.
     :param apps: name to ``global_keyprefix``, of apps with users of their own.
     """
-    rules = _controlled(rules + _app_rules(rules, apps), {*control})
+    # Ansible's lookup of a file leaves out the newline at its end.
+    rules = _controlled("\n".join([rules, *_app_rules(rules, apps)]), {*control})
     # Celery adds an underscore for the keys of results, unless it finds one of the others.
     every = _forms(prefixes)
     # A producer of all has no reserved key of an app's either.
@@ -126,7 +127,7 @@ def app_users(apps: Iterable[str]) -> list[str]:
     return [f"{app}-{user}" for app in apps for user in APP_USERS]
 
 
-def _app_rules(rules: str, apps: Mapping[str, str]) -> str:
+def _app_rules(rules: str, apps: Mapping[str, str]) -> list[str]:
     """The rules of the users of each app: those of users.acl, under the app's prefix."""
     blocks = {name: text for name, text in _blocks(rules) if name in APP_USERS}
     # Celery before 5.5 adds an underscore for the keys of results.
@@ -145,7 +146,7 @@ def _app_rules(rules: str, apps: Mapping[str, str]) -> str:
             if name == "worker":
                 words += f"  {' '.join(_subscribed(prefix))}\n"
             found.append(words.replace(f"user {name}", f"user {app}-{name}", 1))
-    return "".join(found)
+    return found
 
 
 def _subscribed(prefix: str) -> list[str]:

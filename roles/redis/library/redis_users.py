@@ -10,6 +10,7 @@ description:
   - Each user has a password of its own, made once and kept as the Podman secret
     C(celery-redis-USER) with the label C(version), a random mark that says nothing of it. What
     Redis loads at its start, rights and hashed passwords, is the secret C(celery-redis-acl).
+  - The password of an app's user that is gone is removed.
   - A Redis that runs is told at once, and its Sentinel, so that nothing restarts. A user's earlier
     passwords stay valid until they are retired.
   - Each step leaves every password that is kept valid; a run that was cut is completed by the next.
@@ -73,7 +74,7 @@ generation:
   description: What changes when Redis must be started anew to take the users
   type: str
   returned: always
-diff: {description: Names of the secrets that are written, type: dict, returned: always}
+diff: {description: Names of the secrets that are written or removed, type: dict, returned: always}
 """
 
 import hashlib
@@ -84,7 +85,7 @@ import string
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.celery_metal import HostError, conclude
+from ansible.module_utils.celery_metal import HostError, conclude, output
 from ansible.module_utils.celery_redis import SECONDS, SOCKET, Client, RedisError
 from ansible.module_utils.podman_store import Kept, keep, kept
 
@@ -98,6 +99,10 @@ SENTINEL_SOCKET = "/run/celery-metal/sentinel/sentinel.sock"
 LETTERS = string.ascii_letters + string.digits
 # 62 letters, 40 of them: 238 bits, which nobody guesses from a hash.
 LENGTH = 40
+# Of a user of an app; certificates have such names, too.
+APP_SECRET = re.compile(
+    rf"{PREFIX}(?!certificate-)[a-z][a-z0-9]{{0,30}}-(?:worker|producer|monitor)", re.ASCII
+)
 # Of Redis's own, without a password.
 NOBODY = "default"
 CONSEQUENCE = (
@@ -313,6 +318,11 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
         own = {"version": generation, "rules": wanted["mark"], "text": randomness.token_hex(6)}
         labels = own
     new = sorted(name for name in passwords if passwords[name] is not found.get(PREFIX + name))
+    gone = sorted(
+        name
+        for name in found
+        if APP_SECRET.fullmatch(name) and name.removeprefix(PREFIX) not in users
+    )
     if is_changed and not module.check_mode:
         if servers:
             servers.tell(users, hashes, sorted(earlier.keys() - users.keys()))
@@ -321,13 +331,18 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
             keep(PREFIX + name, passwords[name].value, CONSEQUENCE, **passwords[name].labels)
         if servers:
             servers.end_connections(wanted["retire"])
+    if gone and not module.check_mode:
+        output("podman", "secret", "rm", *gone)
     written = ([ACL] if is_changed else []) + [PREFIX + name for name in new]
     return {
-        "changed": bool(written),
+        "changed": bool(written or gone),
         "versions": {name: one.version for name, one in passwords.items()},
         "generation": generation,
         "labels": {ACL: labels, **{PREFIX + name: one.labels for name, one in passwords.items()}},
-        "diff": {"prepared": "".join(f"keep secret {name}\n" for name in written)},
+        "diff": {
+            "prepared": "".join(f"keep secret {name}\n" for name in written)
+            + "".join(f"remove secret {name}\n" for name in gone)
+        },
     }
 
 

@@ -37,6 +37,11 @@ class Store(dict):
             raise HostError(f"Podman did not keep the secret {name}. {consequence}")
         self[name] = Kept(value, labels)
 
+    def output(self, *argv):
+        assert argv[:3] == ("podman", "secret", "rm")
+        for name in argv[3:]:
+            del self[name]
+
 
 class Host:
     """A host with its store, and a Redis when it is started."""
@@ -142,6 +147,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(redis_users, "SENTINEL_SOCKET", str(tmp_path / "sentinel.sock"))
     monkeypatch.setattr(redis_users, "kept", one.store.kept)
     monkeypatch.setattr(redis_users, "keep", one.store.keep)
+    monkeypatch.setattr(redis_users, "output", one.store.output)
     yield one
     one.stop()
 
@@ -339,6 +345,23 @@ def test_a_user_that_is_no_more_cannot_log_in(host):
     assert host.takes("old", old)
     host.bring()
     assert not host.takes("old", old)
+
+
+def test_the_password_of_an_app_s_user_goes_with_it_and_no_other_secret(host):
+    """Certificates have names like those; what is no secret of a user is not ours to judge."""
+    host.bring(rules=RULES + "user shop-worker\n +ping\nuser mail-monitor\n +ping\n")
+    others = ["certificate-worker", "certificate-producer", "certificate-server", "ca", "shop"]
+    for name in others:
+        host.store.keep(f"celery-redis-{name}", "x", "")
+    rules = RULES + "user mail-monitor\n +ping\n"
+    foretold = host.bring(rules=rules, check_mode=True)
+    assert "celery-redis-shop-worker" in host.store
+    done = host.bring(rules=rules)
+    assert done["diff"] == foretold["diff"]
+    assert done["diff"]["prepared"].endswith("remove secret celery-redis-shop-worker\n")
+    kept = {*SECRETS, "celery-redis-mail-monitor", *(f"celery-redis-{one}" for one in others)}
+    assert set(host.store) == kept
+    assert not host.bring(rules=rules)["changed"]
 
 
 def test_check_says_the_same_and_does_nothing(host):
