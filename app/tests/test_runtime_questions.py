@@ -11,11 +11,8 @@ from attacks import task
 from celery import Celery
 from celery_metal_runtime import configure
 from kombu.exceptions import OperationalError
-from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoPermissionError
 from runtime_lab import PASSWORD, PATIENCE, Producer, acl, constants, run, wait_until
-
-pytestmark = pytest.mark.oldest
 
 QUESTIONS, CONTROL = "celery-inspect", "celery"
 
@@ -62,6 +59,7 @@ def state_of(server, worker):
     return inspect.revoked()[worker.node], inspect.stats()[worker.node]["pool"]
 
 
+@pytest.mark.oldest
 def test_stock_programs_ask_workers_and_see_events_as_monitor(worker, own_redis):
     for words in ("ping", "--json stats", "active"):
         done = celery(own_redis, "monitor", QUESTIONS, f"inspect -d {worker.node} {words}")
@@ -78,6 +76,7 @@ def test_stock_programs_ask_workers_and_see_events_as_monitor(worker, own_redis)
     assert own_redis.refused() == []
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
 def test_nothing_that_a_monitor_sends_changes_a_worker(start, own_redis, pool):
     worker = start(server=own_redis, CELERY_METAL_POOL=pool).ready()
@@ -104,6 +103,7 @@ def test_nothing_that_a_monitor_sends_changes_a_worker(start, own_redis, pool):
     assert worker.log.count("celery-metal: dropped a question: ") == 11
 
 
+@pytest.mark.oldest
 def test_a_monitor_loads_no_script_and_workers_load_them_after_a_restart(worker, own_redis):
     app = stock(own_redis, "monitor", QUESTIONS)
     with pytest.raises(NoPermissionError):
@@ -114,6 +114,7 @@ def test_a_monitor_loads_no_script_and_workers_load_them_after_a_restart(worker,
     wait_until(lambda: celery(own_redis, *ask).returncode == 0, "ping is answered again")
 
 
+@pytest.mark.oldest
 def test_a_reply_goes_to_who_asked_whatever_is_bound_and_does_not_stay(worker, own_redis):
     client, who = own_redis.client, str(uuid.uuid4())
     for exchange in ("reply.celery-inspect.pidbox", "reply.celery.pidbox"):
@@ -127,7 +128,7 @@ def test_a_reply_goes_to_who_asked_whatever_is_bound_and_does_not_stay(worker, o
     assert not client.exists("mail")
 
 
-@pytest.mark.skipif(not hasattr(kombu_redis, "SWEEP_BINDINGS"), reason="kombu sweeps from 5.7 on")
+# kombu sweeps from 5.7 on.
 def test_no_deadline_that_a_monitor_writes_deletes_a_binding_of_tasks(start, own_redis):
     often = constants({"kombu.transport.redis.BINDING_SWEEP_INTERVAL": 0.2})
     worker, client = start(server=own_redis, **often).ready(), own_redis.client
@@ -142,6 +143,7 @@ def test_no_deadline_that_a_monitor_writes_deletes_a_binding_of_tasks(start, own
     assert client.exists("_kombu.binding.gone.pidbox") == 0
 
 
+@pytest.mark.oldest
 def test_a_producer_controls_workers_unless_that_is_withheld(worker, own_redis):
     producer = stock(own_redis, "producer").control
     producer.revoke("one")
@@ -161,6 +163,7 @@ def test_a_producer_controls_workers_unless_that_is_withheld(worker, own_redis):
     assert state_of(own_redis, worker)[0] == ["one"]
 
 
+@pytest.mark.oldest
 def test_a_monitor_controls_workers_where_that_is_granted(worker, own_redis):
     grant(own_redis, "monitor")
     done = celery(own_redis, "monitor", CONTROL, f"control -d {worker.node} revoke one")
@@ -170,6 +173,7 @@ def test_a_monitor_controls_workers_where_that_is_granted(worker, own_redis):
     assert own_redis.refused() == []
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     ("user", "own", "expected"),
     [
