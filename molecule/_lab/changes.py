@@ -224,6 +224,8 @@ NOISE = re.compile(
     r"|celery-redis-memory\.service"  # its timer starts it each minute
     r"|netavark-dhcp-proxy\.service"  # ends by itself, 30 s after its package has started it
 )
+# The group of Redis's socket: its unit makes it from a file that the run writes.
+OF_UNITS = re.compile(r"/etc/(g?shadow|group|passwd)-?|/etc/\.pwd\.lock")
 # What packages and their scripts bring besides the files that dpkg lists.
 OF_PACKAGES = re.compile(
     r"/usr/(?!local/).*|/var/(cache|lib/(apt|dpkg|pam|systemd|polkit-1))/.*"
@@ -259,7 +261,7 @@ def done(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:
     for path in differing(old_files, files):
         if path.startswith(TRUST):
             found["renew"].add(TRUST)
-        elif path not in brought:
+        elif path not in brought and not OF_UNITS.fullmatch(path):
             found["files"][path] = files[path][1] if path in files else None
     was, now = map(_active, (before, after))
     for name in differing(was, now):
