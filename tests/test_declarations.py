@@ -597,3 +597,17 @@ def test_files_for_a_redis_of_the_user_s_own(
     said = check(declarations, {**known, "redis_external_certificate": issued["ca"]})
     assert f'redis_external_certificate is "{issued["ca"]}"'[:60] in said
     assert "it holds no key that can be read" in said
+
+
+@pytest.mark.parametrize(
+    ("apps", "said"),
+    [
+        ({"shop": "shop*"}, 'redis_apps[shop] is "shop*": write the global_keyprefix of the'),
+        ({"shop": "a:", "mail": "a:"}, 'redis_apps[mail] is "a:", with which another begins'),
+    ],
+)
+def test_a_prefix_of_an_app_belongs_to_it_alone(
+    declarations: ModuleType, apps: dict[str, str], said: str
+) -> None:
+    (problem,) = declarations.redis_app_problems(apps)
+    assert problem.startswith(said)

@@ -413,7 +413,9 @@ def worker_of(text: str) -> dict[str, Any]:
         unquoted(value).split("=", 1) for key, value in unit["Container"] if key == "Environment"
     ]
     assert [key for key, _ in unit["Service"]].count("ExecStopPost") == 1
-    assert "ExecStartPre" not in service
+    before = [value for key, value in unit["Service"] if key == "ExecStartPre"]
+    rules = ["/usr/sbin/nft -f /etc/celery-metal/egress.nft"]
+    assert before == (rules if container["Network"] == "celery-metal" else [])
     return {
         "environment": dict(pairs),
         "description": dict(unit["Unit"])["Description"].replace("%%", "%"),
@@ -461,7 +463,10 @@ def worker_wanted(queue: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str
     return {
         "environment": environment,
         "description": f"Queue {queue['name']}, Celery worker %i",
-        "network": said["celery_worker_network"],
+        # A network of their own, of which a unit has the name.
+        "network": {"bridge": "celery-metal"}.get(
+            network := said["celery_worker_network"], network
+        ),
         "watchdog": str(said["celery_worker_watchdog_seconds"]),
         "stop": str(drain + 10),
         "secrets": set(said["celery_worker_secrets"]) if secrets == "all" else set(secrets),
