@@ -382,7 +382,7 @@ def test_the_network_of_workers_is_a_private_one(
 def test_no_app_has_a_certificate_s_secret_for_its_password(declarations: ModuleType) -> None:
     assert declarations.redis_app_problems({"certificates": "c:"}) == []
     assert declarations.redis_app_problems({"certificate": "c:"}) == [
-        "redis_apps[certificate] is a name of the kit's own secrets: take another"
+        "redis_apps[certificate] is a name of celery-metal's own secrets: choose another"
     ]
 
 

@@ -48,7 +48,7 @@ def free_port() -> int:
 
 
 def acl(control: Iterable[str] = ("producer",)) -> str:
-    """The kit's users in Redis's own form, all with one password.
+    """The users of users.acl in Redis's own form, all with one password.
 
     `control`: the users that may control workers.
     """

@@ -1,4 +1,4 @@
-"""The app of a program outside the kit: it has a URL, and nothing of the runtime."""
+"""The app of a program without the runtime: it has a URL only."""
 
 import os
 

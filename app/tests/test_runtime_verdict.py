@@ -112,7 +112,7 @@ def test_no_errback_of_a_dead_letter_ends_a_worker_or_stops_the_others(
         body = [[[1]], {}, {"errbacks": [dict(errback)]}]
         one = task(str(uuid4()), body=body, ignore_result=True, celery_metal_reason="x")
         redis.client.lpush(untold(worker), json.dumps(one))
-    wait_until(lambda: lines(errors) == ["good"], "the last one is told of")
+    wait_until(lambda: lines(errors) == ["good"], "the last errback runs")
     all_are_told(redis, worker)
     assert worker.process.poll() is None
     assert worker.log.count("an errback of lab_app.total") == 2

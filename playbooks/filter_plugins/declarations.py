@@ -597,7 +597,7 @@ def redis_app_problems(apps: Any, redis: Sized = ()) -> list[str]:
             problems.append(f"{where} is no name of an app: write small letters, such as shop")
         elif name == "certificate":
             # celery-redis-certificate-worker is a certificate.
-            problems.append(f"{where} is a name of the kit's own secrets: take another")
+            problems.append(f"{where} is a name of celery-metal's own secrets: choose another")
         elif not isinstance(prefix, str) or not APP_PREFIX.fullmatch(prefix):
             problems.append(
                 f"{where} is {shown(prefix)}: write the global_keyprefix of the app, with a colon "

@@ -148,7 +148,7 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
     fits = fits and (not said["memory"] or _is(said["memory"], MEMORY))
     fits = fits and (not said["replication"] or _is_replication(said["replication"]))
     if not fits or any(type(one) is not int for one in numbers):
-        return {**nothing, "error": "it reports what no Redis of the kit does"}
+        return {**nothing, "error": "its report is invalid"}
     found: Backlog = said
     return found
 
@@ -178,7 +178,7 @@ def _answer(said: Any) -> Any:
         return {**found, "workers": [{key: one[key] for key in WORKER} for one in workers]}
     return {
         "failed": True,
-        "msg": "it reports what no host of the kit does: find out what runs there",
+        "msg": "its report is invalid: find out what runs there",
     }
 
 

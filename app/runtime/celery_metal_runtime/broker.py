@@ -116,7 +116,7 @@ def is_wrong_type(error: Exception) -> bool:
 
 
 def _choose_exchange(app: "Celery") -> None:
-    """Have a user that may only ask use the exchange of questions; and nobody else.
+    """Have a user that may only ask use the exchange of questions; all others use Celery's.
 
     The app of a worker may be that of such a program, too.
     """

@@ -501,7 +501,7 @@ class Ledger:
         return self._buried(queue, item, reason)
 
     def _buried(self, queue: str, item: bytes, reason: str, *, is_told: bool = False) -> Change:
-        """The way out; whoever waits for the result is told by some worker, see `verdict`."""
+        """The way out; a worker then fails the task for its callers, see `verdict`."""
         untold = "" if is_told or len(item) > LARGEST else self.untold_key(queue)
         self.has_untold = self.has_untold or bool(untold)
         return Change("LPUSH", self._dead(queue), noted(item, reason), untold=untold)
