@@ -340,3 +340,12 @@ def test_a_certificate_that_the_timer_has_not_renewed_is_reported() -> None:
     (line,) = said(None, late)
     assert "Redis's own certificate ends at 2026-11-28" in line or "ends at 2026-" in line
     assert "run site.yml, which renews it" in line
+
+
+@pytest.mark.parametrize("state", [{"unreachable": True}, {"msg": "podman fails", "failed": False}])
+def test_a_host_of_redis_that_does_not_answer_is_named(state: dict[str, Any]) -> None:
+    groups = {"redis": ["r1", "r2", "r3"], "celery": ["w1"]}
+    hosts: dict[str, Any] = {name: {} for name in ("r1", "r2", "r3", "w1")}
+    (line,) = holders.reports(hosts, groups, state)
+    assert line.startswith("host r1: it did not answer, so hosts that left")
+    assert holders.reports(hosts, groups, {}) == []

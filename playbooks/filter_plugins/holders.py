@@ -249,8 +249,16 @@ def reports(
         of the user's own.
     """
     redis = groups.get("redis") or []
-    if not redis or not isinstance(state.get("secrets"), Mapping):
+    if not redis:
         return []
+    if not isinstance(state.get("secrets"), Mapping):
+        # What a task that failed or found no host has registered; nothing where none ran.
+        is_silent = bool(state.get("unreachable") or state.get("msg"))
+        text = (
+            f"host {redis[0]}: it did not answer, so hosts that left and certificates that end are "
+            f"not known\n  Fix: look at {redis[0]}, then run playbooks/status.yml again"
+        )
+        return [text] if is_silent else []
     try:
         labels = reported.labels(redis[0], state["secrets"])
         found = checked(state.get("holders"))
