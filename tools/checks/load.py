@@ -121,8 +121,8 @@ class Meter:
             for name in ("idle", "waiting", "stolen")
         )
         return (
-            f"CPUs: {idle:.0f} % idle ({waiting:.0f} % waited for the disk), "
-            f"{stolen:.0f} % stolen; the longest pause between two looks at them: {self.pause:.1f} s, "
+            f"CPUs: {idle:.0f} % idle ({waiting:.0f} % waited for the disk), {stolen:.0f} % "
+            f"stolen; the longest pause between two looks at them: {self.pause:.1f} s, "
             f"at {self.paused_until - first.moment:.0f} s"
         )
 
