@@ -1,5 +1,6 @@
 """A real Redis with a password, real workers, and the place of systemd."""
 
+import gc
 import hashlib
 import json
 import os
@@ -103,6 +104,8 @@ class Redis:
         wait_until(self._answers, "Redis listens")
 
     def stop(self) -> None:
+        # Before Celery 5.7 the destructor of a result waits up to minutes for a Redis that is gone.
+        gc.collect()
         self.process.terminate()
         self.process.send_signal(signal.SIGCONT)
         self.process.wait()
