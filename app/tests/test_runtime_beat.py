@@ -233,7 +233,8 @@ def test_redis_away_is_waited_for(fleet, pair):
     assert [beat.process.poll() for beat in pair] == [None, None]
 
     def one_holds():
-        return sum("holds" in beat.systemd.lines("STATUS=")[-1] for beat in pair) == 1
+        last = [beat.systemd.lines("STATUS=")[-1] for beat in pair]
+        return sum("schedule: holds the lock" in one for one in last) == 1
 
     wait_until(one_holds, "one holds the lock, and the other knows")
 
