@@ -11,6 +11,7 @@ from test_runtime_transport import held, lines
 
 pytestmark = pytest.mark.oldest
 SIZE = 2
+UNORDERED = '{"result_backend_transport_options": {"result_chord_ordered": false}}'
 
 
 def send(producer, queue, folder):
@@ -28,7 +29,7 @@ def has_run_twice(redis, worker, folder):
     wait_until(lambda: not redis.client.llen(worker.queue), "nothing waits")
 
 
-@pytest.mark.parametrize("more", [{}, {"LAB_UNORDERED": "1"}], ids=["ordered", "unordered"])
+@pytest.mark.parametrize("more", [{}, {"LAB_CONF": UNORDERED}], ids=["ordered", "unordered"])
 def test_a_header_task_that_runs_again_counts_once(start, redis, producer, tmp_path, more):
     worker = start(CONCURRENCY="3", **more).ready()
     sent = send(producer, worker.queue, tmp_path)
