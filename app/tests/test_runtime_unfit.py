@@ -15,7 +15,7 @@ LIMIT = 12
 
 @pytest.mark.parametrize(
     ("pool", "result_mb", "clients_mb"),
-    [("prefork", 16, 0), ("threads", 4, LIMIT // 4)],
+    [("prefork", 16, 0), ("threads", 3, LIMIT // 4)],
     ids=["beyond maxmemory", "cut off"],
 )
 def test_a_result_that_never_fits_fails_with_both_sizes(

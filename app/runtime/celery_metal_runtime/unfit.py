@@ -6,8 +6,9 @@ from celery.exceptions import BackendStoreError
 from redis.exceptions import RedisError
 
 MB = 1024 * 1024
-# Redis holds it twice before it takes it: it is kept and published in one transaction.
-COPIES = 2
+# Redis holds it so often before it takes it: it is kept and published in one transaction, and the
+# room in which Redis reads what follows is as large.
+COPIES = 3
 # The role's limit for clients lets a result of this part of maxmemory pass: redis.conf.j2.
 PASSING_PART = 16
 # Bytes from which on a result is looked at before it is sent: redis-py takes seconds to put a long
