@@ -13,8 +13,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from celery import Celery, bootsteps, signals
+from celery import Celery, bootsteps, chain, chord, group, signals
 from celery.exceptions import Reject
+from celery.result import GroupResult, allow_join_result
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import control_command
 from kombu import Connection
@@ -28,6 +29,7 @@ app = Celery(
 )
 # Short, so that the time in which kombu repairs a connection by itself is short too.
 app.conf.broker_transport_options = {"health_check_interval": 1}
+app.conf.update(json.loads(os.environ.get("LAB_CONF", "{}")))
 if "LAB_PREFIX" in os.environ:
     _prefix = {"global_keyprefix": os.environ["LAB_PREFIX"]}
     app.conf.broker_transport_options |= _prefix
@@ -272,10 +274,93 @@ def total(numbers):
 
 
 @app.task(bind=True)
+def part(self, folder, number):
+    """A header task with a value of its own for each run; see `die_once`.
+
+    It waits until the one before has run again, which is then counted before this one.
+    """
+    if number:
+        wait_for(f"{folder}/{number - 1}.again")
+    note(f"{folder}/{number}", self.request.id)
+    runs = len(Path(folder, str(number)).read_text().splitlines())
+    if runs > 1:
+        Path(folder, f"{number}.again").touch()
+    return [number, runs]
+
+
+@app.task
+def collect(values, path):
+    """The body of a chord, each run of which leaves a mark."""
+    count(path, 0)
+    return values
+
+
+@signals.task_postrun.connect
+def die_once(task, args, **_):
+    """End the process that has run a header task once it is counted, and not acknowledged yet."""
+    if task.name == part.name:
+        mark = Path(args[0], f"{args[1]}.died")
+        if not mark.exists():
+            mark.touch()
+            os._exit(1)
+
+
+@app.task(bind=True)
 def grow_chord(self):
     """Add a task to the chord of this one."""
     self.add_to_chord(total.s([2]).set(queue=self.request.delivery_info["routing_key"]))
     return 1
+
+
+@app.task(bind=True)
+def replaced(self, how):
+    """Have other tasks do what this one was asked for."""
+    queue = self.request.delivery_info["routing_key"]
+    one = total.s([1, 2]).set(queue=queue)
+    ways = {
+        "task": lambda: one,
+        "chain": lambda: chain(total.si([1, 1]).set(queue=queue), one.set(immutable=True)),
+        "group": lambda: group(one, one.clone()),
+    }
+    raise self.replace(ways[how]())
+
+
+@app.task(bind=True)
+def progress(self):
+    """Report a state of its own, and return what can be read of it."""
+    self.update_state(state="PROGRESS", meta={"done": 1})
+    return self.AsyncResult(self.request.id).state
+
+
+@app.task(bind=True)
+def fan_out(self):
+    """Use a canvas and its results in a task."""
+    queue = self.request.delivery_info["routing_key"]
+    one = total.s([1, 2]).set(queue=queue)
+    with allow_join_result():
+        sent = group(one, one.clone()).apply_async()
+        sent.save()
+        values = [sum(sent.get(timeout=60)), sum(sent.join(timeout=60))]
+        restored = GroupResult.restore(sent.id, app=app)
+        assert restored.successful()
+        restored.forget()
+        restored.delete()
+        body = total.s().set(queue=queue)
+        return [*values, chord([one, one.clone()], body)().get(timeout=60)]
+
+
+@app.task(bind=True)
+def fail(self, retries=0):
+    """Fail, at the last of so many retries."""
+    if self.request.retries < retries:
+        raise self.retry(countdown=0)
+    raise ValueError("failed")
+
+
+@app.task
+def note_failure(request, error, traceback, path):
+    """An errback of the new style."""
+    note(path, type(error).__name__)
 
 
 @app.task

@@ -12,6 +12,8 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request, create_request_cls
 
+from celery_metal_runtime import chords
+
 
 def install() -> None:
     """Bring the worker of an older Celery up to it; nothing is changed from 5.7 on."""
@@ -22,6 +24,7 @@ def install() -> None:
     if VERSION < (5, 7):
         _see_losses()
         _keep_what_runs()
+        chords.install()
         if "gevent" in sys.modules:
             _tell_how_many_greenlets()
 

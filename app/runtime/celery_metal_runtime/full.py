@@ -2,8 +2,9 @@
 
 A result is kept although Redis takes nothing more if it is no longer than the message that goes
 when its task is acknowledged. A longer one waits until there is room, as Celery has it wait while
-Redis is away; its task is held until then. A task that asks to run again, and that Redis does not
-take, goes back to its queue as it is: Celery would drop it.
+Redis is away; its task is held until then. One that can never fit fails its task (see `unfit`). A
+task that asks to run again, and that Redis does not take, goes back to its queue as it is: Celery
+would drop it.
 """
 
 import time
@@ -16,6 +17,8 @@ from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+
+from celery_metal_runtime.unfit import LARGE, Refusals
 
 # Until a task that went back may run again.
 PAUSE_SECONDS = 1
@@ -42,10 +45,18 @@ def install() -> None:
     """Have this process keep its results, and tasks that run again, in a Redis that is full."""
     keep, is_safe = RedisBackend._set, RedisBackend.exception_safe_to_retry
     retry, publish = Task.retry, Producer._publish
+    refusals = Refusals()
 
     def keep_in_room(self: RedisBackend, key: Any, value: Any, *expires: Any) -> None:
+        is_large = len(value) > LARGE
+        if is_large:
+            refusals.check(self.client, key, value, was_cut_off=False)
         try:
             keep(self, key, value, *expires)
+        except RedisConnectionError:
+            if is_large:
+                refusals.check(self.client, key, value, was_cut_off=True)
+            raise
         except ResponseError as error:
             if not is_full(error) or len(value) > _room():
                 raise
