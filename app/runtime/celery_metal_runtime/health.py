@@ -330,6 +330,8 @@ def install(
 
     def on_shutting_down(**_: Any) -> None:
         watch.drain()
+        if ledger.waker:
+            ledger.waker.wake()
 
     def on_shutdown(sender: Any, **_: Any) -> None:
         watch.finish()

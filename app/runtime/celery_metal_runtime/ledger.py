@@ -40,6 +40,7 @@ from celery_metal_runtime.messages import (
 )
 from celery_metal_runtime.notify import line, say, unpatched
 from celery_metal_runtime.questions import load_scripts
+from celery_metal_runtime.wake import Waker
 
 NODES = "celery-metal.nodes"
 # Dead letters of which those who wait for the result do not know yet.
@@ -139,6 +140,8 @@ class Ledger:
         self.node = node
         self.channel: Any = None
         self.closed = False
+        #: Has the consumer's loop turn.
+        self.waker: Waker | None = None
         #: How long a channel waits in Redis for a task; None is kombu's second.
         self.wait_seconds: float | None = None
         #: When Redis last failed to answer, in seconds of the monotonic clock, and since when.
@@ -183,7 +186,7 @@ class Ledger:
         is_connected_anew = channel is not self.channel
         self.channel = channel
         if not self._clients:
-            self._clients = [client_of(channel) for _ in range(3)]
+            self._clients = [client_of(channel, is_shared=one == 0) for one in range(3)]
         if is_connected_anew:
             load_scripts(self._clients[0])
         if queue not in self._queues:

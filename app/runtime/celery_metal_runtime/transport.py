@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from kombu.transport import redis, virtual
 
-from celery_metal_runtime import backports, channels, full, guard, replies
+from celery_metal_runtime import backports, channels, full, guard, replies, wake
 from celery_metal_runtime.broker import is_wrong_type
 from celery_metal_runtime.ledger import PUSH, Ledger, count_losses
 from celery_metal_runtime.messages import RefusedError, brief, parse
@@ -73,7 +73,7 @@ class QoS(redis.QoS):
         """The message is done with."""
         if delivery_tag in self.channel.ledger:
             self.channel.ledger.settle(delivery_tag)
-            virtual.QoS.ack(self, delivery_tag)
+            self._free(delivery_tag)
         else:
             super().ack(delivery_tag)
 
@@ -86,7 +86,14 @@ class QoS(redis.QoS):
             self.channel.ledger.requeue(delivery_tag)
         else:
             self.channel.ledger.settle(delivery_tag)
+        self._free(delivery_tag)
+
+    def _free(self, delivery_tag: str) -> None:
+        """Its place is free; a loop that had none, and so no request for a task, asks for one."""
+        was_full = not self.channel._in_poll or not self.can_consume()
         virtual.QoS.ack(self, delivery_tag)
+        if was_full:
+            self.channel.waker.wake()
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """What workers without this transport have left; nothing while Redis refuses to write."""
@@ -106,6 +113,7 @@ class Claiming(channels.Careful):
 
     QoS = QoS
     ledger: Ledger
+    waker: wake.Waker
     # Kombu sets the one itself from 5.6, and the other from 5.7.
     brpop_timeout = 1
     _brpop_sent_at: float | None = None
@@ -123,6 +131,7 @@ class Claiming(channels.Careful):
         if not no_ack and queue not in self._fanout_queues:
             self.ledger.open(self, queue)
             self._claimed.add(queue)
+            self.connection.wait_for_places()
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def may_be_claiming_since(self, since: float) -> bool:
@@ -281,5 +290,6 @@ def install(node: str) -> Ledger:
     Claiming.ledger = Ledger(node)
     guard.install(Claiming.ledger)
     count_losses(Claiming.ledger)
-    channels.install(Claiming)
+    Claiming.waker = Claiming.ledger.waker = wake.install()
+    channels.install(Claiming, wake.Waking)
     return Claiming.ledger
