@@ -50,7 +50,8 @@ BEGIN, END = "<!-- pools: begin -->", "<!-- pools: end -->"
 class Measured:
     """What one worker did: tasks in so many seconds, and CPU seconds for them.
 
-    `cpu` is that of its main process, with its waits for a CPU, `total` that of its main process, its pool and Redis.
+    `cpu` is that of its main process, with its waits for a CPU; `total` that of its main process,
+    its pool and Redis.
     """
 
     pool: str

@@ -140,6 +140,8 @@ class Ledger:
         self.node = node
         self.channel: Any = None
         self.closed = False
+        #: How many tasks it may hold; None: any number.
+        self.most_claims: int | None = None
         #: Has the consumer's loop turn.
         self.waker: Waker | None = None
         #: How long a channel waits in Redis for a task; None is kombu's second.
@@ -254,6 +256,17 @@ class Ledger:
         if what not in self._said and len(self._said) < MOST_SAID:
             self._said.add(what)
             say(f"{what}. Further ones are only counted, in the status of this worker")
+
+    def tell_most(self, most: int) -> None:
+        """Say, once, that no more tasks are taken."""
+        if "most" not in self._said:
+            self._said.add("most")
+            say(
+                f"{most} tasks are held, most of which wait for their ETA: no more are taken until "
+                "one is done. Tasks that are due wait behind them in the queue. Fix: send tasks "
+                "with a far ETA to a queue of their own, or raise worker_eta_task_limit of the app "
+                "or memory: see 'Tasks with a countdown or an ETA' in docs/queues.md"
+            )
 
     def settle(self, tag: str) -> None:
         """A task is acknowledged: done, or thrown away."""

@@ -62,6 +62,16 @@ class Asked(NamedTuple):
 class QoS(redis.QoS):
     """Acknowledges in the worker's ledger what was taken by it."""
 
+    def can_consume(self) -> bool:
+        """Whether another task may be taken: there is a place, and the limit of `ahead` is kept."""
+        if not super().can_consume():
+            return False
+        most = self.channel.ledger.most_claims
+        if most is None or len(self._delivered) - len(self._dirty) < most:
+            return True
+        self.channel.ledger.tell_most(most)
+        return False
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """The message is delivered."""
         if delivery_tag in self.channel.ledger:
