@@ -13,11 +13,11 @@ import hashlib
 import json
 import os
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from secrets import token_hex
 from time import monotonic
 from typing import Any, NamedTuple
@@ -92,6 +92,22 @@ if failure then
 end
 if KEYS[3] then push('LPUSH', KEYS[3], ARGV[3]) end
 return 1
+"""
+)
+# The same for many at once, which go to one list; -1 for each that could not.
+MOVE_MANY = (
+    PUSH
+    + """
+local moved = {}
+for i = 2, #ARGV, 2 do
+  local count = redis.call('LREM', KEYS[1], 1, ARGV[i])
+  if count > 0 and push(ARGV[1], KEYS[2], ARGV[i + 1]) then
+    push('LPUSH', KEYS[1], ARGV[i])
+    count = -1
+  end
+  moved[#moved + 1] = count
+end
+return moved
 """
 )
 # The same: who does not beat is taken for dead, and its tasks run twice.
@@ -169,6 +185,8 @@ class Ledger:
         self._prefix = f"{token_hex(8)}-"
         self._numbers = count(1)
         self._queues: set[str] = set()
+        #: At the end: what was claimed, and so has been parsed already.
+        self._parsed: set[bytes] = set()
         self._is_beating = False
         # One for the consumer's process, one for the thread, one for the end.
         self._clients: list[Redis] = []
@@ -344,7 +362,9 @@ class Ledger:
         self.closed, client = True, self._clients[2]
         self.catch_up(client)
         begun = {*_active_tags(), self._delivered} if self.failed else set()
-        causes = Counter(one.item for tag, one in list(self._records.items()) if tag in begun)
+        records = list(self._records.items())
+        causes = Counter(one.item for tag, one in records if tag in begun)
+        self._parsed = {one.item for _, one in records}
         for queue in self._queues:
             self._give_back(client, self.node, queue, partial(_takes, causes))
         client.delete(self._begun_key(self.node))
@@ -473,22 +493,25 @@ class Ledger:
             size = max(1, min(2 * size, AT_ONCE, MOST_BYTES // max(map(len, items))))
 
     def _move_all(self, client: Any, held: str, changes: list[tuple[bytes, Change]]) -> int:
-        """Move many by one request; how many were there still."""
-        with client.pipeline(transaction=False) as request:
-            for item, change in changes:
-                request.eval(*change.arguments(held, item))
-            replies = request.execute(raise_on_error=False)
+        """Move many by one request for each list; how many were there still."""
+        groups: defaultdict[tuple[str, str], list[tuple[bytes, Change]]] = defaultdict(list)
+        for item, change in changes:
+            groups[change.push, "" if change.untold else change.key].append((item, change))
         moved = 0
-        for (item, change), reply in zip(changes, replies, strict=True):
-            # Anew, and by itself, where Redis has refused it.
-            failed = isinstance(reply, Exception)
-            moved += self._move(client, held, item, change) if failed else reply
+        for (push, key), members in groups.items():
+            failed = [-1] * len(members)
+            pairs = chain.from_iterable((item, change.item) for item, change in members)
+            replies = client.eval(MOVE_MANY, 2, held, key, push, *pairs) if key else failed
+            for (item, change), reply in zip(members, replies, strict=True):
+                # By itself where Redis has refused it, and where it goes to more than one list.
+                moved += self._move(client, held, item, change) if reply < 0 else reply
         return moved
 
     def _back(self, push: str, queue: str, item: bytes, *, crashed: bool = False) -> Change:
         """The way back to the queue; after too many crashes, the way out."""
         try:
-            parse(item)
+            if item not in self._parsed:
+                parse(item)
             task = json.loads(item)
             headers, properties = task.get("headers") or {}, task["properties"]
             info = properties.get("delivery_info") or {}
