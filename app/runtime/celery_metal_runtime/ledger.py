@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
+from kombu.utils.compat import detect_environment
 from kombu.utils.json import dumps
 from redis import Redis, RedisError
 from redis.exceptions import ResponseError
@@ -206,7 +207,10 @@ class Ledger:
         is_connected_anew = channel is not self.channel
         self.channel = channel
         if not self._clients:
-            self._clients = [client_of(channel, is_shared=one == 0) for one in range(3)]
+            # Under gevent each greenlet acknowledges by itself, else the loop does for all.
+            is_green = detect_environment() != "default"
+            self._clients = [client_of(channel, is_shared=is_green), client_of(channel)]
+            self._clients.append(client_of(channel))
         if is_connected_anew:
             load_scripts(self._clients[0])
         if queue not in self._queues:

@@ -100,10 +100,11 @@ class QoS(redis.QoS):
 
     def _free(self, delivery_tag: str) -> None:
         """Its place is free; a loop that had none, and so no request for a task, asks for one."""
-        was_full = not self.channel._in_poll or not self.can_consume()
+        waker = self.channel.waker
+        was_full = waker.is_used and (not self.channel._in_poll or not self.can_consume())
         virtual.QoS.ack(self, delivery_tag)
         if was_full:
-            self.channel.waker.wake()
+            waker.wake()
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """What workers without this transport have left; nothing while Redis refuses to write."""

@@ -33,7 +33,9 @@ class Waker:
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._is_pending = False
-        self._is_used, self._thread = False, 0
+        #: Whether a loop waits for it.
+        self.is_used = False
+        self._thread = 0
 
     def fileno(self) -> int:
         """What becomes readable."""
@@ -41,11 +43,11 @@ class Waker:
 
     def use(self) -> None:
         """A loop of this thread waits for it from now on."""
-        self._is_used, self._thread = True, threading.get_ident()
+        self.is_used, self._thread = True, threading.get_ident()
 
     def wake(self) -> None:
         """Have the loop turn once more; what it shall find must be there already."""
-        if not self._is_used or self._is_pending:
+        if not self.is_used or self._is_pending:
             return
         # The loop's own thread, or greenlet, looks before it waits.
         if threading.get_ident() != self._thread:
