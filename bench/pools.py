@@ -74,7 +74,8 @@ class Measured:
     @property
     def possible(self) -> float:
         """Tasks a second for which the main process, and the machine, have the CPU time."""
-        busiest = max(self.cpu, self.total / CPUS)
+        # Several of its threads may wait for a CPU at once.
+        busiest = max(min(self.cpu, self.seconds), self.total / CPUS)
         return self.tasks / busiest if busiest else float("inf")
 
     @property
