@@ -5,7 +5,7 @@ TIMES = 7
 SEED = 19
 AGAINST = HEAD
 
-.PHONY: help demo quick test lint unit attack molecule bench overhead faults durability failover clean
+.PHONY: help demo quick test lint unit attack molecule bench overhead pools faults durability failover clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand --tabs=12
@@ -45,6 +45,10 @@ bench: ## measure
 overhead: ## measure the CPU time of a task against another commit: AGAINST=v1
 	@tools/bootstrap.sh --lab
 	@$(PYTHON) bench/overhead.py $(AGAINST) --markdown docs/overhead.md
+
+pools: ## measure how many tasks a second each pool runs of what its concurrency allows
+	@tools/bootstrap.sh --venv
+	@$(PYTHON) bench/pools.py --markdown docs/bench.md
 
 faults: ## count what faults under load do to tasks, RUNS times in a row
 	@tools/bootstrap.sh --lab

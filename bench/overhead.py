@@ -12,6 +12,7 @@ take turns, and the target is the median of the ratios within a turn.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import dataclasses
 import datetime
@@ -68,25 +69,25 @@ class Turn:
 # --- pure parts -----------------------------------------------------------------------------------
 
 
-def message(number: str) -> str:
-    """Return a task as Celery sends it, without a result, for the sample's `add`."""
+def message(number: str, task: str = TASK, arguments: Sequence[float] = (1, 2)) -> str:
+    """Return a task as Celery sends it, without a result; by default for the sample's `add`."""
     embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     headers: dict[str, Any] = {
         "lang": "py",
-        "task": TASK,
+        "task": task,
         "id": number,
         "root_id": number,
         "parent_id": None,
     }
     headers |= {"group": None, "eta": None, "expires": None, "retries": 0, "shadow": None}
-    headers |= {"timelimit": [None, None], "argsrepr": "(1, 2)", "kwargsrepr": "{}"}
+    headers |= {"timelimit": [None, None], "argsrepr": repr(tuple(arguments)), "kwargsrepr": "{}"}
     headers |= {"origin": "bench@here", "ignore_result": True}
     properties: dict[str, Any] = {"correlation_id": number, "reply_to": number, "delivery_mode": 2}
     properties |= {"delivery_info": {"exchange": "", "routing_key": QUEUE}, "priority": 0}
-    properties |= {"body_encoding": "utf-8", "delivery_tag": number}
+    properties |= {"body_encoding": "base64", "delivery_tag": number}
     return json.dumps(
         {
-            "body": json.dumps([[1, 2], {}, embedded]),
+            "body": base64.b64encode(json.dumps([arguments, {}, embedded]).encode()).decode(),
             "content-encoding": "utf-8",
             "content-type": "application/json",
             "headers": headers,
@@ -186,8 +187,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def worker(runtime: pathlib.Path, pool: str, folder: pathlib.Path) -> Iterator[int]:
-    """A worker of this runtime, once it consumes; its process ID."""
+def worker(
+    runtime: pathlib.Path, pool: str, folder: pathlib.Path, concurrency: int = 0
+) -> Iterator[int]:
+    """A worker of this runtime, once it consumes; its process ID.
+
+    `concurrency`: 0 is that of CONCURRENCY.
+    """
     address = folder / "notify"
     address.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
@@ -204,7 +210,9 @@ def worker(runtime: pathlib.Path, pool: str, folder: pathlib.Path) -> Iterator[i
             "CELERY_METAL_QUEUE": QUEUE,
             "CELERY_METAL_POOL": pool,
             "CELERY_METAL_LOGLEVEL": "warning",
-            "CONCURRENCY": str(CONCURRENCY[pool]),
+            "CONCURRENCY": str(concurrency or CONCURRENCY[pool]),
+            # Else the runtime clamps processes to a multiple of the CPUs.
+            "CELERY_METAL_PROCESS_FACTOR": "100",
         }
         log = folder / "log"
         with log.open("wb") as out:

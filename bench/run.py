@@ -39,6 +39,7 @@ BIN = pathlib.Path(sys.executable).parent
 sys.path.insert(0, str(ROOT / "molecule" / "_lab"))
 
 import lab  # noqa: E402
+import pools  # noqa: E402
 
 FEW = 4
 # What the plan grants a worker; its main process takes some 45 MB really.
@@ -539,7 +540,7 @@ def bench(number: int, repeat: int, page: pathlib.Path | None) -> int:
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         command = f"bench/run.py --queues {number} --repeat {repeat}"
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(markdown(today, made_with, tables, command))
+        page.write_text(markdown(today, made_with, tables, command) + pools.kept(page))
         print(f"written: {page}")
     missed = [row for row in rows if row.passed is False]
     print(f"{len(missed)} targets missed" if missed else "all targets met", flush=True)

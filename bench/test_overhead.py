@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import overhead
@@ -17,7 +18,7 @@ def turns(*pairs: tuple[float, float]) -> list[overhead.Turn]:
 def test_a_message_is_a_task():
     message = json.loads(overhead.message("5"))
     assert message["headers"]["task"] == overhead.TASK
-    assert json.loads(message["body"])[0] == [1, 2]
+    assert json.loads(base64.b64decode(message["body"]))[0] == [1, 2]
 
 
 def test_cpu_time_is_that_of_a_process_and_of_its_children_that_ended():

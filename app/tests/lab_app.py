@@ -67,13 +67,6 @@ if os.environ.get("LAB_CONSTANTS"):
     _pauses = Connection._ensure_connection.__defaults__
     assert _pauses[2:5] == (2, 2, 30)
     Connection._ensure_connection.__defaults__ = (*_pauses[:2], 0.2, 0.2, 1.0, *_pauses[5:])
-    _drain = Connection.drain_events
-
-    def _drain_briefly(self, timeout=None, **options):
-        """Under gevent Celery's loop waits here for 2 s, also when a task ends or SIGTERM comes."""
-        return _drain(self, timeout=timeout and min(timeout, 0.1), **options)
-
-    Connection.drain_events = _drain_briefly
 
 
 @signals.task_prerun.connect
@@ -108,6 +101,15 @@ def gather(self, folder, size):
 def work(seconds):
     """Take some time."""
     time.sleep(seconds)
+
+
+@app.task
+def stamp(path):
+    """Work for a moment, and note when it began and ended."""
+    begun = time.monotonic()
+    time.sleep(0.05)
+    with Path(path).open("a") as file:
+        file.write(f"{begun} {time.monotonic()}\n")
 
 
 @app.task

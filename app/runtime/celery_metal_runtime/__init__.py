@@ -60,6 +60,9 @@ CELERY_METAL_ACKS_LATE
     ``false``: at its begin.
 CELERY_METAL_PREFETCH
     Tasks that a worker takes from the queue, for each that it can run at once (1).
+CELERY_METAL_AHEAD_MB
+    Memory for tasks that wait in the worker for their ETA or countdown: how many it takes, unless
+    the app sets ``worker_eta_task_limit``. Unset: without end.
 CELERY_METAL_MAX_MEMORY_PER_CHILD_MB
     With prefork, a process that has used more memory is replaced after its task.
 CELERY_METAL_MAX_TASKS_PER_CHILD

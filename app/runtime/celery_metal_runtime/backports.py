@@ -1,22 +1,24 @@
 """What Celery 5.7 does for the tasks of a worker, and older versions do not."""
 
 import sys
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery import VERSION
+from celery.app import backends
 from celery.backends.redis import RedisBackend
 from celery.concurrency.asynpool import AsynPool
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request, create_request_cls
+from redis import utils
 
 from celery_metal_runtime import chords
 
 
 def install() -> None:
-    """Bring the worker of an older Celery up to it; nothing is changed from 5.7 on."""
+    """Bring the worker of an older Celery up to it; with 5.7 only redis-py is changed."""
     if VERSION < (5, 5):
         _note_successes()
         # What result_backend_always_retry of safety.py needs.
@@ -27,6 +29,12 @@ def install() -> None:
         chords.install()
         if "gevent" in sys.modules:
             _tell_how_many_greenlets()
+        # Each greenlet and each thread makes a backend, and looks at all that is installed for it.
+        find_classes = backends.load_extension_class_names
+        backends.load_extension_class_names = cache(lambda name: tuple(find_classes(name)))
+    if hasattr(utils, "get_lib_version"):
+        # redis-py's own version, which each backend reads from the disk.
+        utils.get_lib_version = cache(utils.get_lib_version)
 
 
 def _note_successes() -> None:

@@ -1,6 +1,7 @@
 """The broker from outside: an app's code stays as it is, secrets stay in their files."""
 
 import os
+import threading
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,16 +99,29 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
     _set_service_defaults(app)
 
 
-def client_of(channel: Any) -> "Redis":
+def client_of(channel: Any, *, is_shared: bool = False) -> "Redis":
     """A client with connections of its own, to the Redis of one of kombu's channels.
 
-    Under gevent each thread needs its own.
+    Under gevent each thread needs its own. `is_shared`: for more greenlets or threads at a time
+    than the pool has connections.
     """
     from redis import Redis  # not before gevent has patched
 
     pool = channel._get_pool()
     pool.connection_kwargs["socket_timeout"] = COMMAND_SECONDS
-    return Redis(connection_pool=pool)
+    if not is_shared:
+        return Redis(connection_pool=pool)
+    # One is left for a pipeline.
+    places = threading.Semaphore(max(1, pool.max_connections - 1))
+
+    class Patient(Redis):
+        """Waits for one of its connections, where redis-py raises."""
+
+        def execute_command(self, *arguments: Any, **options: Any) -> Any:
+            with places:
+                return super().execute_command(*arguments, **options)
+
+    return Patient(connection_pool=pool)
 
 
 def is_wrong_type(error: Exception) -> bool:

@@ -83,8 +83,8 @@ def is_own(queue: str) -> bool:
     return OWN in queue and not queue.startswith(CANARY)
 
 
-def install(mixin: type) -> None:
-    """Mix a class into kombu's two kinds of channels, from the next connection on.
+def install(mixin: type, *transports: type) -> None:
+    """Mix classes into kombu's channels and transports, from the next connection on.
 
     Those of redis:// and rediss://, also on a Unix socket, and of sentinel://.
     """
@@ -93,7 +93,7 @@ def install(mixin: type) -> None:
         (redis.SentinelTransport, ("sentinel",)),
     ):
         channel = type(base.Channel.__name__, (mixin, base.Channel), {})
-        transport = type(base.__name__, (base,), {"Channel": channel})
+        transport = type(base.__name__, (*transports, base), {"Channel": channel})
         for scheme in schemes:
             # kombu calls what it finds there, and takes a class for one that it was told.
             kombu_transport.TRANSPORT_ALIASES[scheme] = partial(_same, transport)

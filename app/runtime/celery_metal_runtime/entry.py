@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from celery_metal_runtime.ahead import most_ahead
 from celery_metal_runtime.broker import configure
 from celery_metal_runtime.notify import line
 from celery_metal_runtime.safety import close_memory, make_safe, prepare_children
@@ -83,7 +84,8 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     app = _load_after_patching(app_name, order.pool)
     sizing = size(os.environ, order.pool, lambda: _count_cpus(order.pool))
     safe = make_safe(app, os.environ, order.pool, order.queues)
-    for reason in [*sizing.lines, *_look_at_queues(app, order.queues)]:
+    limit, ahead = most_ahead(app, os.environ)
+    for reason in filter(None, [*sizing.lines, ahead, *_look_at_queues(app, order.queues)]):
         _say(f"{order.name}: {reason}")
     # By this word a run of site.yml finds them in the journal, and tells them.
     for reason in safe:
@@ -92,7 +94,7 @@ def _run(command: list[str], app_name: str) -> NoReturn:
         # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
         put(app, worker_pool="prefork")
         prepare_children()
-    _install_health(app, order)
+    _install_health(app, order, limit)
     with _blaming(app_name):  # it loads the modules of its tasks only now
         _start(app_name, app, ["worker", *_worker_options(order, sizing), *command[1:]])
 
@@ -258,12 +260,13 @@ def _blaming(app_name: str) -> Iterator[None]:
         raise
 
 
-def _install_health(app: "Celery", order: Order) -> None:
+def _install_health(app: "Celery", order: Order, limit: int | None) -> None:
     # Import Celery's worker: not before gevent has patched.
     from celery_metal_runtime import health, transport
 
     ledger = transport.install(order.node.replace("%h", socket.gethostname()))
-    health.install(app, os.environ, order.name, order.pool, ledger, order.watchdog, order.drain)
+    times = (order.watchdog, order.drain)
+    health.install(app, os.environ, order.name, order.pool, ledger, *times, limit)
 
 
 def _count_cpus(pool: str) -> int:

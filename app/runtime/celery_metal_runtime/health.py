@@ -26,6 +26,7 @@ from celery import bootsteps, signals
 from celery.worker import state as worker_state
 from celery.worker.heartbeat import Heart
 
+from celery_metal_runtime import ahead
 from celery_metal_runtime.canary import CHECK_SECONDS, Canary
 from celery_metal_runtime.ledger import LEASE_SECONDS
 from celery_metal_runtime.notify import Notifier, line, say, unpatched
@@ -272,10 +273,12 @@ def install(
     ledger: "Ledger",
     watchdog: float,
     drain: float = 0,
+    ahead_limit: int | None = None,
 ) -> None:
     """Have the worker that `app` is about to start watched; see Health for the arguments.
 
     `drain` is how long tasks may go on after the worker was told to stop, in seconds; 0: for ever.
+    `ahead_limit`: see ahead.most_ahead.
     Takes NOTIFY_SOCKET out of `environ`.
     """
     health, notifier = Health(app, queue, pool, ledger, watchdog), Notifier(environ)
@@ -299,6 +302,7 @@ def install(
 
         def start(self, consumer: "Consumer") -> None:
             health.connected()
+            ledger.most_claims = ahead.claims(ahead_limit, consumer)
             self.timers = [consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))]
             if not health.canary.proven:
                 health.canary.send()
@@ -330,6 +334,8 @@ def install(
 
     def on_shutting_down(**_: Any) -> None:
         watch.drain()
+        if ledger.waker:
+            ledger.waker.wake()
 
     def on_shutdown(sender: Any, **_: Any) -> None:
         watch.finish()

@@ -13,11 +13,11 @@ import hashlib
 import json
 import os
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from secrets import token_hex
 from time import monotonic
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
+from kombu.utils.compat import detect_environment
 from kombu.utils.json import dumps
 from redis import Redis, RedisError
 from redis.exceptions import ResponseError
@@ -40,6 +41,7 @@ from celery_metal_runtime.messages import (
 )
 from celery_metal_runtime.notify import line, say, unpatched
 from celery_metal_runtime.questions import load_scripts
+from celery_metal_runtime.wake import Waker
 
 NODES = "celery-metal.nodes"
 # Dead letters of which those who wait for the result do not know yet.
@@ -93,6 +95,22 @@ if KEYS[3] then push('LPUSH', KEYS[3], ARGV[3]) end
 return 1
 """
 )
+# The same for many at once, which go to one list; -1 for each that could not.
+MOVE_MANY = (
+    PUSH
+    + """
+local moved = {}
+for i = 2, #ARGV, 2 do
+  local count = redis.call('LREM', KEYS[1], 1, ARGV[i])
+  if count > 0 and push(ARGV[1], KEYS[2], ARGV[i + 1]) then
+    push('LPUSH', KEYS[1], ARGV[i])
+    count = -1
+  end
+  moved[#moved + 1] = count
+end
+return moved
+"""
+)
 # The same: who does not beat is taken for dead, and its tasks run twice.
 LIVE = """
 local done = redis.pcall('HDEL', KEYS[1], ARGV[1])
@@ -139,6 +157,10 @@ class Ledger:
         self.node = node
         self.channel: Any = None
         self.closed = False
+        #: How many tasks it may hold; None: any number.
+        self.most_claims: int | None = None
+        #: Has the consumer's loop turn.
+        self.waker: Waker | None = None
         #: How long a channel waits in Redis for a task; None is kombu's second.
         self.wait_seconds: float | None = None
         #: When Redis last failed to answer, in seconds of the monotonic clock, and since when.
@@ -164,6 +186,8 @@ class Ledger:
         self._prefix = f"{token_hex(8)}-"
         self._numbers = count(1)
         self._queues: set[str] = set()
+        #: At the end: what was claimed, and so has been parsed already.
+        self._parsed: set[bytes] = set()
         self._is_beating = False
         # One for the consumer's process, one for the thread, one for the end.
         self._clients: list[Redis] = []
@@ -183,7 +207,10 @@ class Ledger:
         is_connected_anew = channel is not self.channel
         self.channel = channel
         if not self._clients:
-            self._clients = [client_of(channel) for _ in range(3)]
+            # Under gevent each greenlet acknowledges by itself, else the loop does for all.
+            is_green = detect_environment() != "default"
+            self._clients = [client_of(channel, is_shared=is_green), client_of(channel)]
+            self._clients.append(client_of(channel))
         if is_connected_anew:
             load_scripts(self._clients[0])
         if queue not in self._queues:
@@ -251,6 +278,17 @@ class Ledger:
         if what not in self._said and len(self._said) < MOST_SAID:
             self._said.add(what)
             say(f"{what}. Further ones are only counted, in the status of this worker")
+
+    def tell_most(self, most: int) -> None:
+        """Say, once, that no more tasks are taken."""
+        if "most" not in self._said:
+            self._said.add("most")
+            say(
+                f"{most} tasks are held, most of which wait for their ETA: no more are taken until "
+                "one is done. Tasks that are due wait behind them in the queue. Fix: send tasks "
+                "with a far ETA to a queue of their own, or raise worker_eta_task_limit of the app "
+                "or memory: see 'Tasks with a countdown or an ETA' in docs/queues.md"
+            )
 
     def settle(self, tag: str) -> None:
         """A task is acknowledged: done, or thrown away."""
@@ -328,7 +366,9 @@ class Ledger:
         self.closed, client = True, self._clients[2]
         self.catch_up(client)
         begun = {*_active_tags(), self._delivered} if self.failed else set()
-        causes = Counter(one.item for tag, one in list(self._records.items()) if tag in begun)
+        records = list(self._records.items())
+        causes = Counter(one.item for tag, one in records if tag in begun)
+        self._parsed = {one.item for _, one in records}
         for queue in self._queues:
             self._give_back(client, self.node, queue, partial(_takes, causes))
         client.delete(self._begun_key(self.node))
@@ -457,22 +497,25 @@ class Ledger:
             size = max(1, min(2 * size, AT_ONCE, MOST_BYTES // max(map(len, items))))
 
     def _move_all(self, client: Any, held: str, changes: list[tuple[bytes, Change]]) -> int:
-        """Move many by one request; how many were there still."""
-        with client.pipeline(transaction=False) as request:
-            for item, change in changes:
-                request.eval(*change.arguments(held, item))
-            replies = request.execute(raise_on_error=False)
+        """Move many by one request for each list; how many were there still."""
+        groups: defaultdict[tuple[str, str], list[tuple[bytes, Change]]] = defaultdict(list)
+        for item, change in changes:
+            groups[change.push, "" if change.untold else change.key].append((item, change))
         moved = 0
-        for (item, change), reply in zip(changes, replies, strict=True):
-            # Anew, and by itself, where Redis has refused it.
-            failed = isinstance(reply, Exception)
-            moved += self._move(client, held, item, change) if failed else reply
+        for (push, key), members in groups.items():
+            failed = [-1] * len(members)
+            pairs = chain.from_iterable((item, change.item) for item, change in members)
+            replies = client.eval(MOVE_MANY, 2, held, key, push, *pairs) if key else failed
+            for (item, change), reply in zip(members, replies, strict=True):
+                # By itself where Redis has refused it, and where it goes to more than one list.
+                moved += self._move(client, held, item, change) if reply < 0 else reply
         return moved
 
     def _back(self, push: str, queue: str, item: bytes, *, crashed: bool = False) -> Change:
         """The way back to the queue; after too many crashes, the way out."""
         try:
-            parse(item)
+            if item not in self._parsed:
+                parse(item)
             task = json.loads(item)
             headers, properties = task.get("headers") or {}, task["properties"]
             info = properties.get("delivery_info") or {}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from kombu.transport import redis, virtual
 
-from celery_metal_runtime import backports, channels, full, guard, replies
+from celery_metal_runtime import backports, channels, full, guard, replies, wake
 from celery_metal_runtime.broker import is_wrong_type
 from celery_metal_runtime.ledger import PUSH, Ledger, count_losses
 from celery_metal_runtime.messages import RefusedError, brief, parse
@@ -62,6 +62,16 @@ class Asked(NamedTuple):
 class QoS(redis.QoS):
     """Acknowledges in the worker's ledger what was taken by it."""
 
+    def can_consume(self) -> bool:
+        """Whether another task may be taken: there is a place, and the limit of `ahead` is kept."""
+        if not super().can_consume():
+            return False
+        most = self.channel.ledger.most_claims
+        if most is None or len(self._delivered) - len(self._dirty) < most:
+            return True
+        self.channel.ledger.tell_most(most)
+        return False
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """The message is delivered."""
         if delivery_tag in self.channel.ledger:
@@ -73,7 +83,7 @@ class QoS(redis.QoS):
         """The message is done with."""
         if delivery_tag in self.channel.ledger:
             self.channel.ledger.settle(delivery_tag)
-            virtual.QoS.ack(self, delivery_tag)
+            self._free(delivery_tag)
         else:
             super().ack(delivery_tag)
 
@@ -86,7 +96,15 @@ class QoS(redis.QoS):
             self.channel.ledger.requeue(delivery_tag)
         else:
             self.channel.ledger.settle(delivery_tag)
+        self._free(delivery_tag)
+
+    def _free(self, delivery_tag: str) -> None:
+        """Its place is free; a loop that had none, and so no request for a task, asks for one."""
+        waker = self.channel.waker
+        was_full = waker.is_used and (not self.channel._in_poll or not self.can_consume())
         virtual.QoS.ack(self, delivery_tag)
+        if was_full:
+            waker.wake()
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """What workers without this transport have left; nothing while Redis refuses to write."""
@@ -106,6 +124,7 @@ class Claiming(channels.Careful):
 
     QoS = QoS
     ledger: Ledger
+    waker: wake.Waker
     # Kombu sets the one itself from 5.6, and the other from 5.7.
     brpop_timeout = 1
     _brpop_sent_at: float | None = None
@@ -123,6 +142,7 @@ class Claiming(channels.Careful):
         if not no_ack and queue not in self._fanout_queues:
             self.ledger.open(self, queue)
             self._claimed.add(queue)
+            self.connection.wait_for_places()
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def may_be_claiming_since(self, since: float) -> bool:
@@ -281,5 +301,6 @@ def install(node: str) -> Ledger:
     Claiming.ledger = Ledger(node)
     guard.install(Claiming.ledger)
     count_losses(Claiming.ledger)
-    channels.install(Claiming)
+    Claiming.waker = Claiming.ledger.waker = wake.install()
+    channels.install(Claiming, wake.Waking)
     return Claiming.ledger

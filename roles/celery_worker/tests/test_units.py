@@ -189,6 +189,7 @@ def test_a_worker_s_environment():
         "CELERY_METAL_BROKER": CONTEXT["broker_url"],
         "CELERY_METAL_ACKS_LATE": "true",
         "CELERY_METAL_PREFETCH": "1",
+        "CELERY_METAL_AHEAD_MB": "64",
         "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB": "150",
         "CELERY_METAL_DRAIN_SECONDS": "60",
         "CELERY_METAL_VISIBILITY_SECONDS": "3600",
