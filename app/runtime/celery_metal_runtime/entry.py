@@ -260,9 +260,10 @@ def _blaming(app_name: str) -> Iterator[None]:
 
 def _install_health(app: "Celery", order: Order) -> None:
     # Import Celery's worker: not before gevent has patched.
-    from celery_metal_runtime import health, transport
+    from celery_metal_runtime import health, revokes, transport
 
     ledger = transport.install(order.node.replace("%h", socket.gethostname()))
+    revokes.install(app, transport.Claiming.revokes)
     health.install(app, os.environ, order.name, order.pool, ledger, order.watchdog, order.drain)
 
 
