@@ -4,6 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+if (($#)); then
+  # Ansible runs what is executable in an inventory that is a directory, with --list.
+  echo "clean.sh: takes no arguments: $*. Nothing was removed." >&2
+  exit 2
+fi
+
 if [[ -x .venv/bin/python ]]; then
   .venv/bin/python molecule/_lab/lab.py down
 elif [[ -d /var/lib/celery-metal-lab ]]; then

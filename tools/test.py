@@ -50,9 +50,9 @@ def wanted(kind: str, scenarios: list[str]) -> list[jobs.Job]:
     return [*jobs.lint_jobs(), *jobs.unit_jobs(), *jobs.scenario_jobs([])]
 
 
-def report(results: list[measure.Result], seconds: float) -> int:
-    """Print the times and the sums, and return the exit status."""
-    print(f"\n{measure.table(results, seconds)}\n")
+def report(results: list[measure.Result], seconds: float, machine: str) -> int:
+    """Print the times, what the machine did, and the sums; return the exit status."""
+    print(f"\n{measure.table(results, seconds)}\n\n{machine}\n")
     (jobs.LOGS / "times.json").write_text(measure.as_json(results, seconds) + "\n")
     lines = [line for result in results for line in result.failures]
     if lines:
@@ -134,14 +134,15 @@ def main() -> int:
     if any(job.scenario for job in every):
         stock()
     try:
-        results = runner.Runner(options.minutes).run_all(every)
+        run = runner.Runner(options.minutes)
+        results = run.run_all(every)
     except runner.InterruptedRunError as interrupt:
         print(f"\ninterrupted by {interrupt}", flush=True)
         return 130
     seconds = time.monotonic() - started
     if options.kind == "all" and os.environ.get("CI"):
         results.append(measure.budget(seconds, BUDGET_MINUTES))
-    status = report(results, seconds)
+    status = report(results, seconds, run.meter.summary())
     if options.record:
         record(results)
     if options.markdown and not status:

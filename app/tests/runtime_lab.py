@@ -27,7 +27,8 @@ from redis_rules import user_rules
 HERE = Path(__file__).parent
 USERS = HERE.parents[1] / "roles/redis/files/users.acl"
 PASSWORD = "p@ss:/?#%;,+ end"  # all that means something in a URL
-PATIENCE = 60.0
+# A machine that stands still for a minute and more fails no test.
+PATIENCE = 180.0
 RUNTIME = "celery_metal_runtime"
 
 
@@ -237,6 +238,10 @@ class Worker:
     @property
     def log(self) -> str:
         return self.log_file.read_text()
+
+    def says(self, part: str) -> None:
+        """Wait until its log has this: what a line speaks of is seen before the line is."""
+        wait_until(lambda: part in self.log, f"the log has {part!r}")
 
     @property
     def children(self) -> list[int]:

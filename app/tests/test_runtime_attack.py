@@ -171,7 +171,7 @@ def test_another_kind_of_value_in_the_place_of_the_runtime_s_lists_is_replaced(
     for key in (held, buried, NODES):
         client.set(key, "no list")
     worker = start(server=own_redis, CELERY_METAL_QUEUE=name).ready()
-    assert "was not a list and was deleted" in worker.log
+    worker.says("was not a list and was deleted")
     client.lpush(name, "no task")
     wait_until(lambda: client.type(buried) == "list", "it is put aside all the same")
     for key in (held, NODES):
@@ -263,7 +263,7 @@ def test_a_task_that_the_app_does_not_have_is_kept(start, redis, producer, pool)
         result.get(timeout=PATIENCE)
     wait_until(lambda: dead(redis, worker), "it is put aside")
     assert dead(redis, worker) == ["the app does not define it"]
-    assert f"cannot run lab_app.of_tomorrow[{result.id}]: " in worker.log
+    worker.says(f"cannot run lab_app.of_tomorrow[{result.id}]: ")
 
 
 def test_the_reason_is_said_and_none_forges_a_line(start, redis, producer, tmp_path):

@@ -23,11 +23,21 @@ AT_MOST = 3
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """CPU time since boot in clock ticks, at a moment in seconds: all of it, and idle."""
+    """CPU time since boot in clock ticks, at a moment in seconds.
+
+    Attributes:
+        moment: by a monotonic clock.
+        total: all of it.
+        idle: what no program used, the time that waits for the disk included.
+        waiting: of that, what waits for the disk.
+        stolen: what other virtual machines got.
+    """
 
     moment: float
     total: int
     idle: int
+    waiting: int = 0
+    stolen: int = 0
 
 
 def parse_stat(text: str, moment: float) -> Sample:
@@ -36,10 +46,11 @@ def parse_stat(text: str, moment: float) -> Sample:
     Time stolen by other virtual machines is not idle; time that waits for the disk is.
 
     >>> parse_stat("cpu  10 0 5 80 5 0 0 0 0 0\\n", 1.0)
-    Sample(moment=1.0, total=100, idle=85)
+    Sample(moment=1.0, total=100, idle=85, waiting=5, stolen=0)
     """
     numbers = [int(word) for word in text.splitlines()[0].split()[1:9]]
-    return Sample(moment, sum(numbers), numbers[3] + numbers[4])
+    waiting, stolen = numbers[4], numbers[7]
+    return Sample(moment, sum(numbers), numbers[3] + waiting, waiting, stolen)
 
 
 def parse_available(text: str) -> int:
@@ -69,13 +80,20 @@ def admits(running: int, idle: float, since_start: float, available_mb: int) -> 
 
 
 class Meter:
-    """Keeps the samples of the last WINDOW seconds."""
+    """Keeps the samples of the last WINDOW seconds, and the worst of all."""
 
     def __init__(self) -> None:
         self.samples: collections.deque[Sample] = collections.deque()
+        self.first: Sample | None = None
+        # The longest time between two samples in seconds, and when it ended.
+        self.pause = 0.0
+        self.paused_until = 0.0
 
     def add(self, sample: Sample) -> None:
         """Take one more sample, and drop those that are too old."""
+        self.first = self.first or sample
+        if self.samples and (pause := sample.moment - self.samples[-1].moment) > self.pause:
+            self.pause, self.paused_until = pause, sample.moment
         self.samples.append(sample)
         while len(self.samples) > 2 and sample.moment - self.samples[0].moment > WINDOW:
             self.samples.popleft()
@@ -91,6 +109,22 @@ class Meter:
             return 0.0
         first, last = self.samples[0], self.samples[-1]
         return (last.idle - first.idle) / max(1, last.total - first.total)
+
+    def summary(self) -> str:
+        """What the machine did since the first sample: a stall explains a test that waited."""
+        if self.first is None:
+            return ""
+        first, last = self.first, self.samples[-1]
+        total = max(1, last.total - first.total) / 100
+        idle, waiting, stolen = (
+            (getattr(last, name) - getattr(first, name)) / total
+            for name in ("idle", "waiting", "stolen")
+        )
+        return (
+            f"CPUs: {idle:.0f} % idle ({waiting:.0f} % waited for the disk), {stolen:.0f} % "
+            f"stolen; the longest pause between two looks at them: {self.pause:.1f} s, "
+            f"at {self.paused_until - first.moment:.0f} s"
+        )
 
 
 def available_memory() -> int:

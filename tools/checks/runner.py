@@ -49,6 +49,7 @@ class Runner:
         self.processes: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
         self.started = time.monotonic()
+        self.meter = load.Meter()
 
     def say(self, text: str) -> None:
         """Print a line of progress with the seconds since the start."""
@@ -93,7 +94,6 @@ class Runner:
         self, waiting: list[Job], results: dict[str, Result], threads: list[threading.Thread]
     ) -> None:
         """Start each job as soon as there is room, and return when all have ended."""
-        meter = load.Meter()
         errors: list[Exception] = []
         last = time.monotonic()
 
@@ -105,9 +105,9 @@ class Runner:
 
         while not errors and (waiting or any(thread.is_alive() for thread in threads)):
             now = time.monotonic()
-            meter.look(now)
+            self.meter.look(now)
             running = sum(thread.is_alive() for thread in threads)
-            room = load.admits(running, meter.idle, now - last, load.available_memory())
+            room = load.admits(running, self.meter.idle, now - last, load.available_memory())
             if waiting and room:
                 last = now
                 threads.append(threading.Thread(target=work, args=(waiting.pop(0),)))

@@ -111,6 +111,17 @@ def test_the_share_of_idle_time_is_that_of_the_last_seconds() -> None:
     assert meter.idle == pytest.approx(0.1, abs=0.01)
 
 
+def test_a_machine_that_stood_still_is_seen() -> None:
+    meter = load.Meter()
+    assert meter.summary() == ""
+    for moment, part in ((10.0, 0), (11.0, 1), (31.5, 2), (33.0, 4)):
+        meter.add(load.Sample(moment, 100 * part, 40 * part, 10 * part, 30 * part))
+    assert meter.summary() == (
+        "CPUs: 40 % idle (10 % waited for the disk), 30 % stolen; "
+        "the longest pause between two looks at them: 20.5 s, at 22 s"
+    )
+
+
 def test_the_times_are_written_into_their_row(tmp_path: pathlib.Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
