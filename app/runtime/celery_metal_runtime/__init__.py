@@ -29,7 +29,8 @@ CELERY_METAL_PLAN_CONCURRENCY, CELERY_METAL_PLAN_AUTOSCALE
 CELERY_METAL_PROCESS_FACTOR
     Processes never exceed the CPUs times this (4).
 CELERY_METAL_INSTANCE, CELERY_METAL_HOST
-    Which of the queue's workers (1) on which host (the container's name): for the node name.
+    Which of the queue's workers (1) on which host (the container's name): for the node name,
+    which no other worker of the broker may have.
 CELERY_METAL_LOGLEVEL
     ``debug`` to ``critical`` (``info``).
 CELERY_METAL_BROKER

@@ -184,7 +184,7 @@ def test_a_worker_s_environment():
         "CELERY_METAL_PLAN_CONCURRENCY": "3",
         "CELERY_METAL_PROCESS_FACTOR": "4",
         "CELERY_METAL_INSTANCE": "%i",
-        "CELERY_METAL_HOST": "%H",
+        "CELERY_METAL_HOST": "web1",
         "CELERY_METAL_LOGLEVEL": "info",
         "CELERY_METAL_BROKER": CONTEXT["broker_url"],
         "CELERY_METAL_ACKS_LATE": "true",
