@@ -185,6 +185,7 @@ def test_a_worker_s_environment():
         "CELERY_METAL_PROCESS_FACTOR": "4",
         "CELERY_METAL_INSTANCE": "%i",
         "CELERY_METAL_HOST": "web1",
+        "CELERY_METAL_BOOT": "%m%b",
         "CELERY_METAL_LOGLEVEL": "info",
         "CELERY_METAL_BROKER": CONTEXT["broker_url"],
         "CELERY_METAL_ACKS_LATE": "true",
