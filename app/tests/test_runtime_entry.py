@@ -147,6 +147,17 @@ def test_a_worker_has_the_queue_of_its_name_or_those_that_are_named():
     assert (order.queues, order.name) == (["urgent", "no hurry"], "q")
 
 
+def test_queues_whose_names_look_alike_have_workers_of_their_own(redis, start, tmp_path):
+    names = [f"{tmp_path.name}{one}x" for one in "/_& "]
+    workers = [start(server=redis, CELERY_METAL_QUEUE=name) for name in names]
+    nodes = {node_name(name, "1", socket.gethostname()) for name in names}
+    for worker in workers:
+        worker.ready()
+    answer = run(redis.environ(), "inspect", "ping", "-d", ",".join(nodes))
+    assert {node for node in nodes if f"{node}: OK" in answer.stdout} == nodes
+    assert nodes <= set(redis.client.hkeys("celery-metal.nodes"))
+
+
 def test_other_commands_use_the_same_broker(redis, start):
     worker = start(server=redis, CELERY_METAL_INSTANCE="7", CELERY_METAL_HOST="node").ready()
     node = f"{worker.queue}-7@node"
