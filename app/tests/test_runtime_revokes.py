@@ -107,6 +107,29 @@ def test_a_task_that_was_terminated_does_not_come_back_with_a_killed_worker(lab,
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_a_worker_that_drains_writes_down_what_is_revoked(lab, tmp_path, pool):
+    worker = lab.begin(CELERY_METAL_POOL=pool)
+    lab.heard(worker)
+    mark = tmp_path / "mark"
+    options = {"queue": "mail", "ignore_result": True}
+    lab.producer.app.send_task("lab_app.touch", (str(mark),), **options)
+    wait_until(mark.exists, "it runs")
+    worker.process.terminate()
+    worker.expect("STOPPING")
+
+    def is_kept():
+        # A broadcast; nothing shows from outside when the worker listens again.
+        lab.control.revoke("x")
+        lab.control.broadcast("shutdown")
+        return kept(lab) == {"id:x"}
+
+    wait_until(is_kept, "it is kept")
+    (tmp_path / "mark.go").touch()
+    assert worker.process.wait(PATIENCE) == 0
+    assert mark.read_text() == "done"
+
+
 def test_a_worker_that_did_not_hear_a_revoke_learns_of_it(lab):
     one = lab.begin("one", **NEVER)
     other, late = lab.begin("other", **OFTEN), lab.begin("late", **NEVER)

@@ -11,8 +11,10 @@ variables CELERY_WORKER_REVOKE_EXPIRES and CELERY_WORKER_REVOKES_MAX. A task cos
 """
 
 import json
+import threading
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import wraps
 from itertools import islice
 from time import monotonic
@@ -25,7 +27,7 @@ from redis import RedisError
 from redis.exceptions import ResponseError
 
 from celery_metal_runtime.broker import client_of, is_wrong_type
-from celery_metal_runtime.messages import LONGEST_NAME
+from celery_metal_runtime.messages import LONGEST_NAME, RefusedError, check_command
 from celery_metal_runtime.notify import line, say
 
 if TYPE_CHECKING:
@@ -237,6 +239,12 @@ def install(app: "Celery", revokes: Revokes) -> None:
                 getattr(self.timer, "entry", self.timer).cancel()
                 self.timer = None
 
+        def close(self, consumer: "Consumer") -> None:
+            # The consumer's loop has ended, and its tasks may go on for long.
+            threading.Thread(
+                target=hear, args=(app, revokes, consumer.hostname), daemon=True
+            ).start()
+
     def init_remembering(self: Pidbox, consumer: "Consumer") -> None:
         init(self, consumer)
         commands = self.node.handlers
@@ -249,6 +257,38 @@ def install(app: "Celery", revokes: Revokes) -> None:
 
     Pidbox.__init__ = init_remembering
     app.steps["consumer"].add(LookStep)
+
+
+def hear(app: "Celery", revokes: Revokes, node: str) -> None:
+    """Write down what is revoked while this worker drains; for a thread of its own.
+
+    Tasks that run here are left alone.
+    """
+    mailbox = app.control.mailbox
+
+    def heard(body: Any, message: Any) -> None:
+        with suppress(RefusedError):
+            check_command(message.headers, body, handlers, mailbox.reply_exchange.name)
+            mine.handle_message(body, message)
+
+    def note(members: Callable[[Mapping[str, Any]], Iterator[str]]) -> Callable[..., Any]:
+        def run(_: Any, **arguments: Any) -> dict[str, str]:
+            revokes.remember(members(arguments))
+            return {"ok": "kept for other workers: this one is stopping"}
+
+        return run
+
+    handlers = {name: note(members) for name, members in _COMMANDS.items()}
+    mine = mailbox.Node(node, handlers=handlers)
+    try:
+        with app.connection_for_read() as connection:
+            mine.channel = connection.channel()
+            mine.listen(callback=heard)
+            while not revokes.ledger.closed:
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=1.0)
+    except Exception as error:  # noqa: BLE001 - the drain goes on
+        say(f"revokes are not heard while this worker stops: {line(error)}")
 
 
 def members_of_ids(arguments: Mapping[str, Any]) -> Iterator[str]:
