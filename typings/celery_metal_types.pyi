@@ -203,7 +203,6 @@ class Worker(TypedDict):
 class HostStatus(TypedDict):
     """What the module returns; beat is empty where Beat is not to run."""
 
-    node: str
     workers: list[Worker]
     beat: str
 

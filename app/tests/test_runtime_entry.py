@@ -2,12 +2,16 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 from celery import Celery
+from celery.utils.nodenames import host_format
 from celery_metal_runtime.entry import _check_arguments, _look_at_queues, _order
+from celery_metal_runtime.names import node_name
 from celery_metal_runtime.settings import UsageError, export_secrets
 from kombu import Queue
 from runtime_lab import PASSWORD, base_environ, run, wait_until
@@ -115,19 +119,43 @@ def test_arguments_cannot_pass_by_the_variables(argument, variable):
 @pytest.mark.parametrize(
     ("environ", "node"),
     [
-        ({}, "q-1@%h"),
+        ({}, f"q-1@{socket.gethostname()}"),
         ({"CELERY_METAL_INSTANCE": "3", "CELERY_METAL_HOST": "web1.example.org"}, None),
-        ({"CELERY_METAL_QUEUE": "a@b%h c"}, "a_b_h_c-1@%h"),
+        ({"CELERY_METAL_QUEUE": "a@b%h c", "CELERY_METAL_HOST": "x"}, "a=40=b=25=h=20=c-1@x"),
     ],
 )
 def test_the_node_name(environ, node):
     assert _order(WORKER | environ).node == (node or "q-3@web1.example.org")
 
 
+def test_no_two_workers_have_one_node_name_or_one_list_of_claims():
+    parts = ["a", "b", "a b", "a&b", "a_b", "a/b", "a=2F=b", "a-1", "a:b", "a@b", "%h", "é", "a.b"]
+    queues, instances, hosts = parts, ["1", "1-1", "surge1"], [*parts, "fe80::1", "b:a"]
+    workers = [*product(queues, instances, hosts)]
+    names = {node_name(*worker) for worker in workers}
+    assert len(names) == len(workers)
+    keys = {f"{name}:{queue}" for name in names for queue in [*parts, "b:a", ":a"]}
+    assert len(keys) == len(names) * (len(parts) + 2)
+    # Celery expands and splits what it is given.
+    assert {host_format(name) for name in names} == names
+    assert {name.count("@") for name in names} == {1}
+
+
 def test_a_worker_has_the_queue_of_its_name_or_those_that_are_named():
     assert _order(WORKER).queues == ["q"]
     order = _order(WORKER | {"CELERY_METAL_QUEUES": "urgent,no hurry"})
-    assert (order.queues, order.node) == (["urgent", "no hurry"], "q-1@%h")
+    assert (order.queues, order.name) == (["urgent", "no hurry"], "q")
+
+
+def test_queues_whose_names_look_alike_have_workers_of_their_own(redis, start, tmp_path):
+    names = [f"{tmp_path.name}{one}x" for one in "/_& "]
+    workers = [start(server=redis, CELERY_METAL_QUEUE=name) for name in names]
+    nodes = {node_name(name, "1", socket.gethostname()) for name in names}
+    for worker in workers:
+        worker.ready()
+    answer = run(redis.environ(), "inspect", "ping", "-d", ",".join(nodes))
+    assert {node for node in nodes if f"{node}: OK" in answer.stdout} == nodes
+    assert nodes <= set(redis.client.hkeys("celery-metal.nodes"))
 
 
 def test_other_commands_use_the_same_broker(redis, start):

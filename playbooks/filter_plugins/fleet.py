@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Beside this file; Ansible loads filters by their path.
+# Beside this file, and in the runtime; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "app/runtime"))
 import reported
+from celery_metal_runtime.names import node_name
 
 try:
     from ansible.errors import AnsibleFilterError
@@ -108,7 +109,7 @@ def fleet(
         for worker in sorted(said["workers"], key=_order):
             found = [waiting[queue] for queue in worker["queues"] if queue in waiting]
             workers.append({"host": host, **worker, "waiting": sum(found) if found else None})
-            nodes.add(_node(worker, said["node"]))
+            nodes.add(node_name(worker["queue"], worker["instance"], host))
     return {
         "whole": whole,
         "hosts": {host: _host(said) for host, said in hosts.items()},
@@ -165,11 +166,10 @@ def _answer(said: Any) -> Any:
     """What a host said, as far as it is what the module ``celery_status`` returns."""
     if not isinstance(said, Mapping) or "workers" not in said:
         return said if isinstance(said, Mapping) else {}
-    found = {key: _plain(said[key]) for key in ("workers", "node", "beat") if key in said}
+    found = {key: _plain(said[key]) for key in ("workers", "beat") if key in said}
     workers = found["workers"]
     if (
         isinstance(workers, list)
-        and isinstance(found.get("node"), str)
         and isinstance(found.get("beat", ""), str)
         and all(isinstance(one, dict) and _is(one, WORKER) for one in workers)
         and all(isinstance(one, str) for worker in workers for one in worker["queues"])
@@ -254,12 +254,6 @@ def _host(said: HostStatus | NoAnswer) -> FleetHost:
 def _order(worker: Worker) -> tuple[str, int, str]:
     number = worker["instance"]
     return worker["queue"], int(number) if number.isdigit() else 0, number
-
-
-def _node(worker: Worker, host: str) -> str:
-    # As the runtime names itself; Celery splits names at @.
-    name = re.sub(r"[^\w.:-]", "_", f"{worker['queue']}-{worker['instance']}")
-    return f"{name}@{re.sub(r'[^\w.:-]', '_', host)}"
 
 
 def table(found: Fleet) -> str:

@@ -29,7 +29,11 @@ CELERY_METAL_PLAN_CONCURRENCY, CELERY_METAL_PLAN_AUTOSCALE
 CELERY_METAL_PROCESS_FACTOR
     Processes never exceed the CPUs times this (4).
 CELERY_METAL_INSTANCE, CELERY_METAL_HOST
-    Which of the queue's workers (1) on which host (the container's name): for the node name.
+    Which of the queue's workers (1) on which host (the container's name): for the node name,
+    which no other worker of the broker may have.
+CELERY_METAL_BOOT
+    The machine and its boot: systemd's ``%m%b`` (the kernel's boot ID). A worker that finds the
+    claims of its node name in Redis, from another boot, waits 10 s whether their owner lives.
 CELERY_METAL_LOGLEVEL
     ``debug`` to ``critical`` (``info``).
 CELERY_METAL_BROKER

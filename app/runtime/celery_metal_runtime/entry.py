@@ -4,7 +4,6 @@ Celery stays PID 1 and gets the signals itself: there is no shell, no wrapper an
 """
 
 import os
-import re
 import signal
 import socket
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from celery_metal_runtime.ahead import most_ahead
 from celery_metal_runtime.broker import configure
+from celery_metal_runtime.names import node_name
 from celery_metal_runtime.notify import line
 from celery_metal_runtime.safety import close_memory, make_safe, prepare_children
 from celery_metal_runtime.settings import (
@@ -132,13 +132,11 @@ def _order(environ: Mapping[str, str]) -> Order:
         )
     instance = text(environ, "CELERY_METAL_INSTANCE", "1")
     host = text(environ, "CELERY_METAL_HOST")
-    # Celery splits the name at @ and expands % in it, with no way to escape either.
-    name, host = (re.sub(r"[^\w.:-]", "_", part) for part in (f"{queue}-{instance}", host))
     return Order(
         name=queue,
         queues=queues,
         pool=choice(environ, "CELERY_METAL_POOL", POOLS, "prefork"),
-        node=f"{name}@{host or '%h'}",
+        node=node_name(queue, instance, host or socket.gethostname()),
         loglevel=choice(environ, LOGLEVEL, LOGLEVELS, "info"),
         watchdog=seconds(environ, WATCHDOG),
         drain=seconds(environ, "CELERY_METAL_DRAIN_SECONDS"),
@@ -262,9 +260,10 @@ def _blaming(app_name: str) -> Iterator[None]:
 
 def _install_health(app: "Celery", order: Order, limit: int | None) -> None:
     # Import Celery's worker: not before gevent has patched.
-    from celery_metal_runtime import health, transport
+    from celery_metal_runtime import health, revokes, transport
 
-    ledger = transport.install(order.node.replace("%h", socket.gethostname()))
+    ledger = transport.install(order.node)
+    revokes.install(app, transport.Claiming.revokes)
     times = (order.watchdog, order.drain)
     health.install(app, os.environ, order.name, order.pool, ledger, *times, limit)
 

@@ -31,7 +31,7 @@ from celery_metal_runtime.canary import CHECK_SECONDS, Canary
 from celery_metal_runtime.ledger import LEASE_SECONDS
 from celery_metal_runtime.notify import Notifier, line, say, unpatched
 from celery_metal_runtime.verdict import Verdicts
-from celery_metal_runtime.watch import Watch, Watched
+from celery_metal_runtime.watch import EX_SOFTWARE, Watch, Watched
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -234,9 +234,22 @@ class WorkerWatch(Watch):
             self.notifier.send("STOPPING=1", f"STATUS={self.health.status(monotonic())}")
 
     def look(self, now: float) -> None:
-        """End the drain when its time is over."""
+        """End a worker whose name another one has, and a drain whose time is over."""
+        if self.health.ledger.twins.reason:
+            self._yield()
         if self.drained_by is not None and now >= self.drained_by:
             self._end_drain()
+
+    def _yield(self) -> NoReturn:
+        """End this process at once; what it has claimed, the other one gives back."""
+        twin = self.health.ledger.twins.reason
+        self.notifier.send(f"STATUS={self.health.queue}: {twin}")
+        say(
+            f"{twin}. It is started again, with growing pauses. Fix: give one of the two hosts "
+            "another name in the inventory, or its app a Redis or a prefix of its own; see 'Two "
+            "workers with one name' in docs/safety.md"
+        )
+        self.health.end(EX_SOFTWARE)
 
     def _end_drain(self) -> NoReturn:
         """Interrupt what still runs, give it back to its queue, and end this process.

@@ -11,7 +11,6 @@ Time is only ever compared with the same process's monotonic clock: no clock of 
 
 import hashlib
 import json
-import os
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -41,6 +40,7 @@ from celery_metal_runtime.messages import (
 )
 from celery_metal_runtime.notify import line, say, unpatched
 from celery_metal_runtime.questions import load_scripts
+from celery_metal_runtime.twins import Twins
 from celery_metal_runtime.wake import Waker
 
 NODES = "celery-metal.nodes"
@@ -113,9 +113,11 @@ return moved
 )
 # The same: who does not beat is taken for dead, and its tasks run twice.
 LIVE = """
+local before = redis.pcall('HGET', KEYS[1], ARGV[1])
 local done = redis.pcall('HDEL', KEYS[1], ARGV[1])
 if type(done) == 'table' and done.err then redis.call('DEL', KEYS[1]) end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return type(before) == 'string' and before
 """
 
 
@@ -177,6 +179,7 @@ class Ledger:
         #: What Celery is about to take, and whether this worker ends by a failure of its own.
         self._delivered: str | None = None
         self.failed = False
+        self.twins = Twins(node)
         #: How many messages were put aside or dropped, and what was said of those dropped.
         self.refused = 0
         #: Whether there may be dead letters of which nobody has been told; see `verdict`.
@@ -215,6 +218,9 @@ class Ledger:
             load_scripts(self._clients[0])
         if queue not in self._queues:
             client = self._clients[0]
+            if self.twins.token is None:
+                read = partial(client.hget, self.key(NODES), self.node)
+                self.twins.enter(self, client, read, BEAT_SECONDS)
             left = [] if self._queues else self._left_queues(client)
             for one, moved in self._give_back_all(client, self.node, [queue, *left]).items():
                 if moved:
@@ -560,11 +566,13 @@ class Ledger:
         return self.key(f"celery-metal.dead:{queue}")
 
     def _live(self, client: Any, beat: int) -> None:
-        client.eval(LIVE, 1, self.key(NODES), self.node, self._life(beat))
+        before = client.eval(LIVE, 1, self.key(NODES), self.node, self._life(beat))
+        if self.twins.look(before, beat):
+            self.closed = True  # the claims are the other one's
 
     def _life(self, beat: int) -> str:
-        # The process's number: a successor's first beat must differ from its predecessor's last.
-        return json.dumps([beat, os.getpid(), sorted(self._queues)])
+        # A successor's first beat differs from its predecessor's last.
+        return json.dumps([beat, self.twins.token, sorted(self._queues)])
 
     def key(self, name: str) -> str:
         """A key of the runtime, with the prefix of the app."""

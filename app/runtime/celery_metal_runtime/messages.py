@@ -264,10 +264,11 @@ def _check_argument(name: str, value: Any) -> None:
         is_valid = type(value) is bool
     elif name in _CONTROL_NUMBERS:
         is_valid = _is_limit(value)
-    elif name == "headers":  # of revoke_by_stamped_headers
-        is_valid = type(value) is dict and all(
-            type(one) is str
-            for stamp in value.values()
+    elif name == "headers":  # of revoke_by_stamped_headers; a list comes from the command line
+        stamps = value.values() if type(value) is dict else [value]
+        is_valid = type(value) in (dict, list) and all(
+            type(one) is str and (type(value) is dict or "=" in one)
+            for stamp in stamps
             for one in (stamp if type(stamp) is list else [stamp])
         )
     else:

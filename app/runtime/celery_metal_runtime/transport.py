@@ -22,6 +22,7 @@ from celery_metal_runtime.broker import is_wrong_type
 from celery_metal_runtime.ledger import PUSH, Ledger, count_losses
 from celery_metal_runtime.messages import RefusedError, brief, parse
 from celery_metal_runtime.notify import line, say
+from celery_metal_runtime.revokes import Revokes
 
 REFUSED_SECONDS = 1.0
 # Requests that are kept as bytes: one for each order of the queues.
@@ -125,6 +126,7 @@ class Claiming(channels.Careful):
     QoS = QoS
     ledger: Ledger
     waker: wake.Waker
+    revokes: Revokes
     # Kombu sets the one itself from 5.6, and the other from 5.7.
     brpop_timeout = 1
     _brpop_sent_at: float | None = None
@@ -141,6 +143,7 @@ class Claiming(channels.Careful):
         """Consume from `queue`, by the ledger where messages are acknowledged."""
         if not no_ack and queue not in self._fanout_queues:
             self.ledger.open(self, queue)
+            self.revokes.open(self)
             self._claimed.add(queue)
             self.connection.wait_for_places()
         return super().basic_consume(queue, no_ack, *args, **kwargs)
@@ -243,6 +246,8 @@ class Claiming(channels.Careful):
 
     def _handle_message(self, client: Any, response: Any) -> Any:
         payload = super()._handle_message(client, response)
+        if payload["type"] == b"psubscribe":  # what was sent before has not come this way
+            self.revokes.look()
         if isinstance(payload["data"], bytes):
             try:
                 parse(payload["data"])
@@ -299,6 +304,7 @@ def install(node: str) -> Ledger:
     full.install()
     replies.install()
     Claiming.ledger = Ledger(node)
+    Claiming.revokes = Revokes(Claiming.ledger)
     guard.install(Claiming.ledger)
     count_losses(Claiming.ledger)
     Claiming.waker = Claiming.ledger.waker = wake.install()

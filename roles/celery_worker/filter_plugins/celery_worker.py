@@ -272,6 +272,7 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
         files[f"{QUADLETS}/{unit}@.container"] = container.render(
             **{**context, **of_the_app(queue, context)},
             **drain_chain(queue["drain_seconds"]),
+            host=plan["host"]["name"],
             queue=queue,
             share=queue,
             tasks=tasks_limit(

@@ -23,7 +23,6 @@ error:
   description: Why nothing is known, which is no failure; then nothing else is returned
   type: str
   returned: when systemd says nothing
-node: {description: Name of the host in names of workers, type: str, returned: success}
 beat: {description: What Beat does, empty where it is not to run, type: str, returned: success}
 workers:
   description: >-
@@ -37,7 +36,6 @@ workers:
 import json
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -197,7 +195,6 @@ def main() -> None:
     drained_at = MARKER.stat().st_mtime if MARKER.exists() else None
     beats = [one for one in found if one["Id"] == f"{BEAT}.service"]
     result: HostStatus = {
-        "node": socket.gethostname(),
         "workers": [row(one, consumed, versions, drained_at) for one in found if one not in beats],
         "beat": schedule(beats[0], drained_at is not None) if beats else "",
     }
