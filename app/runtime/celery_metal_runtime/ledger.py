@@ -517,11 +517,16 @@ class Ledger:
         return self.key(f"celery-metal.dead:{queue}")
 
     def _live(self, client: Any, beat: int) -> None:
-        client.eval(LIVE, 1, self.key(NODES), self.node, self._life(beat))
+        # Its time says how old the life is. Other workers need only see that it changes.
+        try:
+            seconds, _ = client.time()
+        except ResponseError:  # an external Redis whose user lacks +time
+            seconds = None
+        client.eval(LIVE, 1, self.key(NODES), self.node, self._life(beat, seconds))
 
-    def _life(self, beat: int) -> str:
+    def _life(self, beat: int, seconds: int | None) -> str:
         # The process's number: a successor's first beat must differ from its predecessor's last.
-        return json.dumps([beat, os.getpid(), sorted(self._queues)])
+        return json.dumps([beat, [os.getpid(), seconds], sorted(self._queues)])
 
     def key(self, name: str) -> str:
         """A key of the runtime, with the prefix of the app."""
