@@ -108,7 +108,7 @@ def fleet(
         for worker in sorted(said["workers"], key=_order):
             found = [waiting[queue] for queue in worker["queues"] if queue in waiting]
             workers.append({"host": host, **worker, "waiting": sum(found) if found else None})
-            nodes.add(_node(worker, said["node"]))
+            nodes.add(node_name(worker["queue"], worker["instance"], said["node"]))
     return {
         "whole": whole,
         "hosts": {host: _host(said) for host, said in hosts.items()},
@@ -256,9 +256,9 @@ def _order(worker: Worker) -> tuple[str, int, str]:
     return worker["queue"], int(number) if number.isdigit() else 0, number
 
 
-def _node(worker: Worker, host: str) -> str:
-    # As the runtime names itself; Celery splits names at @.
-    name = re.sub(r"[^\w.:-]", "_", f"{worker['queue']}-{worker['instance']}")
+def node_name(queue: str, instance: str, host: str) -> str:
+    """The name of a worker, as its runtime makes it; Celery splits names at @."""
+    name = re.sub(r"[^\w.:-]", "_", f"{queue}-{instance}")
     return f"{name}@{re.sub(r'[^\w.:-]', '_', host)}"
 
 
