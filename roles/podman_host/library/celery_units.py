@@ -73,7 +73,7 @@ leftover:
   type: list
   returned: always
 waiting:
-  description: Units of the set that run, stay as they are, and do not reach Redis
+  description: Units of the set that stay as they are, and have not reached Redis for 10 s
   type: list
   returned: always
 beat: {description: Status line of a Beat that stays as it is, type: str, returned: always}
@@ -509,7 +509,7 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     }
     return {
         "changed": bool(new or written or remove),
-        "waiting": sorted(celery_up.waiting(stays)),
+        "waiting": sorted(celery_up.waiting(stays, celery_up.LONG_SECONDS)),
         "beat": stays.get(celery_up.BEAT, ""),
         "node": socket.gethostname(),
         "new": new,

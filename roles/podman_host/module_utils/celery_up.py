@@ -14,6 +14,8 @@ QUADLET = "/usr/libexec/podman/quadlet"
 BEAT = "celery-beat.service"
 PROPERTIES = "Id,LoadState,ActiveState,StatusText"
 MOST_SAID = 200
+# One answer that is late on a busy host is nothing to mend.
+LONG_SECONDS = 10
 # Of one that Quadlet refuses, lines of its words.
 MOST_LINES = 3
 
@@ -55,9 +57,13 @@ def plain(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text[:MOST_SAID])
 
 
-def waiting(statuses: Mapping[str, str]) -> dict[str, str]:
-    """The units that run and do not reach Redis, with their status lines."""
-    return {unit: text for unit, text in statuses.items() if ": waiting for the broker" in text}
+def waiting(statuses: Mapping[str, str], seconds: int = 0) -> dict[str, str]:
+    """The units that run and have not reached Redis for so long, with their status lines."""
+    found = {
+        unit: re.search(r": waiting for the broker since ([0-9]{1,9}) s", text)
+        for unit, text in statuses.items()
+    }
+    return {unit: statuses[unit] for unit, one in found.items() if one and int(one[1]) >= seconds}
 
 
 def generated() -> tuple[set[str], str]:

@@ -29,6 +29,8 @@ quadlet-generator[81]: converting "celery-mail@1.container": unsupported key 'No
 def test_what_runs_and_does_not_reach_redis():
     looked = celery_up.parsed(SHOWN)
     assert celery_up.waiting(looked.statuses) == {MAIL: AWAY}
+    assert celery_up.waiting(looked.statuses, 12) == {MAIL: AWAY}
+    assert celery_up.waiting(looked.statuses, 13) == {}
     assert looked.loaded == {
         MAIL: "loaded",
         LONG: "masked",
