@@ -215,6 +215,15 @@ class NoAnswer(TypedDict, total=False):
     unreachable: bool
 
 # ------------------------------------------------------------------------------------------
+# Signs of life in Redis, from the module celery_lives
+
+class Silent(TypedDict):
+    """A worker without a fresh sign of life: its age, or none, or queues that it does not have."""
+
+    seconds: int | None
+    missing: list[str]
+
+# ------------------------------------------------------------------------------------------
 # What Redis holds, from the module celery_backlog
 
 class RedisUse(TypedDict, total=False):

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from celery import chord, signature
@@ -85,7 +86,10 @@ def test_a_worker_that_ends_holds_nothing(start, redis, producer, tmp_path):
         producer.app.send_task(COUNT, (str(mark), 0), queue=worker.queue, countdown=3600)
         wait_until(lambda mark=mark: lines(mark) == 1, "the first is done")
         wait_until(lambda worker=worker: len(held(redis, worker)) == 1, "the second is held")
-        assert worker.node in redis.client.hkeys(NODES)
+        # By Redis's own clock, so one look at Redis shows how old it is.
+        _, (*_, seconds), queues = json.loads(redis.client.hget(NODES, worker.node))
+        assert 0 <= redis.client.time()[0] - seconds < 60
+        assert worker.queue in queues
     for worker in workers:
         assert worker.stop() == 0
         assert held(redis, worker) == []
@@ -234,6 +238,14 @@ def test_a_beat_that_fails_is_said_once_and_does_not_end_the_beating(monkeypatch
     assert said.count("a beat of this worker has failed") == 1
     assert "ValueError: odd" in said
     assert "in fail" in said
+
+
+def test_a_user_who_may_not_ask_for_the_time_beats_without_it(own_redis):
+    client, owner = own_redis.client, ledger.Ledger("q-1@here")
+    owner.channel = SimpleNamespace(global_keyprefix="")
+    client.execute_command("ACL", "SETUSER", client.acl_whoami(), "-time")
+    owner._live(client, 7)
+    assert json.loads(client.hget(NODES, owner.node)) == [7, [None], []]
 
 
 @pytest.mark.oldest

@@ -200,8 +200,8 @@ class Kit:
     def services(self, host: str) -> set[str]:
         """The services of workers and Redis that are active on a host."""
         states = self.lab.properties(host, "celery-*.service", "ActiveState")
-        # These two only load rules: they have no process.
-        for unit in ("celery-firewall.service", "celery-egress.service"):
+        # These only load rules: they have no process.
+        for unit in ("celery-firewall.service", "celery-egress.service", "celery-network.service"):
             states.pop(unit, None)
         return {unit for unit, state in states.items() if state == "active"}
 

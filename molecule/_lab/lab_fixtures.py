@@ -167,8 +167,9 @@ class LabUnderTest:
         found = self.properties(host, pattern, "InvocationID")
         # A timer starts that of the alarm each minute, whatever a run does.
         found.pop("celery-redis-memory.service", None)
-        # It has no process, and goes on while workers are replaced.
-        found.pop("celery-egress.service", None)
+        # They have no process, and go on while workers are replaced.
+        for unit in ("celery-egress.service", "celery-network.service"):
+            found.pop(unit, None)
         return found
 
     def disconnect(self) -> None:

@@ -566,13 +566,19 @@ class Ledger:
         return self.key(f"celery-metal.dead:{queue}")
 
     def _live(self, client: Any, beat: int) -> None:
-        before = client.eval(LIVE, 1, self.key(NODES), self.node, self._life(beat))
+        # Its time says how old the life is. Other workers need only see that it changes.
+        try:
+            seconds, _ = client.time()
+        except ResponseError:  # an external Redis whose user lacks +time
+            seconds = None
+        before = client.eval(LIVE, 1, self.key(NODES), self.node, self._life(beat, seconds))
         if self.twins.look(before, beat):
             self.closed = True  # the claims are the other one's
 
-    def _life(self, beat: int) -> str:
+    def _life(self, beat: int, seconds: int | None) -> str:
         # A successor's first beat differs from its predecessor's last.
-        return json.dumps([beat, self.twins.token, sorted(self._queues)])
+        start = [*(self.twins.token or ()), seconds]
+        return json.dumps([beat, start, sorted(self._queues)])
 
     def key(self, name: str) -> str:
         """A key of the runtime, with the prefix of the app."""

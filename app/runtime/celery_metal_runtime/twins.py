@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
-from time import monotonic
+from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -45,7 +45,10 @@ class Token(NamedTuple):
 
 def new_token(client: Any) -> Token:
     """The token of this start; errors are those of Redis."""
-    seconds, microseconds = client.time()
+    try:
+        seconds, microseconds = client.time()
+    except ResponseError:  # an external Redis whose user lacks +time
+        seconds, microseconds = divmod(time_ns() // 1000, 1_000_000)
     return Token(seconds * 1_000_000 + microseconds, token_hex(8), _boot())
 
 
@@ -54,8 +57,8 @@ def token_of(life: bytes | None) -> Token | None:
     if life is None or len(life) > 65536:
         return None
     with suppress(ValueError, TypeError, RecursionError):
-        _, token, _ = json.loads(life)
-        started, number, boot = token
+        _, start, _ = json.loads(life)
+        started, number, boot, _ = start
         if type(started) is int and type(number) is str and type(boot) is str:
             return Token(started, number, boot) if len(number + boot) <= LONGEST else None
     return None

@@ -89,21 +89,51 @@ def test_a_worker_s_network_is_redis_and_what_is_outside(kit, lab, reached):
 
 
 def test_rules_that_are_gone_come_back(kit, lab, reached):
+    allowed = {"Redis", "SSH of another host"}
     lab.run(WORKER, "nft delete table inet celery_egress")
     assert "SSH of its host" in reached()
     lab.run(WORKER, "systemctl reload celery-egress")
-    assert reached() == {"Redis", "SSH of another host"}
-    # As a run that was cut off leaves it: the file is new, the kernel has none of it.
-    lab.run(WORKER, "nft delete table inet celery_egress")
+    assert reached() == allowed
+    # As a run that was cut off leaves it: the file is new, the kernel has none of it. Podman's own
+    # rules are gone, too, and no event tells of that.
+    before = lab.invocation_ids(WORKER, "celery-*@*.service")
+    lab.run(WORKER, "nft flush ruleset")
     assert kit.play().changed == {BROKER: 0, WORKER: 1}
-    assert reached() == {"Redis", "SSH of another host"}
+    assert reached() == allowed
     assert kit.play().changed == {BROKER: 0, WORKER: 0}
     # It removes all rules, also Podman's own.
-    lab.run(WORKER, "systemctl restart nftables && podman network reload --all")
-    assert reached() == {"Redis", "SSH of another host"}
+    connect = f'import socket; socket.create_connection(("{lab.address(BROKER)}", 6379), 3)'
+    for verb in ("restart", "reload", "stop"):
+        lab.run(WORKER, f"systemctl {verb} nftables")
+        lab.wait_for(
+            lambda: lab.succeeds(WORKER, f"podman exec {SELF} python3 -c '{connect}'"),
+            30,
+            f"Redis is reached after {verb}",
+            host=WORKER,
+        )
+    assert reached() == allowed
+    assert lab.invocation_ids(WORKER, "celery-*@*.service") == before
     lab.run(WORKER, "nft flush ruleset; systemctl restart celery-long@1")
     assert lab.succeeds(WORKER, "nft list table inet celery_egress")
-    lab.run(WORKER, "systemctl stop nftables; podman network reload --all")
+    lab.run(WORKER, "systemctl reload celery-network")
+
+
+def test_a_run_with_nothing_to_change_fails_while_not_all_works(kit, lab):
+    unit, drop_in = "celery-long@1.service", f"{QUADLETS}/celery-long@1.container.d"
+    processes = "$(podman top celery-long-1 hpid | tail -n +2)"
+    # It runs, and hangs; and another one would not be there after a boot.
+    lab.run(WORKER, f"kill -STOP {processes}")
+    lab.run(WORKER, f"mkdir {drop_in}; printf '[Container]\nNope=1\n' > {drop_in}/x.conf")
+    try:
+        refused = kit.play(fails=True).said
+        lab.run(WORKER, f"rm -r {drop_in}")
+        silent = kit.play(fails=True, site_lives_seconds=1)
+    finally:
+        lab.run(WORKER, f"rm -rf {drop_in}; kill -CONT {processes}")
+    assert f"the next boot would not know {unit}." in refused
+    assert "unsupported key 'Nope'" in refused
+    assert f"worker: {unit} has left no sign of life in Redis for" in silent.said
+    assert silent.changed == {BROKER: 0, WORKER: 0}
 
 
 def test_a_worker_s_container_speaks_for_no_worker(kit, lab):

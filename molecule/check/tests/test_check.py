@@ -31,9 +31,10 @@ OF_MULTIPLY = {"celery-multiply_queue.target", "celery-multiply_queue@1.service"
 OF_MAIL = {"celery-mail.target", "celery-mail@1.service"}
 WORKERS = {"celery-add_queue@1.service", "celery-multiply_queue@1.service"}
 REDIS = {"celery-redis.service"}
+NETWORK = {"celery-egress.service", "celery-network.service"}
 TIMERS = {"celery-redis-backup.timer", "celery-redis-memory.timer"}
 NEW = {
-    "start": {"celery.target", "celery-egress.service", *TIMERS, *REDIS, *OF_ADD, *OF_MULTIPLY},
+    "start": {"celery.target", *NETWORK, *TIMERS, *REDIS, *OF_ADD, *OF_MULTIPLY},
     "keep secret": {
         *(f"celery-redis-{name}" for name in ("acl", "admin", "monitor", "producer", "worker")),
         *("celery-app-TOKEN", "celery-app-KEY"),

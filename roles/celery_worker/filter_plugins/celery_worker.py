@@ -6,6 +6,7 @@ import hashlib
 import ipaddress
 import json
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,10 @@ EGRESS = (
     f"{UNITS}/celery-egress.service",
     f"{UNITS}/nftables.service.d/celery-egress.conf",
 )
+# What brings Podman's rules back, for every network of Podman's.
+RELOADER = "celery-network.service"
+RELOADS = (f"{UNITS}/{RELOADER}", f"{UNITS}/nftables.service.d/celery-network.conf")
+WITHOUT_RULES = ("host", "none")
 
 # What opens Redis, to its name in the container, where the runtime looks for it.
 BROKER_TARGETS = {
@@ -216,6 +221,34 @@ def egress_lacks(plan: Plan, network: str, loaded: str | None, *rules: Any) -> b
     return bool(is_used and loaded is not None and loaded != egress_rules(*rules)["mark"])
 
 
+def running(units: Units) -> list[str]:
+    """What is to run besides workers and their targets.
+
+    >>> running({"files": {"/etc/systemd/system/celery-network.service": ""}})
+    ['celery.target', 'celery-network.service']
+    """
+    return ["celery.target", *([RELOADER] if RELOADS[0] in units["files"] else [])]
+
+
+def reloads(
+    written: Mapping[str, Sequence[str]], state: Mapping[str, Any], egress_is_lost: bool
+) -> list[str]:
+    """The services that load rules again: those that changed, or that the kernel has lost.
+
+    :param written: what ``celery_units`` returned; workers that are cut off may lack Podman's
+        rules.
+    :param state: what ``celery_host`` returned.
+    :param egress_is_lost: of ``egress_lacks``.
+    """
+    changed = [*written["new"], *written["written"]]
+    found = ["celery-egress.service"] if EGRESS[1] in changed or egress_is_lost else []
+    is_lost = state["podman_rules"] is False or written["waiting"]
+    # Where it does not run yet it is started.
+    if is_lost and RELOADER not in written["start"] and state["podman_rules"] is not None:
+        found.append(RELOADER)
+    return found
+
+
 def _by_version(networks: list[str]) -> dict[int, list[str]]:
     found = sorted({ipaddress.ip_network(one) for one in networks}, key=str)
     return {
@@ -300,9 +333,10 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
             container="celery-beat",
             target="celery.target",
         )
-    if files and context["network"] == "bridge":
-        for path in EGRESS:
+    if files and context["network"] not in WITHOUT_RULES:
+        for path in (*RELOADS, *(EGRESS if context["network"] == "bridge" else ())):
             files[path] = jinja.get_template(f"{path[1:]}.j2").render(context)
+        links[f"{UNITS}/celery.target.wants/{RELOADER}"] = f"{UNITS}/{RELOADER}"
     return {"files": files, "links": links, "needed": needed(plan)}
 
 
@@ -323,6 +357,8 @@ class FilterModule:
         return {
             "celery_worker_egress_lacks": egress_lacks,
             "celery_worker_lacks": lacks,
+            "celery_worker_reloads": reloads,
+            "celery_worker_running": running,
             "celery_worker_surge": surge_sizes,
             "celery_worker_units": worker_units,
             "celery_worker_visibility_seconds": visibility_seconds,

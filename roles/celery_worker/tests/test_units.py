@@ -38,11 +38,16 @@ CONTEXT = {
 def units(*queues, **context):
     """What is made of these queues, without the network of them all."""
     made = all_units(*queues, **context)
-    return {**made, "files": without_network(made["files"])}
+    return {**made, "files": without_network(made["files"]), "links": own_links(made["links"])}
 
 
 def without_network(files):
-    return {path: text for path, text in files.items() if path not in celery_worker.EGRESS}
+    network = celery_worker.EGRESS + celery_worker.RELOADS
+    return {path: text for path, text in files.items() if path not in network}
+
+
+def own_links(links):
+    return {path: target for path, target in links.items() if target not in celery_worker.RELOADS}
 
 
 def all_units(*queues, **context):
@@ -495,9 +500,47 @@ def test_workers_have_a_network_of_their_own_with_rules():
 def test_another_network_is_the_user_s_and_has_no_rules(network):
     made = all_units({"name": "a"}, network=network)["files"]
     assert not set(celery_worker.EGRESS) & set(made)
+    # Podman's rules are there for all networks that need them.
+    has_rules = network not in ("host", "none")
+    assert set(celery_worker.RELOADS) & set(made) == set(celery_worker.RELOADS if has_rules else ())
     text = made[f"{QUADLETS}/celery-a@.container"]
     assert ("Network", network) in parse(text)["Container"]
     assert "egress" not in text
+
+
+@pytest.mark.parametrize("verb", ["ExecStartPost", "ExecReload", "ExecStopPost"])
+def test_podman_s_rules_come_back_after_those_of_the_distribution(verb):
+    made = all_units({"name": "a"})
+    unit, drop_in = celery_worker.RELOADS
+    # Without waiting: at boot nftables.service comes long before there are containers.
+    command = "-/usr/bin/systemctl --no-block try-reload-or-restart celery-network.service"
+    assert (verb, command) in parse(made["files"][drop_in])["Service"]
+    sections = parse(made["files"][unit])
+    assert ("After", "nftables.service") in sections["Unit"]
+    assert [one for key, one in sections["Service"] if key == "ExecReload"] == [
+        "/usr/bin/podman network reload --all",
+        "/usr/sbin/nft 'add table inet celery_network'",
+    ]
+    assert made["links"][f"{UNITS}/celery.target.wants/celery-network.service"] == unit
+    assert celery_worker.running(made) == ["celery.target", "celery-network.service"]
+
+
+@pytest.mark.parametrize(
+    ("written", "podman_rules", "egress_is_lost", "loaded"),
+    [
+        ({}, True, False, []),
+        ({"new": [NFT]}, None, False, ["celery-egress.service"]),
+        ({"written": [NFT]}, True, False, ["celery-egress.service"]),
+        ({}, False, True, ["celery-egress.service", "celery-network.service"]),
+        # Something else may have removed Podman's alone.
+        ({"waiting": ["celery-a@1.service"]}, True, False, ["celery-network.service"]),
+        ({"waiting": ["celery-a@1.service"]}, None, False, []),
+        ({"start": ["celery-network.service"]}, False, False, []),
+    ],
+)
+def test_rules_that_are_lost_are_loaded_again(written, podman_rules, egress_is_lost, loaded):
+    found = {"new": [], "written": [], "waiting": [], "start": [], **written}
+    assert celery_worker.reloads(found, {"podman_rules": podman_rules}, egress_is_lost) == loaded
 
 
 def test_rules_admit_redis_and_what_is_listed():

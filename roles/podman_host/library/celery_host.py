@@ -84,6 +84,12 @@ egress:
       has no file of them
   type: str
   returned: always
+podman_rules:
+  description:
+    - Whether the kernel has had all rules since Podman wrote its own; null where no unit of the
+      workers' looks after them
+  type: bool
+  returned: always
 names: {description: Name of Redis to its addresses, type: dict, returned: always}
 source:
   description: The address from which this host reaches Redis, or empty
@@ -159,6 +165,7 @@ SEVERAL = Path("/var/lib/celery-metal/redis-of-several")
 UNITS = Path("/etc/containers/systemd/celery-metal")
 RULES = ("nft", "--json", "--terse", "list", "table", "inet")
 EGRESS = Path("/etc/celery-metal/egress.nft")
+RELOADER = Path("/etc/systemd/system/celery-network.service")
 ROUTES = Path("/proc/net/route")
 BRIDGE = "celery0"  # of the workers' network
 RTF_UP, RTF_REJECT = 0x1, 0x200  # linux/route.h
@@ -350,6 +357,17 @@ def rules_mark(table: str) -> str:
     return ""
 
 
+def has_podman_rules() -> bool | None:
+    """Whether Podman's rules have stayed since its containers got them; None where nobody knows.
+
+    All rules go together, by ``nft flush ruleset``: with them goes the table that
+    celery-network.service adds when Podman's are there.
+    """
+    if not RELOADER.exists() or not shutil.which("nft"):
+        return None
+    return run(*RULES, "celery_network").returncode == 0
+
+
 def routes() -> list[str]:
     """The private networks that this host has routes to, as few as hold the same addresses."""
     try:
@@ -386,6 +404,7 @@ def network(params: Mapping[str, Any]) -> dict[str, Any]:
         "holders": recorded(),
         "firewall": rules_mark("celery_metal") if kept else "",
         "egress": rules_mark("celery_egress") if EGRESS.exists() else None,
+        "podman_rules": has_podman_rules(),
         "names": {name: addresses_of(name) for name in params["names"]},
         "members": members,
         "is_sole": is_sole(members),

@@ -35,6 +35,13 @@ options:
     type: list
     elements: str
     default: []
+  waiting:
+    description:
+      - Units that run and do not reach Redis. They have a minute after I(reload), then it is a
+        failure. Nothing is restarted or brought back for them.
+    type: list
+    elements: str
+    default: []
   leftover:
     description: Instances beside others that an interrupted run left; drained and stopped.
     type: list
@@ -115,6 +122,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible.module_utils import celery_up
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError, conclude, run, template_of
 
@@ -502,6 +510,23 @@ def order(params: dict[str, Any]) -> tuple[list[Turn], list[Turn]]:
     return ([Turn(coming, [])] if coming else []), found
 
 
+def reconnected(units: Iterable[str], seconds: float) -> None:
+    """Wait until units reach Redis.
+
+    :raises HostError: when one of them still does not after so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while late := celery_up.waiting(celery_up.look(list(units)).statuses):
+        if time.monotonic() >= deadline:
+            lines = "\n".join(f"  {unit}: {text}" for unit, text in sorted(late.items()))
+            raise HostError(
+                f"these units run and do not reach Redis:\n{lines}\n  Fix: look at 'systemctl "
+                "status celery-redis' on its host, at the address where it listens, and at the "
+                "firewalls between, then run again."
+            )
+        time.sleep(LOOK_SECONDS)
+
+
 def lines_of(
     params: dict[str, Any], planned: list[Turn], removed_images: list[str], down: list[str]
 ) -> str:
@@ -523,11 +548,21 @@ def lines_of(
     return "".join(f"{line}\n" for line in lines)
 
 
+def is_due(params: dict[str, Any]) -> bool:
+    """Whether there is a unit to touch, or a version to keep."""
+    units = params["restart"] + params["start"] + params["reload"] + params["leftover"]
+    return bool(units or (params["gone"] and params["owned"]))
+
+
 def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     """Bring all units up, and keep what has worked; under --check only say so.
 
     :raises HostError: when something did not come up, with all that there is to say of it.
     """
+    if not is_due(params):
+        if not check_mode:
+            reconnected(params["waiting"], REDIS_SECONDS)
+        return {"changed": False, "turns": [], "removed_images": []}
     since = time.time()
     down = inactive(params["reload"])
     try:
@@ -545,6 +580,8 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
             version = snapshot(params["owned"])
             write_state(params["state_file"], {"version": version, "images": images})
             gone = [image for image in gone if removed(image)]
+    if not check_mode:
+        reconnected(params["waiting"], REDIS_SECONDS)
     return {
         "changed": True,
         "told": [] if check_mode else settings_told(said_since(since, params)),
@@ -561,6 +598,7 @@ def main() -> None:
             "restart": lists,
             "start": lists,
             "reload": lists,
+            "waiting": lists,
             "leftover": lists,
             "gone": lists,
             "surge": {"type": "dict", "default": {}},
@@ -575,8 +613,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    units = params["restart"] + params["start"] + params["reload"] + params["leftover"]
-    if not units and not (params["gone"] and params["owned"]):
+    if not is_due(params) and not params["waiting"]:
         module.exit_json(changed=False, turns=[], removed_images=[])
     conclude(
         module, lambda: work(params, check_mode=module.check_mode), changes=True, warned="told"

@@ -14,6 +14,8 @@ description:
     succeeds, so it is noticed here.
   - Each container is labelled with its generation, a hash of its unit file. What must restart is
     read from the labels of the running containers; the next run completes one that was cut off.
+  - Fails when a unit of the set would not start at the next boot: it is masked, or a drop-in of the
+    user's makes the generator drop it.
   - What is there under I(owned) and not in the set is gone. With I(prune), units that run from it
     are stopped, which drains workers, and then it is removed. An empty set removes everything.
 options:
@@ -70,6 +72,11 @@ leftover:
   description: Instances beside others, C(a@surge1.service), that an interrupted run left.
   type: list
   returned: always
+waiting:
+  description: Units of the set that stay as they are, and have not reached Redis for 10 s
+  type: list
+  returned: always
+beat: {description: Status line of a Beat that stays as it is, type: str, returned: always}
 kept_out:
   description: Units of the set that a ConditionPathExists of theirs keeps from starting
   type: list
@@ -88,10 +95,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils import celery_up
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError, conclude, output, run, template_of
 
-QUADLET = "/usr/libexec/podman/quadlet"
+QUADLET = celery_up.QUADLET
 QUADLET_ROOT = "/etc/containers/systemd/"
 UNIT_ROOT = "/etc/systemd/system/"
 NFT = "nft"
@@ -134,6 +142,22 @@ def runnable(paths: Iterable[str]) -> set[str]:
     """The units among files and links that can run: containers, their instances, and targets."""
     units = {unit_of(path) for path in paths if path.endswith((".container", ".target"))}
     return {unit for unit in units if "@." not in unit}
+
+
+def settled_containers(wanted: dict[str, str], before: dict[str, str | None]) -> set[str]:
+    """The units of containers whose files, and their templates', are as they shall be.
+
+    >>> template, link = "/q/a@.container", "/q/a@1.container"
+    >>> settled_containers({template: "x", link: "-> y"}, {template: "x", link: "-> y"})
+    {'a@1.service'}
+    >>> settled_containers({template: "x", link: "-> y"}, {template: None, link: "-> y"})
+    set()
+    """
+    paths = [path for path in wanted if path.endswith(".container")]
+    changed = {unit_of(path) for path in paths if before[path] != wanted[path]}
+    return {
+        unit for unit in runnable(paths) if unit not in changed and template_of(unit) not in changed
+    }
 
 
 def closed_units(files: dict[str, str]) -> set[str]:
@@ -429,6 +453,10 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     written = sorted(p for p, was in before.items() if was is not None and was != wanted[p])
     remove = gone if module.params["prune"] else []
 
+    units = runnable(wanted) | set(module.params["running"])
+    looked = celery_up.look(units)
+    celery_up.require(units, settled_containers(wanted, before), looked)
+
     # On a host that lacks packages there is nothing yet to check with, under --check.
     if (new or written) and not (module.check_mode and missing_programs(files)):
         check(files, links)
@@ -442,7 +470,6 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
         for p in remove
     ]
 
-    units = runnable(wanted) | set(module.params["running"])
     closed = closed_units(files)
     kept_out = {unit for unit in units if template_of(unit) in closed}
     patterns = gone_patterns(gone)
@@ -473,8 +500,15 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
             ) from None
         # What was removed runs no more.
         needed = actions(units - kept_out, generations, patterns, unit_states(), running)
+    stays = {
+        unit: text
+        for unit, text in looked.statuses.items()
+        if unit not in needed["start"] + needed["restart"] and unit not in kept_out
+    }
     return {
         "changed": bool(new or written or remove),
+        "waiting": sorted(celery_up.waiting(stays, celery_up.LONG_SECONDS)),
+        "beat": stays.get(celery_up.BEAT, ""),
         "new": new,
         "written": written,
         "gone": gone,

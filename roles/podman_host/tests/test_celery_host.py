@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import sys
 
 import celery_host
@@ -285,3 +286,23 @@ def test_private_networks_that_the_host_has_routes_to(monkeypatch, tmp_path, rou
 def test_a_host_without_ipv4_has_no_routes(monkeypatch, tmp_path):
     monkeypatch.setattr(celery_host, "ROUTES", tmp_path / "route")
     assert celery_host.routes() == []
+
+
+@pytest.mark.parametrize(
+    ("has_unit", "status", "expected"), [(False, 0, None), (True, 0, True), (True, 1, False)]
+)
+def test_whether_all_rules_went_since_podman_wrote_its_own(
+    monkeypatch, tmp_path, has_unit, status, expected
+):
+    path = tmp_path / "celery-network.service"
+    if has_unit:
+        path.touch()
+    monkeypatch.setattr(celery_host, "RELOADER", path)
+    monkeypatch.setattr(celery_host.shutil, "which", lambda name: name)
+
+    def run(*argv):
+        assert argv[-1] == "celery_network"
+        return subprocess.CompletedProcess(argv, status)
+
+    monkeypatch.setattr(celery_host, "run", run)
+    assert celery_host.has_podman_rules() == expected

@@ -2,6 +2,8 @@
 
 import celery_services
 import pytest
+from ansible.module_utils import celery_up
+from ansible.module_utils.celery_metal import HostError
 from celery_services import Turn, beside, kept, turns, way_back
 from hypothesis import given
 from hypothesis import strategies as st
@@ -227,3 +229,22 @@ def test_what_the_app_sets_and_does_not_get_is_told_once():
         "task_acks_late stays False (workers of a-b.c)",
     ]
     assert celery_services.settings_told("") == []
+
+
+def test_a_run_that_only_looks_changes_nothing_and_fails_while_units_are_cut_off(monkeypatch):
+    unit, texts = "celery-a@1.service", ["a: waiting for the broker since 9 s", "a: 1 process"]
+    looks = iter([*texts, texts[0]])
+
+    def look(units):
+        assert units == [unit]
+        return celery_up.Looked({}, {unit: next(looks)})
+
+    monkeypatch.setattr(celery_up, "look", look)
+    monkeypatch.setattr(celery_services, "LOOK_SECONDS", 0)
+    lists = ("restart", "start", "reload", "leftover", "gone", "owned")
+    params = {**{name: [] for name in lists}, "waiting": [unit]}
+    assert not celery_services.work(params, check_mode=True)["changed"]
+    assert not celery_services.work(params, check_mode=False)["changed"]
+    monkeypatch.setattr(celery_services, "REDIS_SECONDS", 0)
+    with pytest.raises(HostError, match=r"(?s)celery-a@1.*for the broker since 9 s.*Fix: look at"):
+        celery_services.work(params, check_mode=False)

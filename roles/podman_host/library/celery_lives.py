@@ -1,0 +1,135 @@
+#!/usr/bin/python
+"""Whether each worker works at this moment, asked of Redis in one go."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_lives
+short_description: Report the workers that have left Redis no sign of life lately
+description:
+  - Each worker leaves one every 5 seconds, with Redis's own time. Where all are fresh, one look is
+    enough; otherwise the module looks again for I(seconds).
+  - A Redis that does not answer is no failure; C(error) says so.
+options:
+  expected:
+    description: Node name to the queues that it is to consume.
+    type: dict
+    default: {}
+  prefixes:
+    description: What the app may set as Celery's C(global_keyprefix), besides none.
+    type: list
+    elements: str
+    default: []
+  database:
+    description: Number of the Redis database.
+    type: int
+    default: 0
+  external:
+    description: As for C(celery_backlog).
+    type: dict
+  seconds:
+    description: How long to look for signs of life that are missing.
+    type: int
+    default: 30
+author: celery-metal
+"""
+
+EXAMPLES = r"""
+- name: Ask Redis for all workers
+  celery_lives:
+    expected: {emails-1@web1: [emails]}
+  register: site_lives
+"""
+
+RETURN = r"""
+error: {description: Why Redis gave no answer; empty when it did, type: str, returned: always}
+silent:
+  description: >-
+    Node name of each worker without a fresh sign of life to C(seconds) since its last one, null
+    where there is none, and the queues that are C(missing) in it
+  type: dict
+  returned: always
+"""
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_metal import HostError
+from ansible.module_utils.celery_redis import SOCKET, Client, RedisError
+from ansible.module_utils.celery_redis_login import client_at, client_of
+from ansible.module_utils.celery_signs import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from celery_metal_types import Endpoint, Silent
+
+PAUSE_SECONDS = 0.3
+# A Redis that is just starting, or being elected.
+ERROR_SECONDS = 10
+
+
+def asked(client: Client, prefixes: Sequence[str]) -> tuple[int, dict[str, str]]:
+    """Redis's own time in seconds, and all signs of life."""
+    keys = [f"{prefix}celery-metal.nodes" for prefix in dict.fromkeys(["", *prefixes])]
+    clock, *hashes = client.ask(("TIME",), *(("HGETALL", key) for key in keys))
+    return int(clock[0]), {
+        node: life for one in hashes for node, life in zip(one[::2], one[1::2], strict=True)
+    }
+
+
+def watch(
+    client: Client,
+    expected: Mapping[str, Sequence[str]],
+    prefixes: Sequence[str],
+    seconds: float,
+) -> dict[str, Silent]:
+    """Those that leave no sign of life within these seconds."""
+    deadline, first = time.monotonic() + seconds, None
+    while True:
+        now, lives = asked(client, prefixes)
+        # The first look alone shows nothing of a worker whose life has no moment.
+        first = lives if first is None else first
+        found = silent(expected, lives, first, now)
+        if not found or time.monotonic() >= deadline:
+            return found
+        time.sleep(PAUSE_SECONDS)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "expected": {"type": "dict", "default": {}},
+            "prefixes": {"type": "list", "elements": "str", "default": []},
+            "database": {"type": "int", "default": 0},
+            "external": {"type": "dict"},
+            "seconds": {"type": "int", "default": 30},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    external: Endpoint | None = params["external"]
+    database = external["database"] if external else params["database"]
+    began, error = time.monotonic(), ""
+    while True:
+        try:
+            client = client_at(external, module.tmpdir) if external else client_of("monitor")
+            with contextlib.closing(client):
+                client.ask(("SELECT", str(database)))
+                left = began + params["seconds"] - time.monotonic()
+                found = watch(client, params["expected"], params["prefixes"], left)
+            module.exit_json(changed=False, error="", silent=found)
+        except OSError as problem:
+            where = "" if external else f"{SOCKET}: "
+            error = f"{where}{problem.strerror or problem}"
+        except (RedisError, HostError) as problem:
+            error = str(problem)
+        if time.monotonic() - began > ERROR_SECONDS:
+            module.exit_json(changed=False, error=error, silent={})
+        time.sleep(PAUSE_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
