@@ -5,7 +5,7 @@ TIMES = 7
 SEED = 19
 AGAINST = HEAD
 
-.PHONY: help demo quick test lint unit attack molecule bench overhead pools faults durability failover clean
+.PHONY: help demo quick test lint unit attack matrix molecule bench overhead pools faults durability failover clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand --tabs=12
@@ -33,6 +33,10 @@ unit: ## run the unit tests
 attack: ## send workers what no client sends: TIMES as much as the checks do, from the seed SEED
 	@tools/bootstrap.sh --lab
 	@ATTACK_TIMES=$(TIMES) ATTACK_SEED=$(SEED) $(PYTHON) -m pytest -q -s app/tests/test_runtime_attack.py
+
+matrix: ## run the tests of the runtime with each supported Celery, and its oldest and newest kombu and redis-py
+	@tools/bootstrap.sh --venv
+	@$(PYTHON) tools/versions.py --all
 
 molecule: ## run the scenarios, or one: make molecule S=default; KEEP=1 keeps its hosts, T=name is a test
 	@tools/bootstrap.sh --lab

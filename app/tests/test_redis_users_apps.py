@@ -9,7 +9,7 @@ from redis_rules import user_rules
 from runtime_lab import PASSWORD, PATIENCE, USERS, wait_until
 from test_redis_users_rights import OWN, QUEUES, RESULTS, allowed
 
-pytestmark = pytest.mark.oldest
+pytestmark = pytest.mark.versions
 
 APPS = {"shop": "shop:", "mail": "mail:"}
 

@@ -13,7 +13,7 @@ from celery.result import GroupResult, ResultSet, allow_join_result
 from runtime_lab import PASSWORD, PATIENCE, Producer, wait_until
 from test_runtime_transport import lines
 
-pytestmark = pytest.mark.oldest
+pytestmark = pytest.mark.versions
 
 DOCUMENT = Path(__file__).parents[2] / "docs/external.md"
 CONF = {

@@ -38,13 +38,13 @@ def allowed(redis, user, key):
     return found
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("key", OWN)
 def test_a_producer_has_no_right_on_keys_of_the_runtime_and_of_kombu(redis, key):
     assert allowed(redis, "producer", key) == set()
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_producer_makes_no_list_of_a_result_and_no_result_of_a_queue(redis):
     assert allowed(redis, "producer", RESULTS[0]) == {"get", "mget", "del"}
     assert allowed(redis, "producer", RESULTS[1]) == {"get", "mget", "del", "set", "setex"}
@@ -52,7 +52,7 @@ def test_a_producer_makes_no_list_of_a_result_and_no_result_of_a_queue(redis):
         assert allowed(redis, "producer", queue) == {"lpush", "llen"}
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("key", [*OWN, *RESULTS, *QUEUES, "_kombu.binding.mail", "celeryev.mail"])
 def test_a_monitor_only_reads_lengths_of_what_is_not_its_own(redis, key):
     own = {
@@ -76,7 +76,7 @@ def test_an_expiring_queue_needs_the_documented_right(own_redis):
     assert 0 < own_redis.client.pttl("reports\x06\x166") <= 600_000
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_task_can_add_another_to_its_chord(start, producer):
     worker = start().ready()
     header = [signature("lab_app.grow_chord", queue=worker.queue)]

@@ -11,7 +11,7 @@ IN_ONE_MB = 1024 * 1024 // BYTES_PER_TASK
 HELD = IN_ONE_MB + 2
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
 def test_a_worker_holds_as_many_as_its_plan_has_memory_for(start, producer, redis, pool):
     worker = start(CELERY_METAL_POOL=pool, CELERY_METAL_AHEAD_MB="1").ready()
@@ -26,7 +26,7 @@ def test_a_worker_holds_as_many_as_its_plan_has_memory_for(start, producer, redi
     assert not redis.client.exists(held)
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_the_limit_of_the_app_wins_and_celery_does_not_count_too():
     app = Celery("own", set_as_current=False)
     app.conf.worker_eta_task_limit = 7

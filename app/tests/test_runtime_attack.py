@@ -76,7 +76,7 @@ def send(server, worker, *tasks):
     server.client.lpush(worker.queue, *(json.dumps(one) for one in tasks))
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("pool", POOLS)
 def test_no_task_message_ends_a_worker_or_stops_its_queue(start, redis, producer, tmp_path, pool):
     size = 1 if pool == "solo" else 3
@@ -92,7 +92,7 @@ def test_no_task_message_ends_a_worker_or_stops_its_queue(start, redis, producer
     assert worker.stop() == 0
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
 def test_no_remote_control_ends_a_worker(start, own_redis, tmp_path, pool):
     producer = Producer(own_redis)
@@ -132,7 +132,7 @@ def test_what_a_remote_control_answers_goes_to_who_asked(start, own_redis):
     assert own_redis.client.keys("*nodes-2*") == []
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_no_value_in_the_runtime_s_own_keys_ends_a_worker(start, own_redis, tmp_path):
     producer = Producer(own_redis)
     quick = constants({"ledger.BEAT_SECONDS": 0.02, "ledger.LEASE_SECONDS": 0.1})
@@ -159,7 +159,7 @@ def test_no_value_in_the_runtime_s_own_keys_ends_a_worker(start, own_redis, tmp_
     assert not client.exists(own)
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_another_kind_of_value_in_the_place_of_the_runtime_s_lists_is_replaced(
     start, own_redis, tmp_path
 ):
@@ -237,7 +237,7 @@ def test_what_runs_out_of_memory_fails_and_ends_no_worker(start, producer, tmp_p
     works_as_before(producer, worker, tmp_path, 1 if pool == "solo" else 2)
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_no_task_sees_the_memory_of_the_main_process(start, producer):
     worker = start(LAB_WITHOUT_CAPABILITIES="1").ready()
     ways = producer.answers(worker, "lab_app.spy_on", worker.pid)[0]
@@ -289,7 +289,7 @@ def test_a_task_sends_nothing_into_the_runtime_s_own_keys(start, own_redis, tmp_
     assert not own_redis.client.exists(*keys)
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_an_end_while_a_task_is_taken_counts_for_that_task(start, redis, producer):
     worker = start().ready()
     producer.app.send_task(COUNT, ("x", 0), queue=worker.queue, countdown=3600)

@@ -109,7 +109,7 @@ def pair(fleet):
     return first, second
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_one_schedules_and_both_are_ready(fleet, pair):
     for beat in pair:
         assert beat.systemd.lines("READY=1")
@@ -159,7 +159,7 @@ def test_one_that_is_killed_is_followed_when_its_lock_is_over(fleet, pair):
     assert len(set(fleet.once())) == 1
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_one_that_was_stopped_for_longer_than_its_lock_sends_nothing(fleet, pair):
     first, second = pair
     fleet.more()
@@ -189,7 +189,7 @@ def test_who_has_lost_the_lock_unknowingly_sends_nothing(fleet):
     assert len(set(fleet.once())) == 1
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_what_fell_due_while_nobody_ran_is_sent_once(fleet):
     beat = fleet.start(SECONDS="3600").ready()
     assert beat.stop() == 0
@@ -219,7 +219,7 @@ def test_a_schedule_that_changes_keeps_what_it_keeps(fleet):
     assert "schedule: daily begins anew" in second.log
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_redis_away_is_waited_for(fleet, pair):
     fleet.more()
     # Nothing is kept on the disk: what was sent before is gone afterwards, and the lock with it.
@@ -261,7 +261,7 @@ def test_a_task_that_redis_did_not_take_is_due_still(fleet):
     assert len(set(fleet.once())) == 1
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_an_entry_that_cannot_be_sent_stops_no_other(fleet):
     fleet.write(
         APP + 'app.conf.beat_schedule["often"]["kwargs"] = {"no": object()}\n'
@@ -289,7 +289,7 @@ def test_a_stop_that_comes_in_a_destructor_is_obeyed(fleet):
     assert fleet.client.get(fence.LOCK) is None
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("is_held", [False, True])
 def test_a_beat_that_cannot_send_fails_its_start(fleet, is_held):
     if is_held:
@@ -311,7 +311,7 @@ def test_the_message_that_proves_a_beat_leaves_nothing(fleet):
     assert fleet.client.keys("*canary*") == []
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_scheduler_of_the_app_s_own_runs_under_the_lock(fleet):
     fleet.write(
         APP + 'class Own(beat.Scheduler):\n    pass\n\napp.conf.beat_scheduler = "ticking:Own"\n'

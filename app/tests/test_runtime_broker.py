@@ -12,7 +12,7 @@ from redis import exceptions
 from redis.client import PubSub
 from runtime_lab import PASSWORD, PATIENCE, shows_no_password
 
-pytestmark = pytest.mark.oldest
+pytestmark = pytest.mark.versions
 
 
 def app_with(**settings):

@@ -9,7 +9,7 @@ from celery_metal_runtime import chords
 from runtime_lab import PATIENCE, wait_until
 from test_runtime_transport import held, lines
 
-pytestmark = pytest.mark.oldest
+pytestmark = pytest.mark.versions
 SIZE = 2
 UNORDERED = '{"result_backend_transport_options": {"result_chord_ordered": false}}'
 

@@ -213,7 +213,7 @@ def app_with(**settings):
     return app
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_queue_that_the_app_does_not_know_is_refused():
     known = [Queue("default"), Queue("mail", alias="post")]
     app = app_with(task_queues=known, task_create_missing_queues=False)
@@ -224,7 +224,7 @@ def test_a_queue_that_the_app_does_not_know_is_refused():
     assert _look_at_queues(app_with(task_queues=known), ["celery"]) == []
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_where_tasks_without_a_route_go_is_told_if_the_app_says_so_and_it_is_not_here():
     told = ["tasks without a route go to other (task_default_queue), not to this worker"]
     assert _look_at_queues(app_with(task_default_queue="other"), ["celery"]) == told

@@ -12,7 +12,7 @@ TASKS = 6
 SECONDS = 0.4
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
 def test_a_full_worker_takes_the_next_task_at_once(start, producer, tmp_path, pool):
     seen = Path(tmp_path, "seen")
@@ -31,7 +31,7 @@ def test_a_full_worker_takes_the_next_task_at_once(start, producer, tmp_path, po
     assert pauses[1] < SECONDS, pauses
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_more_greenlets_end_at_once_than_there_are_connections(start, own_redis, tmp_path):
     seen, go, many = Path(tmp_path, "seen"), Path(tmp_path, "go"), 40
     worker = start(server=own_redis, CONCURRENCY=str(many), CELERY_METAL_POOL="gevent").ready()

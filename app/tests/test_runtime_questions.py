@@ -59,7 +59,7 @@ def state_of(server, worker):
     return inspect.revoked()[worker.node], inspect.stats()[worker.node]["pool"]
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_stock_programs_ask_workers_and_see_events_as_monitor(worker, own_redis):
     for words in ("ping", "--json stats", "active"):
         done = celery(own_redis, "monitor", QUESTIONS, f"inspect -d {worker.node} {words}")
@@ -76,7 +76,7 @@ def test_stock_programs_ask_workers_and_see_events_as_monitor(worker, own_redis)
     assert own_redis.refused() == []
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
 def test_nothing_that_a_monitor_sends_changes_a_worker(start, own_redis, pool):
     worker = start(server=own_redis, CELERY_METAL_POOL=pool).ready()
@@ -103,7 +103,7 @@ def test_nothing_that_a_monitor_sends_changes_a_worker(start, own_redis, pool):
     assert worker.log.count("celery-metal: dropped a question: ") == 11
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_monitor_loads_no_script_and_workers_load_them_after_a_restart(worker, own_redis):
     app = stock(own_redis, "monitor", QUESTIONS)
     with pytest.raises(NoPermissionError):
@@ -114,7 +114,7 @@ def test_a_monitor_loads_no_script_and_workers_load_them_after_a_restart(worker,
     wait_until(lambda: celery(own_redis, *ask).returncode == 0, "ping is answered again")
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_reply_goes_to_who_asked_whatever_is_bound_and_does_not_stay(worker, own_redis):
     client, who = own_redis.client, str(uuid.uuid4())
     for exchange in ("reply.celery-inspect.pidbox", "reply.celery.pidbox"):
@@ -143,7 +143,7 @@ def test_no_deadline_that_a_monitor_writes_deletes_a_binding_of_tasks(start, own
     assert client.exists("_kombu.binding.gone.pidbox") == 0
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_producer_controls_workers_unless_that_is_withheld(worker, own_redis):
     producer = stock(own_redis, "producer").control
     producer.revoke("one")
@@ -163,7 +163,7 @@ def test_a_producer_controls_workers_unless_that_is_withheld(worker, own_redis):
     assert state_of(own_redis, worker)[0] == ["one"]
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_monitor_controls_workers_where_that_is_granted(worker, own_redis):
     grant(own_redis, "monitor")
     done = celery(own_redis, "monitor", CONTROL, f"control -d {worker.node} revoke one")
@@ -173,7 +173,7 @@ def test_a_monitor_controls_workers_where_that_is_granted(worker, own_redis):
     assert own_redis.refused() == []
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("user", "own", "expected"),
     [

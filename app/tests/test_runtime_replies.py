@@ -13,7 +13,7 @@ from celery_metal_runtime.replies import shown
 from runtime_lab import PASSWORD, PATIENCE, Producer, Redis, wait_until
 from sentinel_lab import Site
 
-pytestmark = pytest.mark.oldest
+pytestmark = pytest.mark.versions
 
 KINDS = ("socket", "tcp", "tls", "sentinel")
 # All that ask and change nothing.

@@ -10,7 +10,7 @@ KEY = "celery-metal.revoked"
 OFTEN = constants({"revokes.LOOK_SECONDS": 0.1})
 NEVER = constants({"revokes.LOOK_SECONDS": 3600.0})
 
-pytestmark = pytest.mark.oldest
+pytestmark = pytest.mark.versions
 
 
 @pytest.fixture

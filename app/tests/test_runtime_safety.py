@@ -5,7 +5,7 @@ from celery import VERSION, Celery
 from celery_metal_runtime.safety import make_safe
 from celery_metal_runtime.settings import UsageError
 
-pytestmark = pytest.mark.oldest
+pytestmark = pytest.mark.versions
 
 
 def app_with(**settings):

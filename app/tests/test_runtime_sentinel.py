@@ -33,7 +33,7 @@ def good(server):
     return server.client.info("replication")["min_slaves_good_slaves"]
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("site", [False, True], indirect=True, ids=["plain", "tls"])
 def test_each_pool_follows_the_primary(start, site):
     workers = [
@@ -55,7 +55,7 @@ def test_each_pool_follows_the_primary(start, site):
         assert worker.stop() == 0
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_primary_without_replicas_takes_nothing_and_is_waited_for(start, site):
     worker, producer = start(server=site).ready(), Producer(site)
     primary = site.primary()
@@ -73,7 +73,7 @@ def test_a_primary_without_replicas_takes_nothing_and_is_waited_for(start, site)
     assert worker.process.poll() is None
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_task_is_sent_when_a_replica_has_it(site):
     app = app_with(site.environ(f"{site.url('producer')}&replicas=2"))
     primary = site.primary()
@@ -87,7 +87,7 @@ def test_a_task_is_sent_when_a_replica_has_it(site):
     app.close()
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_the_primary_is_the_one_that_was_elected_last(tmp_path, redis, own_redis, first):
     """One Sentinel behind a cut still names the earlier primary, and takes it for healthy."""

@@ -38,7 +38,7 @@ def app_with(environ, **conf):
     return app
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_each_pool_works_by_tls(start, serve, authority):
     server = serve()
     environ = server.environ(url_of(server)) | authority.environ()
@@ -58,7 +58,7 @@ def test_each_pool_works_by_tls(start, serve, authority):
     assert server.refused() == []
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_lost_connection_is_made_again(start, serve, authority):
     server = serve()
     worker = start(server=server, **server.environ(url_of(server)), **authority.environ()).ready()

@@ -41,7 +41,7 @@ def lines(path):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_what_a_killed_worker_held_is_done_by_its_successor_at_once(
     start, redis, producer, tmp_path
 ):
@@ -76,7 +76,7 @@ def is_running(pid):
     return True
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_worker_that_ends_holds_nothing(start, redis, producer, tmp_path):
     workers = [start(CELERY_METAL_POOL=pool).ready() for pool in ("prefork", "gevent")]
     for worker in workers:
@@ -97,7 +97,7 @@ def test_a_worker_that_ends_holds_nothing(start, redis, producer, tmp_path):
         assert worker.node not in redis.client.hkeys(NODES)
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_lost_connection_neither_loses_nor_doubles_a_task(start, own_redis, tmp_path):
     producer = Producer(own_redis)
     workers = [start(server=own_redis, CELERY_METAL_POOL=pool, **QUICK) for pool in POOLS[:3]]
@@ -168,7 +168,7 @@ def test_an_acknowledgement_that_comes_too_late_is_said(start, redis, producer, 
     worker.says("see 'A task may run twice' in docs/safety.md")
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_request_of_kombus_own_claims_nothing():
     # Before 5.7 kombu keeps no time of it. A worker with a no_ack queue sends such requests.
     channel = object.__new__(Claiming)
@@ -248,7 +248,7 @@ def test_a_user_who_may_not_ask_for_the_time_beats_without_it(own_redis):
     assert json.loads(client.hget(NODES, owner.node)) == [7, [None], []]
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_full_redis_still_gives_its_tasks(start, own_redis, tmp_path):
     producer, mark = Producer(own_redis), tmp_path / "mark"
     worker = start(server=own_redis).ready()
@@ -264,7 +264,7 @@ def test_a_full_redis_still_gives_its_tasks(start, own_redis, tmp_path):
     wait_until(lambda: lines(mark) == 21, "it goes on")
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_worker_of_a_full_redis_stays_alive_and_keeps_results(start, own_redis, tmp_path):
     producer, mark = Producer(own_redis), tmp_path / "mark"
     worker = start(server=own_redis, **QUICK).ready()
@@ -284,7 +284,7 @@ def test_a_worker_of_a_full_redis_stays_alive_and_keeps_results(start, own_redis
         result.backend = None  # as in Producer.answers
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
 def test_a_retry_that_a_full_redis_refuses_loses_no_task(start, own_redis, tmp_path, pool):
     producer, mark = Producer(own_redis), tmp_path / "mark"
@@ -300,7 +300,7 @@ def test_a_retry_that_a_full_redis_refuses_loses_no_task(start, own_redis, tmp_p
     sent.backend = None  # as in Producer.answers
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_retry_while_its_connection_is_replaced_loses_no_task(start, own_redis, tmp_path):
     producer, mark = Producer(own_redis), tmp_path / "mark"
     worker = start(server=own_redis, **QUICK).ready()
@@ -316,7 +316,7 @@ def test_a_retry_while_its_connection_is_replaced_loses_no_task(start, own_redis
     sent.backend = None  # as in Producer.answers
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_result_that_is_longer_than_its_message_waits_for_room(start, own_redis):
     producer = Producer(own_redis)
     worker = start(server=own_redis, CONCURRENCY="1", **QUICK).ready()
@@ -363,7 +363,7 @@ def test_a_redis_that_cannot_write_is_waited_for(start, own_redis, tmp_path):
     worker.says("Look at the disk and at the journal of celery-redis.service")
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_what_is_no_task_is_put_aside(start, redis, producer, tmp_path):
     mark, queue = tmp_path / "mark", f"{tmp_path.name}-0"
     held_key = f"celery-metal.held:{queue}-1@{socket.gethostname()}:{queue}"
@@ -399,7 +399,7 @@ def test_a_task_that_always_kills_its_worker_is_put_aside(start, redis, producer
     successor.says("then send it back: see 'Tasks that were put aside' in docs/safety.md")
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_a_task_that_always_ends_its_process_is_put_aside(start, redis, producer, tmp_path, how):
     limit = "60" if how == "dies" else "1"
@@ -428,7 +428,7 @@ def test_a_task_that_asks_for_it_is_requeued_for_ever(start, redis, producer, tm
     assert not redis.client.exists(f"celery-metal.dead:{worker.queue}")
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_priorities_are_kept(start, redis, producer, tmp_path):
     worker, mark = start(CONCURRENCY="1").ready(), tmp_path / "mark"
     producer.app.send_task(COUNT, (str(mark), 0), queue=worker.queue, priority=5)

@@ -10,7 +10,7 @@ QUICK = constants({"ledger.BEAT_SECONDS": 0.2})
 NODES = "celery-metal.nodes"
 COUNT, LATER = "lab_app.count", "lab_app.count_later"
 
-pytestmark = pytest.mark.oldest
+pytestmark = pytest.mark.versions
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from celery.exceptions import BackendStoreError
 from runtime_lab import PATIENCE, Producer, wait_until
 from test_runtime_transport import held
 
-pytestmark = pytest.mark.oldest
+pytestmark = pytest.mark.versions
 
 MB = 1024 * 1024
 LIMIT = 12

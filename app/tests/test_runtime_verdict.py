@@ -43,7 +43,7 @@ def counts(server, worker):
     return [json.loads(one)["headers"].get(CRASHES, 0) for one in found]
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_who_waits_for_a_dead_letter_learns_of_it(start, redis, producer, tmp_path):
     worker, mark, errors = start(CONCURRENCY="1", **QUICK).ready(), tmp_path / "a", tmp_path / "b"
     sign, options = producer.app.signature, {"queue": worker.queue}
@@ -65,7 +65,7 @@ def test_who_waits_for_a_dead_letter_learns_of_it(start, redis, producer, tmp_pa
     assert lines(errors) == ["x"]
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_who_waits_for_an_invalid_message_learns_of_it(start, redis, producer):
     worker, one = start(**QUICK).ready(), task(str(uuid4()), eta="never")
     redis.client.lpush(worker.queue, json.dumps(one), "no message", json.dumps(task([])))
@@ -97,7 +97,7 @@ def test_a_final_result_stays(start, redis, producer):
     assert result.get(timeout=PATIENCE) == 3
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
 def test_no_errback_of_a_dead_letter_ends_a_worker_or_stops_the_others(
     start, redis, producer, tmp_path, pool

@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 from celery import Celery
 from celery_metal_runtime.settings import UsageError
-from celery_metal_runtime.versions import check, is_set
-from runtime_lab import base_environ, run
+from celery_metal_runtime.versions import SUPPORTED, check, is_set
+from runtime_lab import HERE, base_environ, run
 
-pytestmark = pytest.mark.oldest
+pytestmark = pytest.mark.versions
 
 GOOD = {"celery": "5.5.1", "kombu": "5.5.2", "redis": "4.4.4"}
 
@@ -122,3 +122,14 @@ def test_what_an_app_sets_itself_is_seen(names):
     app.config_from_object(source, **options)
     assert is_set(app, "worker_prefetch_multiplier")
     assert not is_set(app, "broker_connection_max_retries")
+
+
+def test_the_pairs_that_are_tried_are_the_ends_of_what_is_supported():
+    locks = [path.read_text() for path in (HERE / "versions").glob("*.txt")]
+    found = [dict(re.findall(r"^(celery|kombu|redis)==(\S+)", lock, re.M)) for lock in locks]
+    assert all(check(finder(**pair)) == pair for pair in found)
+    for name, (oldest, _) in SUPPORTED.items():
+        numbers = [tuple(map(int, pair[name].split("."))) for pair in found]
+        assert min(numbers)[: len(oldest)] == oldest
+    minors = sorted(pair["celery"].rpartition(".")[0] for pair in found)
+    assert minors == ["5.4", "5.4", "5.5", "5.5", "5.6", "5.6", "5.7"]

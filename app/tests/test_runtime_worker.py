@@ -35,7 +35,7 @@ POOLS = {
 }
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_each_pool_becomes_ready_and_really_runs_its_size(start, producer, tmp_path):
     workers = {
         pool: start(
@@ -104,7 +104,7 @@ def test_the_plans_autoscale_grows_and_the_sample_tells_its_workers_size(start, 
     assert answers[0]["autoscale"] == [3, 1]
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_without_numbers_celery_counts_the_cpus(start):
     one = sorted(os.sched_getaffinity(0))[0]
     before = os.sched_getaffinity(0)
@@ -129,7 +129,7 @@ def test_children_have_neither_the_watch_nor_the_way_to_systemd(start, producer)
     assert len(os.listdir(f"/proc/{worker.pid}/task")) > 1
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_worker_whose_socket_is_closed_speaks_on_and_its_tasks_do_not(start, producer):
     """As the unit closes it, once the worker is ready."""
     worker = start(fresh=True, LAB_WITHOUT_CAPABILITIES="1").ready()
@@ -165,7 +165,7 @@ def test_a_busy_worker_keeps_its_watchdog(start, producer):
         assert worker.stop() == 0
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_blocked_loop_ends_the_worker_and_its_pool(start, producer):
     pools = ("prefork", "threads", "gevent")
     watched = {"CELERY_METAL_WATCHDOG_SECONDS": "3"}
@@ -371,7 +371,7 @@ def test_sighup_restarts_the_worker_in_place(start, producer):
     assert worker.stop() == 0
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_the_password_is_nowhere_to_be_read(start, redis, producer):
     verbose = {"CELERY_METAL_LOGLEVEL": "debug"}
     for url in (redis.socket_url, redis.tcp_url):
@@ -446,7 +446,7 @@ def waiting(producer, worker):
         return connection.default_channel.client.llen(worker.queue)
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_what_outlasts_the_drain_goes_back_to_the_queue_at_once(start, producer, tmp_path):
     drained = {"CELERY_METAL_DRAIN_SECONDS": "1"}
     workers = busy_in_each_pool(start, producer, tmp_path, **drained)
@@ -459,7 +459,7 @@ def test_what_outlasts_the_drain_goes_back_to_the_queue_at_once(start, producer,
         assert (tmp_path / pool).read_text() == "begun"
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_task_whose_process_is_killed_runs_again(start, producer, tmp_path):
     worker = start(CONCURRENCY="1").ready()
     mark = tmp_path / "mark"
@@ -474,7 +474,7 @@ def test_a_task_whose_process_is_killed_runs_again(start, producer, tmp_path):
     assert worker.children != [child]
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_a_process_that_hangs_is_killed_and_its_task_runs_again(start, producer, tmp_path):
     worker = start(CONCURRENCY="1", CELERY_METAL_TIME_LIMIT_SECONDS="2").ready()
     mark = tmp_path / "mark"
@@ -499,7 +499,7 @@ def test_a_process_is_replaced_after_its_number_of_tasks(start, producer):
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [1, 2, 2]
 
 
-@pytest.mark.oldest
+@pytest.mark.versions
 def test_ready_means_that_tasks_run(start, redis, producer):
     broken = start(LAB_BROKEN="1", CELERY_METAL_WATCHDOG_SECONDS="30")
     # About 30 s with Celery 5.4, which is slow to notice that a process has ended.

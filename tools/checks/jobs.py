@@ -103,7 +103,7 @@ def unit_jobs() -> list[Job]:
         pure_job(),
         pytest_job("unit/playbooks", "-m", "playbook", "tests"),
         pytest_job("unit/app/tests", "app/tests", prefix=()),
-        Job("unit/app/tests-oldest", ("tools/oldest.sh",), junit=True),
+        Job("unit/app/tests-versions", ("tools/versions.py", "--of-commit"), junit=True),
     ]
 
 
