@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import types
 
 import pytest
 from hypothesis import given
@@ -26,12 +27,19 @@ REPORT = """<testsuites><testsuite tests="3" errors="0" failures="1" skipped="1"
 </testsuite></testsuites>
 """
 
-# tools/test.py: Python has a module of this name, too.
-SPEC = importlib.util.spec_from_file_location("tool", pathlib.Path(__file__).parents[1] / "test.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-tool = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tool)
+
+def program(name: str) -> types.ModuleType:
+    """A program of tools/; Python has a module `test`, too."""
+    path = pathlib.Path(__file__).parents[1] / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tool, versions = program("test"), program("versions")
 
 
 @pytest.fixture
@@ -135,6 +143,24 @@ def test_the_times_are_written_into_their_row(tmp_path: pathlib.Path) -> None:
     page.write_text("nothing\n")
     with pytest.raises(SystemExit, match="has no row"):
         tool.write_times(page, "quick", 1, 1)
+
+
+def test_each_pair_of_versions_has_its_commits(tmp_path: pathlib.Path) -> None:
+    known = versions.pairs()
+    assert "5.4-oldest" in known
+    taken = {versions.of_commit(f"{number:08x}" * 5, known) for number in range(len(known))}
+    assert taken == set(known)
+    assert len(versions.head()) == 40
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{versions.BEGIN}\nold\n{versions.END}\nafter\n")
+    versions.write(page, ["| new |"])
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith(f"| new |\n{versions.END}\nafter\n")
+    assert "old" not in text
+    page.write_text("nothing\n")
+    with pytest.raises(SystemExit, match="has no"):
+        versions.write(page, [])
 
 
 def test_a_job_that_hangs_is_ended_and_says_so(
