@@ -283,4 +283,7 @@ def test_everything_is_back_after_a_reboot(kit, lab):
     assert lab.run(HOST, "stat -c '%a %U %G' /run/celery-metal") == "750 root celery-redis\n"
     reports = kit.smoke(HOST, "celery-add_queue-1", *QUEUES)
     assert all(report["missing"] == report["wrong"] == 0 for report in reports.values())
+    # As a new kernel leaves it: it has 9 MB more, and nothing restarts for that.
+    more = 's/^(MemTotal: *)([0-9]+)/echo "\\1$((\\2 + 9216))"/e'
+    lab.run(HOST, f"sed -E '{more}' /etc/lab-meminfo > /tmp/new && cat /tmp/new > /etc/lab-meminfo")
     assert kit.play().changed == {HOST: 0}

@@ -108,6 +108,7 @@ SETTING_RULES: dict[str, Rule] = {
     "capacity_main_process_mb": Rule("int", 64, 16, 65536),
     "capacity_beat_memory_mb": Rule("int", 150, 64, 65536),
     "capacity_numa_nodes": Rule("int", 1, 1, 1024),
+    "capacity_planned_memory_mb": Rule("int", 0, 0, 1073741824),
 }
 
 # celery 5.7: only these pools have the grow() and shrink() that worker/autoscale.py calls.
@@ -1356,8 +1357,26 @@ def _rollout_lines(plan: Plan) -> list[str]:
 # From Ansible's variables, and back
 
 
-def host_from_facts(facts: Mapping[str, Any], name: str, numa_nodes: int) -> Host:
+def same_memory_mb(memory_mb: int, planned_mb: int) -> int:
+    """Return the memory to plan with, in MiB: that of the deployed plan, up to 1 % more or less.
+
+    A new kernel leaves some MB more or less, and Redis would restart for another ``maxmemory``. The
+    deployed plan keeps its number, so many small steps do not add up to a large one.
+
+    :param planned_mb: that of the deployed plan, 0 where there is none.
+
+    >>> same_memory_mb(4005, 3996), same_memory_mb(3990, 3996), same_memory_mb(8000, 3996)
+    (3996, 3996, 8000)
+    """
+    return planned_mb if 100 * abs(memory_mb - planned_mb) <= planned_mb else memory_mb
+
+
+def host_from_facts(
+    facts: Mapping[str, Any], name: str, numa_nodes: int, planned_memory_mb: int = 0
+) -> Host:
     """Return the planner's host from ansible_facts; processor_nproc respects affinity and wins.
+
+    :param planned_memory_mb: see ``same_memory_mb``.
 
     Raises PlanError when the facts are missing.
     """
@@ -1376,7 +1395,7 @@ def host_from_facts(facts: Mapping[str, Any], name: str, numa_nodes: int) -> Hos
     return {
         "name": str(name),
         "vcpus": int(vcpus),
-        "memory_mb": int(memory_mb),
+        "memory_mb": same_memory_mb(int(memory_mb), planned_memory_mb),
         "numa_nodes": numa_nodes,
     }
 
@@ -1449,7 +1468,11 @@ def plan_or_error(
     runs_workers = settings.get("capacity_runs_workers", True)
     valid = _placed(queues, settings, [name, *groups]) if runs_workers else []
     try:
-        host = host_from_facts(facts, name, settings.get("capacity_numa_nodes", 1))
+        nodes, planned = (
+            settings.get(key, SETTING_RULES[key].default)
+            for key in ("capacity_numa_nodes", "capacity_planned_memory_mb")
+        )
+        host = host_from_facts(facts, name, nodes, planned)
         return plan(host, valid, limits_from_settings(settings))
     except PlanError as error:
         return {"error": f"{error}\n{UNCHANGED}"}

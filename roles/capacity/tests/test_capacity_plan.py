@@ -467,6 +467,21 @@ def test_affinity_wins_over_all_vcpus():
     )
 
 
+@pytest.mark.parametrize(
+    ("planned", "taken"),
+    [(0, 4096), (4096, 4096), (4087, 4087), (4136, 4136), (4055, 4096), (4138, 4096)],
+)
+def test_a_plan_stays_while_the_memory_is_about_the_same(planned, taken):
+    assert capacity.host_from_facts(FACTS, "web1", 1, planned) == host(4, taken)
+
+
+@given(st.integers(1, 1 << 30), st.integers(0, 1 << 30))
+def test_a_plan_is_never_for_much_more_than_there_is(memory, planned):
+    taken = capacity.same_memory_mb(memory, planned)
+    assert taken in (memory, planned)
+    assert abs(taken - memory) <= max(1, taken) / 100
+
+
 def test_missing_facts_are_named():
     said = capacity.plan_or_error([{"name": "a"}], {}, "web1", {})["error"]
     assert said.startswith(

@@ -72,6 +72,10 @@ overcommit_memory:
   type: dict
   returned: always
 numa_nodes: {description: Number of NUMA nodes, type: int, returned: always}
+planned_memory_mb:
+  description: Memory of this host in MiB in the plan that is deployed; 0 without one
+  type: int
+  returned: always
 routes:
   description:
     - The private IPv4 networks that the main routing table leads to, without default routes and
@@ -163,6 +167,8 @@ DATA = Path("/var/lib/celery-metal/redis")
 # There while Redis is one of several, and with its data when it was removed.
 SEVERAL = Path("/var/lib/celery-metal/redis-of-several")
 UNITS = Path("/etc/containers/systemd/celery-metal")
+PLAN = Path("/etc/celery-metal/plan.json")
+MOST_MEMORY_MB = 1 << 30  # what capacity_planned_memory_mb takes
 RULES = ("nft", "--json", "--terse", "list", "table", "inet")
 EGRESS = Path("/etc/celery-metal/egress.nft")
 RELOADER = Path("/etc/systemd/system/celery-network.service")
@@ -282,7 +288,14 @@ def kept_in(path: Path) -> dict[str, Any]:
         kept: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):  # or damaged: as good as nothing
         return {}
-    return kept
+    return kept if isinstance(kept, dict) else {}
+
+
+def planned_memory_mb() -> int:
+    """The memory in MiB for which this host was planned; 0 where no plan says so."""
+    host = kept_in(PLAN).get("host")
+    memory_mb = host.get("memory_mb") if isinstance(host, dict) else None
+    return memory_mb if type(memory_mb) is int and 0 < memory_mb <= MOST_MEMORY_MB else 0
 
 
 def resolve(
@@ -440,6 +453,7 @@ def look(packages: list[str]) -> dict[str, Any]:
         },
         "routes": routes(),
         "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1,
+        "planned_memory_mb": planned_memory_mb(),
     }
 
 

@@ -45,6 +45,27 @@ def test_a_podman_that_fails_is_none_without_secrets(monkeypatch, tmp_path):
             look()
 
 
+@pytest.mark.parametrize(
+    ("text", "memory"),
+    [
+        ('{"host": {"memory_mb": 4096}}', 4096),
+        ('{"host": {"memory_mb": "4096"}}', 0),
+        ('{"host": {"memory_mb": true}}', 0),
+        ('{"host": {"memory_mb": -1}}', 0),
+        ('{"host": {"memory_mb": 1e9}}', 0),
+        ('{"host": 7}', 0),
+        ("[1]", 0),
+        ("{", 0),
+        (None, 0),
+    ],
+)
+def test_the_memory_of_the_plan_that_is_deployed(monkeypatch, tmp_path, text, memory):
+    monkeypatch.setattr(celery_host, "PLAN", tmp_path / "plan.json")
+    if text is not None:
+        celery_host.PLAN.write_text(text)
+    assert celery_host.planned_memory_mb() == memory
+
+
 def test_images_by_tag_and_digest(monkeypatch):
     listed = [
         {"Id": "aa", "Names": ["localhost/celery-metal/app:1"], "RepoDigests": None},
