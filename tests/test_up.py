@@ -80,7 +80,7 @@ def test_where_no_worker_was_ever_seen_the_prefix_may_be_the_reason() -> None:
 )
 def test_a_redis_without_an_answer_is_one_reason_for_all(lives: dict[str, Any]) -> None:
     found = text(lives, web1=host())
-    assert found.startswith("db: Redis does not answer: timed out\n")
+    assert found.startswith("db: Redis does not say which workers live: timed out\n")
     assert found.count("Fix:") == 1
 
 

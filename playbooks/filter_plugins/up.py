@@ -15,6 +15,9 @@ from celery_metal_runtime.names import node_name
 
 WRITTEN = "__celery_worker_written"
 HOLDS = "holds the lock"
+DATABASE = "celery_worker_broker_database"
+# What a message has room for.
+MOST_QUEUES, MOST_SECONDS = 20, 10**9
 
 
 class Deployed(NamedTuple):
@@ -39,6 +42,9 @@ def _deployed(hosts: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> d
         written, plan = hosts[host].get(WRITTEN), hosts[host].get("capacity_plan")
         # Drained, none runs there.
         if not written or written.get("kept_out", True) or not plan:
+            continue
+        # Redis is asked for one database, that of the first host.
+        if str(hosts[host].get(DATABASE, 0)) != str(hosts[names[0]].get(DATABASE, 0)):
             continue
         for queue in plan["queues"]:
             for number in map(str, range(1, queue["instances"] + 1)):
@@ -93,7 +99,7 @@ def problems(
     """What does not work, a text of what, why and remedy for each; empty where all does.
 
     :param lives: what ``celery_lives`` returned.
-    :param redis: the host of Redis, or the URL of one of the user's own.
+    :param redis: the hosts of Redis, or the URL of one of the user's own.
     """
     return "\n".join(_problems(hosts, names, celery, lives, redis))
 
@@ -108,11 +114,16 @@ def _problems(
     # A module that failed has a message, and nothing that it returns.
     error = str(lives["error"] if "silent" in lives else lives.get("msg", "no answer"))
     if error:
-        where = "'systemctl status celery-redis' there" if "://" not in redis else "it there"
+        fix = "look at 'systemctl status celery-redis' there"
+        if "://" in redis:
+            fix = "look at it there, and at the rights of its user (docs/external.md)"
+        elif "," not in redis:
+            fix += "; 'systemctl restart celery-redis' replaces one that hangs"
         yield (
-            f"{redis}: Redis does not answer: {reported.shown(error, fleet.MAX_WHY)}\n"
-            "  Workers wait for it, and no task is lost.\n"
-            f"  Fix: look at {where}; 'systemctl restart celery-redis' replaces one that hangs."
+            f"{redis}: Redis does not say which workers live: "
+            f"{reported.shown(error, fleet.MAX_WHY)}\n"
+            "  Workers wait for one that does not answer, and no task is lost.\n"
+            f"  Fix: {fix}."
         )
     silent = _silent(lives)
     deployed = _deployed(hosts, names)
@@ -146,8 +157,10 @@ def _silent(lives: Mapping[str, Any]) -> dict[str, Silence]:
     found = lives.get("silent")
     return {
         node: Silence(
-            one["seconds"] if type(one.get("seconds")) is int else None,
-            [str(name) for name in one["missing"]] if isinstance(one.get("missing"), list) else [],
+            min(one["seconds"], MOST_SECONDS) if type(one.get("seconds")) is int else None,
+            [str(name) for name in one["missing"][:MOST_QUEUES]]
+            if isinstance(one.get("missing"), list)
+            else [],
         )
         for node, one in (found.items() if isinstance(found, Mapping) else ())
         if isinstance(one, Mapping)

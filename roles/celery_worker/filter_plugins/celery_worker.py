@@ -243,8 +243,9 @@ def reloads(
     changed = [*written["new"], *written["written"]]
     found = ["celery-egress.service"] if EGRESS[1] in changed or egress_is_lost else []
     is_lost = state["podman_rules"] is False or written["waiting"]
-    # Where it does not run yet it is started.
-    if is_lost and RELOADER not in written["start"] and state["podman_rules"] is not None:
+    # Where it does not run yet it is started, and where no worker needs it any more it goes.
+    is_there = RELOADER not in written["start"] and RELOADS[0] not in written["gone"]
+    if is_lost and is_there and state["podman_rules"] is not None:
         found.append(RELOADER)
     return found
 

@@ -518,7 +518,7 @@ def test_podman_s_rules_come_back_after_those_of_the_distribution(verb):
     sections = parse(made["files"][unit])
     assert ("After", "nftables.service") in sections["Unit"]
     assert [one for key, one in sections["Service"] if key == "ExecReload"] == [
-        "/usr/bin/podman network reload --all",
+        "-/usr/bin/podman network reload --all",
         "/usr/sbin/nft 'add table inet celery_network'",
     ]
     assert made["links"][f"{UNITS}/celery.target.wants/celery-network.service"] == unit
@@ -536,10 +536,11 @@ def test_podman_s_rules_come_back_after_those_of_the_distribution(verb):
         ({"waiting": ["celery-a@1.service"]}, True, False, ["celery-network.service"]),
         ({"waiting": ["celery-a@1.service"]}, None, False, []),
         ({"start": ["celery-network.service"]}, False, False, []),
+        ({"gone": [celery_worker.RELOADS[0]]}, False, False, []),
     ],
 )
 def test_rules_that_are_lost_are_loaded_again(written, podman_rules, egress_is_lost, loaded):
-    found = {"new": [], "written": [], "waiting": [], "start": [], **written}
+    found = {"new": [], "written": [], "waiting": [], "start": [], "gone": [], **written}
     assert celery_worker.reloads(found, {"podman_rules": podman_rules}, egress_is_lost) == loaded
 
 

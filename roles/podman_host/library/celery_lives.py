@@ -59,10 +59,10 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError
 from ansible.module_utils.celery_redis import SOCKET, Client, RedisError
 from ansible.module_utils.celery_redis_login import client_at, client_of
-from ansible.module_utils.celery_signs import silent
+from ansible.module_utils.celery_signs import silent, silent_in_each
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from celery_metal_types import Endpoint, Silent
 
@@ -71,13 +71,23 @@ PAUSE_SECONDS = 0.3
 ERROR_SECONDS = 10
 
 
-def asked(client: Client, prefixes: Sequence[str]) -> tuple[int, dict[str, str]]:
-    """Redis's own time in seconds, and all signs of life."""
+def asked(client: Client, prefixes: Sequence[str]) -> tuple[int | None, list[dict[str, str]]]:
+    """Redis's own time in seconds, and the signs of life under each prefix.
+
+    What the user may not read holds none of its app; a user of an external Redis may lack TIME.
+
+    :raises RedisError: when nothing may be read, or Redis answers with another error.
+    """
     keys = [f"{prefix}celery-metal.nodes" for prefix in dict.fromkeys(["", *prefixes])]
-    clock, *hashes = client.ask(("TIME",), *(("HGETALL", key) for key in keys))
-    return int(clock[0]), {
-        node: life for one in hashes for node, life in zip(one[::2], one[1::2], strict=True)
-    }
+    answers = client.try_all(("TIME",), *(("HGETALL", key) for key in keys))
+    denied = [one for one in answers if isinstance(one, RedisError)]
+    other = [one for one in denied if not str(one).startswith("NOPERM")]
+    clock, *hashes = answers
+    if other or all(one in denied for one in hashes):
+        raise (other or denied)[-1]
+    return None if clock in denied else int(clock[0]), [
+        dict(zip(one[::2], one[1::2], strict=True)) for one in hashes if one not in denied
+    ]
 
 
 def watch(
@@ -85,16 +95,21 @@ def watch(
     expected: Mapping[str, Sequence[str]],
     prefixes: Sequence[str],
     seconds: float,
+    answered: Callable[[], None] = lambda: None,
 ) -> dict[str, Silent]:
-    """Those that leave no sign of life within these seconds."""
-    deadline, first = time.monotonic() + seconds, None
+    """Those that leave no sign of life within these seconds; `answered` is called at each look."""
+    deadline, firsts, missing = time.monotonic() + seconds, None, expected
     while True:
-        now, lives = asked(client, prefixes)
+        now, looks = asked(client, prefixes)
+        answered()
         # The first look alone shows nothing of a worker whose life has no moment.
-        first = lives if first is None else first
-        found = silent(expected, lives, first, now)
+        firsts = looks if firsts is None else firsts
+        pairs = zip(looks, firsts, strict=False)
+        found = silent_in_each(silent(missing, lives, first, now) for lives, first in pairs)
         if not found or time.monotonic() >= deadline:
             return found
+        # Beats come one after the other: who has been seen needs not be seen again.
+        missing = {node: expected[node] for node in found}
         time.sleep(PAUSE_SECONDS)
 
 
@@ -113,20 +128,27 @@ def main() -> None:
     external: Endpoint | None = params["external"]
     database = external["database"] if external else params["database"]
     began, error = time.monotonic(), ""
+    last = [began]
     while True:
         try:
             client = client_at(external, module.tmpdir) if external else client_of("monitor")
             with contextlib.closing(client):
                 client.ask(("SELECT", str(database)))
                 left = began + params["seconds"] - time.monotonic()
-                found = watch(client, params["expected"], params["prefixes"], left)
+                found = watch(
+                    client,
+                    params["expected"],
+                    params["prefixes"],
+                    left,
+                    lambda: last.append(time.monotonic()),
+                )
             module.exit_json(changed=False, error="", silent=found)
         except OSError as problem:
             where = "" if external else f"{SOCKET}: "
             error = f"{where}{problem.strerror or problem}"
         except (RedisError, HostError) as problem:
             error = str(problem)
-        if time.monotonic() - began > ERROR_SECONDS:
+        if time.monotonic() - last[-1] > ERROR_SECONDS:
             module.exit_json(changed=False, error=error, silent={})
         time.sleep(PAUSE_SECONDS)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
 
 # Workers leave one each 5 s. One that is older is waited for, so a short limit blames nobody.
 FRESH_SECONDS = 8
+# By their number, what an earlier runtime kept in each part of a name.
+KEPT = {f"{ord(char):X}": char for char in ".:-"}
+# What a message has room for.
+MOST_SECONDS = 10**9
 # As the runtime: what is longer was not written by it.
 LONGEST_LIFE = 65536
 
@@ -42,30 +47,57 @@ def parsed(life: str) -> Life | None:
     return Life(start[3] if has_moment else None, queues)
 
 
+def former_name(node: str) -> str:
+    """The node name that an earlier runtime makes of the same queue, instance and host.
+
+    >>> former_name("media=2F=thumbs-1@fd00=3A==3A=1")
+    'media_thumbs-1@fd00::1'
+    """
+    return re.sub(r"=([0-9A-F]{1,6})=", lambda code: KEPT.get(code[1], "_"), node)
+
+
 def silent(
     expected: Mapping[str, Sequence[str]],
     lives: Mapping[str, str],
     first: Mapping[str, str],
-    now: int,
+    now: int | None,
 ) -> dict[str, Silent]:
     """The workers that leave no sign of life, or one without all of their queues.
 
     :param expected: node name to the queues that it is to consume.
     :param lives: node name to what is in Redis.
     :param first: the same, when this was first asked: a life without a moment must have changed.
-    :param now: seconds since 1970, by Redis's clock.
+    :param now: seconds since 1970, by Redis's clock; None where it does not say.
     """
     found: dict[str, Silent] = {}
     for node, queues in expected.items():
-        life = parsed(lives.get(node, ""))
-        if life is None:
+        name = node if node in lives else former_name(node)
+        life = parsed(lives.get(name, ""))
+        if life is None or (name != node and life.moment is not None):
             found[node] = {"seconds": None, "missing": []}
-        elif life.moment is not None and abs(now - life.moment) > FRESH_SECONDS:
+        elif life.moment is not None and now is not None and abs(now - life.moment) > FRESH_SECONDS:
             # One from the future, by a clock that was set back, is as good as none.
             age = now - life.moment
-            found[node] = {"seconds": age if age > 0 else None, "missing": []}
-        elif life.moment is None and lives[node] == first.get(node):
+            found[node] = {"seconds": min(age, MOST_SECONDS) if age > 0 else None, "missing": []}
+        elif (life.moment is None or now is None) and lives[name] == first.get(name):
             found[node] = {"seconds": None, "missing": []}
         elif missing := sorted(set(queues) - set(life.queues)):
             found[node] = {"seconds": None, "missing": missing}
     return found
+
+
+def silent_in_each(some: Iterable[Mapping[str, Silent]]) -> dict[str, Silent]:
+    """The workers that are silent under each prefix, with what is best known of each.
+
+    >>> none, late = {"seconds": None, "missing": []}, {"seconds": 60, "missing": []}
+    >>> silent_in_each([{"a": none, "b": none}, {"a": late}])
+    {'a': {'seconds': 60, 'missing': []}}
+    """
+    looks = list(some)
+    nodes = [node for node in looks[0] if all(node in one for one in looks)] if looks else []
+
+    def known(one: Silent) -> tuple[bool, int]:
+        seconds = MOST_SECONDS + 1 if one["seconds"] is None else one["seconds"]
+        return not one["missing"], seconds
+
+    return {node: min((one[node] for one in looks), key=known) for node in nodes}

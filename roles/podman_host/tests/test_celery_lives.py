@@ -4,6 +4,7 @@ import json
 
 import celery_lives
 import pytest
+from ansible.module_utils.celery_redis import RedisError
 from ansible.module_utils.celery_signs import FRESH_SECONDS, silent
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,14 +52,18 @@ class Redis:
 
     def __init__(self, *looks):
         self.looks, self.trips, self.keys = list(looks), 0, set()
+        self.time = [str(NOW), "0"]
 
-    def ask(self, *commands):
+    def try_all(self, *commands):
         self.trips += 1
         found = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         assert commands[0] == ("TIME",)
         self.keys |= {words[1] for words in commands[1:]}
         hashes = [found.get(words[1], {}) for words in commands[1:]]
-        return [[str(NOW), "0"], *([*sum(one.items(), ())] for one in hashes)]
+        answers = [
+            one if isinstance(one, RedisError) else [*sum(one.items(), ())] for one in hashes
+        ]
+        return [self.time, *answers]
 
 
 def test_one_trip_where_all_are_fresh():
@@ -80,3 +85,54 @@ def test_one_that_stays_silent_is_named():
     redis = Redis({"celery-metal.nodes": {MAIL: life(60)}})
     found = celery_lives.watch(redis, {MAIL: ["mail"]}, [], 0)
     assert found == {MAIL: {"seconds": 60, "missing": []}}
+
+
+def test_who_was_seen_once_needs_not_be_seen_again(monkeypatch):
+    monkeypatch.setattr(celery_lives, "PAUSE_SECONDS", 0)
+    one, other = {"a@x": life(), "b@x": life(20)}, {"a@x": life(20), "b@x": life()}
+    redis = Redis({"celery-metal.nodes": one}, {"celery-metal.nodes": other})
+    assert celery_lives.watch(redis, {"a@x": ["mail"], "b@x": ["mail"]}, [], 60) == {}
+
+
+def test_an_old_sign_under_one_prefix_hides_no_new_one_under_another():
+    redis = Redis(
+        {"celery-metal.nodes": {MAIL: life()}, "shop:celery-metal.nodes": {MAIL: life(900)}}
+    )
+    assert celery_lives.watch(redis, {MAIL: ["mail"]}, ["shop:"], 0) == {}
+
+
+NOT_ALLOWED = RedisError("NOPERM No permissions to access one of the keys")
+
+
+def test_a_user_of_one_app_is_asked_for_its_own_alone():
+    redis = Redis({"celery-metal.nodes": NOT_ALLOWED, "shop:celery-metal.nodes": {MAIL: life()}})
+    assert celery_lives.watch(redis, {MAIL: ["mail"]}, ["shop:"], 0) == {}
+    with pytest.raises(RedisError, match="NOPERM"):
+        celery_lives.watch(redis, {MAIL: ["mail"]}, [], 0)
+
+
+@pytest.mark.parametrize("error", ["WRONGTYPE no hash", "LOADING Redis is loading"])
+def test_another_error_is_one(error):
+    keys = {"celery-metal.nodes": {MAIL: life()}, "shop:celery-metal.nodes": RedisError(error)}
+    with pytest.raises(RedisError, match=error):
+        celery_lives.watch(Redis(keys), {MAIL: ["mail"]}, ["shop:"], 0)
+
+
+def test_without_the_time_a_sign_of_life_must_change(monkeypatch):
+    monkeypatch.setattr(celery_lives, "PAUSE_SECONDS", 0)
+    key = "celery-metal.nodes"
+    for looks, found in (
+        ([{key: {MAIL: life(beat=7)}}], {MAIL: {"seconds": None, "missing": []}}),
+        ([{key: {MAIL: life(beat=7)}}, {key: {MAIL: life(beat=8)}}], {}),
+    ):
+        redis = Redis(*looks)
+        redis.time = RedisError("NOPERM time")
+        assert celery_lives.watch(redis, {MAIL: ["mail"]}, [], 0.2 if found else 60) == found
+
+
+def test_an_earlier_runtime_has_names_of_its_own():
+    node, left = "a=2F=b-1@fd00=3A==3A=1", "a_b-1@fd00::1"
+    before, after = {left: '[7, 1, ["a/b"]]'}, {left: '[8, 1, ["a/b"]]'}
+    assert not silent({node: ["a/b"]}, after, before, NOW)
+    # Another queue's, by a runtime of today.
+    assert silent({node: ["a/b"]}, {left: life(queues=["a/b"])}, {}, NOW)
