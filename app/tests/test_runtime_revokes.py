@@ -8,6 +8,8 @@ from runtime_lab import PATIENCE, Producer, constants, run, wait_until
 
 KEY = "celery-metal.revoked"
 OFTEN = constants({"revokes.LOOK_SECONDS": 0.1})
+# By one stamp of several, by one of several names.
+STAMPED = ({"customer": "é"}, {"batch": ["6", "7"]}, {"customer": "c", "batch": "7"})
 NEVER = constants({"revokes.LOOK_SECONDS": 3600.0})
 
 pytestmark = pytest.mark.versions
@@ -79,13 +81,15 @@ def test_no_revoked_task_runs_after_all_workers_were_restarted(lab, pool):
     worker.stop()
     names = ["one", "two", "three", "four", "five"]
     sent = [lab.send(name) for name in names]
-    for number, stamps in enumerate([{"customer": "é"}, {"batch": ["6", "7"]}]):
+    for number, stamps in enumerate(STAMPED):
         headers = {"stamped_headers": [*stamps], "stamps": stamps}
         sent.append(lab.send(f"stamped{number}", headers=headers))
+    # What no client sends: the name of a stamp without a stamp.
+    lab.send("odd", headers={"stamped_headers": ["customer"], "stamps": {}})
     lab.send("other", headers={"stamped_headers": ["customer"], "stamps": {"customer": "c"}})
     lab.begin(CELERY_METAL_POOL=pool)
     wait_until(lambda: "other" in lab.ran(), "the last one has run")
-    assert lab.ran() == ["other"]
+    assert lab.ran() == ["odd", "other"]
     wait_until(lambda: lab.states(sent) == {"REVOKED"}, "callers learn of it")
 
 

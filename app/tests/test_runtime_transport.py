@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 from celery import chord, signature
-from celery_metal_runtime import ledger
+from celery_metal_runtime import ledger, twins
 from celery_metal_runtime.transport import Claiming
+from redis import Redis as Client
 from runtime_lab import PASSWORD, PATIENCE, Producer, constants, wait_until
 
 POOLS = ("prefork", "threads", "gevent", "solo")
@@ -238,6 +239,57 @@ def test_a_beat_that_fails_is_said_once_and_does_not_end_the_beating(monkeypatch
     assert said.count("a beat of this worker has failed") == 1
     assert "ValueError: odd" in said
     assert "in fail" in said
+
+
+def lost_tasks(own_redis, items):
+    """A ledger that holds tasks of a channel that is gone, the last one claimed last."""
+    owner = ledger.Ledger("q-1@here")
+    client = Client(unix_socket_path=str(own_redis.path), username="admin", password=PASSWORD)
+    owner._clients, owner._queues = [client] * 3, {"q"}
+    owner.channel = SimpleNamespace(
+        global_keyprefix="",
+        _get_message_priority=lambda task, reverse: 0,
+        _q_for_pri=lambda queue, priority: queue,
+        may_be_claiming_since=lambda moment: False,
+    )
+    for number, item in enumerate(items):
+        client.lpush(owner.held_key("q"), item)
+        owner._records[str(number)] = ledger.Record("q", item, "one that is gone")
+    return owner
+
+
+def test_what_a_lost_connection_leaves_goes_back_in_its_order_and_the_worker_beats(
+    own_redis, redis, producer, monkeypatch
+):
+    monkeypatch.setattr(ledger, "BEAT_SECONDS", 0.0)
+    items = [message(producer, redis, "elsewhere", str(one), 0).encode() for one in range(300)]
+    owner = lost_tasks(own_redis, items)
+    beat = ledger.Beat(owner)
+    client = owner._clients[1]
+    beat._reconcile(client, time.monotonic())
+    assert client.llen("q") == 0
+    number = beat.number
+    beat._reconcile(client, time.monotonic() + ledger.SUSPECT_SECONDS)
+    # The next one is taken from the right end.
+    waiting = [json.loads(item) for item in client.lrange("q", 0, -1)]
+    assert [one["headers"]["id"] for one in reversed(waiting)] == [
+        json.loads(item)["headers"]["id"] for item in items
+    ]
+    assert client.llen(owner.held_key("q")) == 0
+    assert beat.number >= number + len(items)
+
+
+def test_a_worker_whose_name_another_one_may_have_gives_nothing_back(own_redis, redis, producer):
+    owner = lost_tasks(own_redis, [])
+    client, item = owner._clients[1], message(producer, redis, "elsewhere", "x", 0)
+    owner.twins.token = twins.new_token(client)
+    client.lpush(owner.held_key("q"), item)
+    beat, earlier = ledger.Beat(owner), [owner.twins.token.started - 1, "other", "boot", 1]
+    for number in range(twins.SIGHTINGS):
+        client.hset(NODES, owner.node, json.dumps([number, earlier, ["q"]]))
+        beat.beat(client, time.monotonic() + number * ledger.SUSPECT_SECONDS)
+    assert owner.closed
+    assert client.llen(owner.held_key("q")) == 1
 
 
 def test_a_user_who_may_not_ask_for_the_time_beats_without_it(own_redis):

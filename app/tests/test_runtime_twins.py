@@ -87,9 +87,9 @@ def test_a_successor_is_no_twin(twins, redis, producer, tmp_path, boot):
         "x",
         "[1, 2]",
         '[1, 7, ["q"]]',
-        "[1, [1, 2, 3], []]",
+        "[1, [1, 2, 3, 4], []]",
         "[" * 9000,
-        '[1, ["1", "a", "b"], []]',
+        '[1, ["1", "a", "b", 1], []]',
     ],
 )
 def test_a_record_that_no_worker_wrote_keeps_none_from_its_tasks(twins, redis, life):
@@ -101,8 +101,8 @@ def test_a_record_that_no_worker_wrote_keeps_none_from_its_tasks(twins, redis, l
 def test_an_old_record_that_comes_back_once_ends_no_worker(twins, redis):
     one = twins.begin("a").ready()
     life = redis.client.hget(NODES, one.node)
-    _, (started, number, _), queues = json.loads(life)
-    earlier = json.dumps([7, [started - 1, number, "b"], queues])
+    _, (started, number, _, seconds), queues = json.loads(life)
+    earlier = json.dumps([7, [started - 1, number, "b", seconds], queues])
     redis.client.hset(NODES, one.node, earlier)
     wait_until(lambda: redis.client.hget(NODES, one.node) != earlier, "it is replaced")
     beat = json.loads(redis.client.hget(NODES, one.node))[0]

@@ -10,8 +10,10 @@ from celery.app import backends
 from celery.backends.redis import RedisBackend
 from celery.concurrency.asynpool import AsynPool
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.utils.functional import maybe_list
+from celery.worker import request as worker_request
 from celery.worker import state as worker_state
-from celery.worker.request import Request, create_request_cls
+from celery.worker.request import Request, create_request_cls, logger
 from redis import utils
 
 from celery_metal_runtime import chords
@@ -26,6 +28,7 @@ def install() -> None:
     if VERSION < (5, 7):
         _see_losses()
         _keep_what_runs()
+        _look_at_all_stamps()
         chords.install()
         if "gevent" in sys.modules:
             _tell_how_many_greenlets()
@@ -92,6 +95,38 @@ def _keep_what_runs() -> None:
         self._busy_workers.update(busy)
 
     AsynPool.flush = flush_others
+
+
+def _look_at_all_stamps() -> None:
+    """Have a task be revoked by any of its stamps: Celery looks only at the first known name.
+
+    And it raises for a name that has no stamp in the message, in the middle of its own account of
+    free places.
+    """
+    revoked = Request.revoked
+    # What Celery's own look goes by.
+    worker_request.revoked_stamps = {}
+
+    def revoked_by_any(self: Request) -> bool:
+        stamp = None if self.id in worker_state.revoked else _revoked_stamp(self)
+        if self._already_revoked or revoked(self):
+            return True
+        if stamp is not None:
+            logger.info("Discarding revoked task: %s[%s] (by stamp: %s)", self.name, self.id, stamp)
+            self._announce_revoked("revoked", False, None, False)
+        return stamp is not None
+
+    Request.revoked = revoked_by_any
+
+
+def _revoked_stamp(request: Request) -> dict[str, Any] | None:
+    """The first of the stamps by which a task is revoked, None without one."""
+    for name in request.stamped_headers if worker_state.revoked_stamps else ():
+        stamps = maybe_list(worker_state.revoked_stamps.get(name)) or ()
+        for stamp in maybe_list(request.stamps.get(name)) or ():
+            if stamp in stamps:
+                return {name: stamp}
+    return None
 
 
 def _tell_how_many_greenlets() -> None:

@@ -53,6 +53,8 @@ def install() -> None:
             refusals.check(self.client, key, value, was_cut_off=False)
         try:
             keep(self, key, value, *expires)
+            if is_large:
+                refusals.forget(key)
         except RedisConnectionError:
             if is_large:
                 refusals.check(self.client, key, value, was_cut_off=True)

@@ -293,7 +293,8 @@ class Ledger:
                 f"{most} tasks are held, most of which wait for their ETA: no more are taken until "
                 "one is done. Tasks that are due wait behind them in the queue. Fix: send tasks "
                 "with a far ETA to a queue of their own, or raise worker_eta_task_limit of the app "
-                "or memory: see 'Tasks with a countdown or an ETA' in docs/queues.md"
+                "or memory, or revoke them and restart this worker: see 'Tasks with a countdown "
+                "or an ETA' in docs/queues.md"
             )
 
     def settle(self, tag: str) -> None:
@@ -592,7 +593,7 @@ class Beat:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.number = 0
-        self.last = monotonic()
+        self.last = self.lived = monotonic()
         # What nobody seems to have, and since when: only what stays so is given back.
         self.suspects: dict[object, float] = {}
         #: Beats since dead letters were first seen of which nobody has been told.
@@ -635,8 +636,10 @@ class Beat:
     def beat(self, client: Any, now: float) -> None:
         """One beat at `now`, in seconds of the monotonic clock; errors are those of Redis."""
         ledger = self.ledger
-        self.number += 1
-        ledger._live(client, self.number)
+        self._live(client)
+        # The other worker of this name has what looks as if nobody had it.
+        if ledger.closed or ledger.twins.is_doubtful:
+            return
         ledger.catch_up(client)
         self._reconcile(client, now)
         # Whoever has buried them tells at once; if that worker has ended, others do.
@@ -645,11 +648,23 @@ class Beat:
         if self.number % SWEEP_BEATS == 0:
             self._sweep(client, now)
 
+    def _live(self, client: Any) -> None:
+        self.number += 1
+        self.lived = monotonic()
+        self.ledger._live(client, self.number)
+
+    def _live_on(self, client: Any) -> None:
+        """In the middle of work that may take longer than others wait for a sign of life."""
+        if monotonic() - self.lived > BEAT_SECONDS:
+            self._live(client)
+
     def _reconcile(self, client: Any, now: float) -> None:
         """Give back what this worker holds without any part of it knowing about it."""
         ledger, before, self.suspects = self.ledger, self.suspects, {}
         active = _active_tags()
-        for tag, record in list(ledger._records.items()):
+        # The newest is at the left end, where Redis begins to look for it; put back first, it is
+        # the last to be taken.
+        for tag, record in reversed(list(ledger._records.items())):
             # Celery forgets what has not begun when it loses the connection that it came by.
             if record.channel is not ledger.channel and tag not in active:
                 # One that has just ended is acknowledged a turn of the loop later.
@@ -658,6 +673,7 @@ class Beat:
                     change = ledger._back("RPUSH", record.queue, record.item)
                     ledger._changes.setdefault(tag, change)
                     ledger._apply(client, tag)
+                    self._live_on(client)
                 else:
                     self.suspects[tag] = since
         for queue in list(ledger._queues):
@@ -671,11 +687,12 @@ class Beat:
         known = {record.item for record in list(ledger._records.values())}
         if client.llen(held) <= sum(r.queue == queue for r in list(ledger._records.values())):
             return
-        items = client.lrange(held, 0, -1)
-        known |= {record.item for record in list(ledger._records.values())}
-        for item in items:
-            if item in known:
-                continue
+        orphans: dict[bytes, None] = {}
+        for items in ledger._slices(client, held, is_moved=False):
+            known |= {record.item for record in list(ledger._records.values())}
+            orphans |= dict.fromkeys(item for item in items if item not in known)
+            self._live_on(client)
+        for item in orphans:
             since = before.get((queue, item), now)
             # The reply to a request that is older than the suspicion may still be unread.
             if since < now and not ledger.channel.may_be_claiming_since(since):

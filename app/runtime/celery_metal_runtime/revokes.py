@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import wraps
 from itertools import islice
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from celery import bootsteps
@@ -27,7 +27,8 @@ from redis import RedisError
 from redis.exceptions import ResponseError
 
 from celery_metal_runtime.broker import client_of, is_wrong_type
-from celery_metal_runtime.messages import LONGEST_NAME, RefusedError, check_command
+from celery_metal_runtime.guard import BROKER_ERRORS
+from celery_metal_runtime.messages import LONGEST_NAME, MOST_CLOCK, RefusedError, check_command
 from celery_metal_runtime.notify import line, say
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class Revokes:
         self._client: Any = None
         #: When the last look was, in milliseconds of Redis's clock; 0: all is read anew.
         self._looked = 0
+        #: The same moment by the monotonic clock, in seconds.
+        self._looked_at = 0.0
         #: What was heard or read, and when, in seconds of the monotonic clock; the same of what
         #: is to be written.
         self._known: dict[str, float] = {}
@@ -186,8 +189,10 @@ class Revokes:
                 self._unwritten.pop(name, None)
         for name, age in reversed(found.items()):
             self._note(name, at - age)
-        # A clock that was set back would hide what comes.
-        self._looked = looked if looked >= self._looked else 0
+        # A clock that was set back would hide what comes, and one that was set forward has had
+        # Redis forget: the next look is at all, and writes what is missing.
+        drift = looked - self._looked - 1000 * (at - self._looked_at) if self._looked else 0
+        self._looked, self._looked_at = looked if abs(drift) <= SLACK_MS else 0, at
 
     def _write(self) -> None:
         while part := dict(islice(self._unwritten.items(), AT_ONCE)):
@@ -241,6 +246,8 @@ def install(app: "Celery", revokes: Revokes) -> None:
 
         def close(self, consumer: "Consumer") -> None:
             # The consumer's loop has ended, and its tasks may go on for long.
+            if not app.conf.worker_enable_remote_control:
+                return
             threading.Thread(
                 target=hear, args=(app, revokes, consumer.hostname), daemon=True
             ).start()
@@ -267,9 +274,14 @@ def hear(app: "Celery", revokes: Revokes, node: str) -> None:
     mailbox = app.control.mailbox
 
     def heard(body: Any, message: Any) -> None:
-        with suppress(RefusedError):
+        try:
             check_command(message.headers, body, handlers, mailbox.reply_exchange.name)
+            message.headers["clock"] = min(max(message.headers.get("clock") or 0, 0), MOST_CLOCK)
             mine.handle_message(body, message)
+        except RefusedError:
+            pass
+        except BROKER_ERRORS as error:  # of the reply: what was to be kept has been kept
+            say(f"a revoke was heard and not answered: {line(error)}")
 
     def note(members: Callable[[Mapping[str, Any]], Iterator[str]]) -> Callable[..., Any]:
         def run(_: Any, **arguments: Any) -> dict[str, str]:
@@ -279,16 +291,20 @@ def hear(app: "Celery", revokes: Revokes, node: str) -> None:
         return run
 
     handlers = {name: note(members) for name, members in _COMMANDS.items()}
-    mine = mailbox.Node(node, handlers=handlers)
-    try:
-        with app.connection_for_read() as connection:
-            mine.channel = connection.channel()
-            mine.listen(callback=heard)
-            while not revokes.ledger.closed:
-                with suppress(TimeoutError):
-                    connection.drain_events(timeout=1.0)
-    except Exception as error:  # noqa: BLE001 - the drain goes on
-        say(f"revokes are not heard while this worker stops: {line(error)}")
+    mine, failure = mailbox.Node(node, handlers=handlers), ""
+    while not revokes.ledger.closed:
+        try:
+            with app.connection_for_read() as connection:
+                mine.channel = connection.channel()
+                mine.listen(callback=heard)
+                while not revokes.ledger.closed:
+                    with suppress(TimeoutError):
+                        connection.drain_events(timeout=1.0)
+        except Exception as error:  # noqa: BLE001 - the drain goes on
+            if line(error) != failure:
+                failure = line(error)
+                say(f"revokes are not heard while this worker stops: {failure}. It tries again")
+            sleep(LOOK_SECONDS)
 
 
 def members_of_ids(arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -73,6 +73,9 @@ class Twins:
         #: Why this worker must end; empty while it need not.
         self.reason = ""
         self._seen: list[int] = []
+        self._predecessor: bytes | None = None
+        #: Whether the last beat has found another one's record.
+        self.is_doubtful = False
 
     def enter(self, ledger: "Ledger", client: Any, read: Callable[[], Any], beat: float) -> None:
         """Begin as the one worker of this name, or raise SystemExit.
@@ -82,7 +85,7 @@ class Twins:
         if the record is from another boot; the consumer's loop stands still then.
         """
         token, wait = new_token(client), unpatched("time", "sleep")
-        first = _life(read)
+        first = self._predecessor = _life(read)
         other = token_of(first)
         if other is not None and other.boot != token.boot:
             for _ in range(WAIT_BEATS * LOOKS):
@@ -102,8 +105,14 @@ class Twins:
         `life` is the record as it was before the beat of that number.
         """
         other = token_of(life)
+        self.is_doubtful = False
         if other is None or self.token is None or other >= self.token:
             return False
+        # The record that was there at the start is overwritten by the first beat; a Redis that
+        # loses its last second shows it again.
+        if not beat or life == self._predecessor:
+            return False
+        self.is_doubtful = True
         self._seen = [*(one for one in self._seen if beat - one < WITHIN), beat]
         if len(self._seen) >= SIGHTINGS:
             self._end()

@@ -11,20 +11,28 @@ MB = 1024 * 1024
 COPIES = 3
 # The role's limit for clients lets a result of this part of maxmemory pass: redis.conf.j2.
 PASSING_PART = 16
+# So often in a row Redis cuts off what cannot pass; once, it may have been for another client's.
+CUT_OFFS = 3
+# So many results of this process are known to have been cut off.
+MOST_KEYS = 100
 # Bytes from which on a result is looked at before it is sent: redis-py takes seconds to put a long
 # value that was refused into its error.
 LARGE = MB
 
 
 class Refusals:
-    """What this process knows of the large result that it sends.
+    """What this process knows of the large results that it sends.
 
     Where the user may not run INFO, nothing is refused.
     """
 
     def __init__(self) -> None:
-        self.key: Any = None
-        self.cut_off = 0
+        #: By key: how many clients Redis had cut off before it was sent, and how often this one.
+        self.sent: dict[Any, tuple[int, int]] = {}
+
+    def forget(self, key: Any) -> None:
+        """It is kept."""
+        self.sent.pop(key, None)
 
     def check(self, client: Any, key: Any, value: Any, was_cut_off: bool) -> None:
         """BackendStoreError with both sizes when `value` can never be kept under `key`.
@@ -39,14 +47,17 @@ class Refusals:
             seen = int(client.info("stats").get("evicted_clients", 0))
         except (RedisError, KeyError, ValueError):
             return
-        is_cut_off = was_cut_off and key == self.key and seen > self.cut_off
-        self.key, self.cut_off = key, seen
+        before, count = self.sent.pop(key, (seen, 0))
+        count += was_cut_off and seen > before
+        self.sent[key] = seen, count
+        while len(self.sent) > MOST_KEYS:
+            del self.sent[next(iter(self.sent))]
         if COPIES * len(value) > limit:
             why = f"Redis has a maxmemory of {limit / MB:.1f} MB and holds it {COPIES} times"
-        elif is_cut_off:
+        elif count >= CUT_OFFS:
             passing = limit / PASSING_PART / MB
             why = (
-                f"Redis cut off the connection that sent it: of its maxmemory of "
+                f"Redis cut off the connection that sent it {count} times: of its maxmemory of "
                 f"{limit / MB:.1f} MB, {passing:.1f} MB surely pass (maxmemory-clients)"
             )
         else:
