@@ -122,13 +122,14 @@ def test_a_worker_that_drains_writes_down_what_is_revoked(lab, tmp_path, pool):
     worker.process.terminate()
     worker.expect("STOPPING")
 
-    def is_kept():
-        # A broadcast; nothing shows from outside when the worker listens again.
-        lab.control.revoke("x")
-        lab.control.broadcast("shutdown")
-        return kept(lab) == {"id:x"}
+    def is_heard(name):
+        # Before, it is the consumer's loop that answers, and obeys other commands, too.
+        return "this one is stopping" in str(lab.operator.revoke(name, reply=True, timeout=0.5))
 
-    wait_until(is_kept, "it is kept")
+    wait_until(lambda: is_heard("x"), "the worker that drains answers")
+    lab.operator.broadcast("shutdown")
+    wait_until(lambda: is_heard("y"), "it obeys no other command")
+    assert kept(lab) == {"id:x", "id:y"}
     (tmp_path / "mark.go").touch()
     assert worker.process.wait(PATIENCE) == 0
     assert mark.read_text() == "done"

@@ -175,6 +175,7 @@ class Revokes:
                 if not is_wrong_type(error):
                     raise
                 self._client.delete(self._key())
+                looked = 0  # after some pages, too: all is read, and written, anew
                 break
             looked, begin, more = looked or now, begin + AT_ONCE, count == AT_ONCE
             for member, score in zip(page[::2], page[1::2], strict=True):
