@@ -353,7 +353,4 @@ class Producer:
 
     def answers(self, worker: Worker, task: str, *arguments: object, times: int = 1) -> list:
         sent = [self.app.send_task(task, arguments, queue=worker.queue) for _ in range(times)]
-        answers = ResultSet(sent, app=self.app).join_native(timeout=PATIENCE, interval=0.02)
-        for result in sent:
-            result.backend = None  # its end would wait for this Redis, gone by then, before 5.7
-        return answers
+        return ResultSet(sent, app=self.app).join_native(timeout=PATIENCE, interval=0.02)

@@ -333,7 +333,7 @@ def test_a_worker_of_a_full_redis_stays_alive_and_keeps_results(start, own_redis
     assert "Redis does not answer" not in worker.log
     assert "Redis gives no tasks" not in worker.log
     for result in sent:
-        result.backend = None  # as in Producer.answers
+        result.backend = None  # its end would wait for a Redis that is gone by then, before 5.7
 
 
 @pytest.mark.versions
@@ -349,7 +349,7 @@ def test_a_retry_that_a_full_redis_refuses_loses_no_task(start, own_redis, tmp_p
     own_redis.client.config_set("maxmemory", 0)
     assert sent.get(timeout=PATIENCE) is None
     wait_until(lambda: not held(own_redis, worker), "it is acknowledged")
-    sent.backend = None  # as in Producer.answers
+    sent.backend = None  # its end would wait for a Redis that is gone, before 5.7
 
 
 @pytest.mark.versions
@@ -365,7 +365,7 @@ def test_a_retry_while_its_connection_is_replaced_loses_no_task(start, own_redis
     assert sent.get(timeout=PATIENCE) is None
     assert lines(mark) == 2
     wait_until(lambda: not held(own_redis, worker), "it is acknowledged")
-    sent.backend = None  # as in Producer.answers
+    sent.backend = None  # its end would wait for a Redis that is gone, before 5.7
 
 
 @pytest.mark.versions

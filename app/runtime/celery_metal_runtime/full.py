@@ -48,7 +48,9 @@ def install() -> None:
     refusals = Refusals()
 
     def keep_in_room(self: RedisBackend, key: Any, value: Any, *expires: Any) -> None:
-        is_large = len(value) > LARGE
+        # The size of a chord is a number, before Celery 5.7.
+        size = len(value) if isinstance(value, str | bytes) else 0
+        is_large = size > LARGE
         if is_large:
             refusals.check(self.client, key, value, was_cut_off=False)
         try:
@@ -60,7 +62,7 @@ def install() -> None:
                 refusals.check(self.client, key, value, was_cut_off=True)
             raise
         except ResponseError as error:
-            if not is_full(error) or len(value) > _room():
+            if not is_full(error) or size > _room():
                 raise
             seconds = self.expires if expires in ((), (None,)) else expires[0]
             self.client.eval(KEEP, 1, key, value, int(seconds or 0))
