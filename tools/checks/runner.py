@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -38,6 +39,28 @@ def expected(path: pathlib.Path = RECORD) -> dict[str, float]:
 def in_order(jobs: list[Job], seconds: dict[str, float]) -> list[Job]:
     """Return the jobs, the longest first: begun last, one would run alone at the end."""
     return sorted(jobs, key=lambda job: -seconds.get(job.name, UNKNOWN_SECONDS))
+
+
+def next_job(waiting: list[Job], running: list[Job], has_room: Callable[[int], bool]) -> Job | None:
+    """Return the job to start now, if any.
+
+    One without hosts always runs: it takes the CPU time for which scenarios wait. All others start
+    in their order, when the machine has room.
+
+    Args:
+        waiting: jobs, in their order.
+        running: jobs that run now.
+        has_room: whether one more may start beside so many.
+    """
+    beside = next((job for job in running if not job.scenario), None)
+    if beside is None:
+        for job in waiting:
+            if not job.scenario:
+                return job
+    count = len(running) - (beside is not None)
+    if not waiting or not has_room(count):
+        return None
+    return next((job for job in waiting if job.scenario), waiting[0])
 
 
 class Runner:
@@ -95,6 +118,7 @@ class Runner:
     ) -> None:
         """Start each job as soon as there is room, and return when all have ended."""
         errors: list[Exception] = []
+        running: list[Job] = []
         last = time.monotonic()
 
         def work(job: Job) -> None:
@@ -102,18 +126,24 @@ class Runner:
                 results[job.name] = self.run(job)
             except (OSError, subprocess.SubprocessError) as error:
                 errors.append(error)
+            finally:
+                running.remove(job)
+
+        def has_room(count: int) -> bool:
+            since = time.monotonic() - last
+            return load.admits(count, self.meter.idle, since, load.available_memory())
 
         while not errors and (waiting or any(thread.is_alive() for thread in threads)):
-            now = time.monotonic()
-            self.meter.look(now)
-            running = sum(thread.is_alive() for thread in threads)
-            room = load.admits(running, self.meter.idle, now - last, load.available_memory())
-            if waiting and room:
-                last = now
-                threads.append(threading.Thread(target=work, args=(waiting.pop(0),)))
-                threads[-1].start()
-            else:
+            self.meter.look(time.monotonic())
+            job = next_job(waiting, list(running), has_room)
+            if job is None:
                 time.sleep(TICK)
+                continue
+            last = time.monotonic()
+            waiting.remove(job)
+            running.append(job)
+            threads.append(threading.Thread(target=work, args=(job,)))
+            threads[-1].start()
         if errors:
             raise errors[0]
 

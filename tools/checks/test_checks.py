@@ -108,6 +108,25 @@ def test_load_and_memory_decide_between_the_bounds(
         assert memory >= load.MEMORY_MB
 
 
+def test_one_job_without_hosts_runs_beside_the_scenarios() -> None:
+    first, second, unit, lint = (
+        Job(name, (), scenario=scenario)
+        for name, scenario in (("a", "a"), ("b", "b"), ("unit", ""), ("lint", ""))
+    )
+    asked: list[int] = []
+
+    def full(count: int) -> bool:
+        asked.append(count)
+        return False
+
+    assert runner.next_job([first, second, unit], [first], full) == unit
+    assert runner.next_job([second, lint], [first, unit], full) is None
+    assert asked == [1]
+    assert runner.next_job([lint, second], [first, unit], lambda count: True) == second
+    assert runner.next_job([lint], [unit], lambda count: count == 0) == lint
+    assert runner.next_job([], [], lambda count: True) is None
+
+
 def test_the_share_of_idle_time_is_that_of_the_last_seconds() -> None:
     meter = load.Meter()
     assert meter.idle == 0
