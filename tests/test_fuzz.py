@@ -513,7 +513,9 @@ def faults_of_deployment(
             f"{key} is {worker[key]!r}" for key, value in wanted.items() if worker[key] != value
         ]
     instances = sum(queue.get("instances", 1) for queue in served)
-    if len(links) != instances + len(workers):
+    # One more brings Podman's rules back, where there are any.
+    networks = {worker["network"] for worker in workers} - {"host", "none"}
+    if len(links) != instances + len(workers) + len(networks):
         faults.append(f"{len(links)} links")
     conf = directives(deployed)
     extra = [f"{name} {value}" for name, value in sorted(said["redis_extra_config"].items())]

@@ -53,10 +53,7 @@ def start(redis: Redis, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
 
 @pytest.fixture
 def producer(redis: Redis) -> Producer:
-    made = Producer(redis)
-    # The end of a result would otherwise wait for this Redis, which may be gone by then.
-    made.app.backend.remove_pending_result = lambda result: result
-    return made
+    return Producer(redis)
 
 
 @pytest.fixture(scope="session")

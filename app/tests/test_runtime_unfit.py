@@ -22,7 +22,6 @@ def test_a_result_that_never_fits_fails_with_both_sizes(
     start, own_redis, pool, result_mb, clients_mb
 ):
     producer = Producer(own_redis)
-    producer.app.backend.remove_pending_result = lambda result: result
     own_redis.client.config_set("maxmemory", f"{LIMIT}mb")
     own_redis.client.config_set("maxmemory-clients", f"{clients_mb}mb")
     worker = start(server=own_redis, CELERY_METAL_POOL=pool, CONCURRENCY="1").ready()
