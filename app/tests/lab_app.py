@@ -44,6 +44,13 @@ class Flaky(bootsteps.StartStopStep):
             raise ConnectionResetError("lost at once")
 
 
+class Closing(bootsteps.StartStopStep):
+    """Leaves a mark when the consumer has forgotten what the pool has not begun."""
+
+    def close(self, consumer):
+        Path(os.environ["LAB_CLOSED"]).touch()
+
+
 NO_CAPABILITY = "CapEff:\t0000000000000000"
 _status = Path("/proc/self/status").read_text()
 if "LAB_WITHOUT_CAPABILITIES" in os.environ and NO_CAPABILITY not in _status:
@@ -56,6 +63,9 @@ if "LAB_WITHOUT_CAPABILITIES" in os.environ and NO_CAPABILITY not in _status:
 
 if "LAB_FLAKY" in os.environ:
     Tasks.requires = (*Tasks.requires, Flaky)
+
+if "LAB_CLOSED" in os.environ:
+    app.steps["consumer"].add(Closing)
 
 if os.environ.get("LAB_CONSTANTS"):
     for _name, _value in json.loads(os.environ["LAB_CONSTANTS"]).items():

@@ -99,6 +99,23 @@ def test_a_worker_that_ends_holds_nothing(start, redis, producer, tmp_path):
 
 
 @pytest.mark.versions
+def test_what_a_process_has_and_not_begun_at_a_stop_runs_once(start, redis, producer, tmp_path):
+    closed = tmp_path / "closed"
+    worker = start(CONCURRENCY="1", LAB_CLOSED=str(closed)).ready()
+    (child,) = worker.children
+    os.kill(child, signal.SIGSTOP)
+    producer.post(worker, COUNT, str(tmp_path / "mark"), 0)
+    worker.says(f"Task {COUNT}")
+    worker.process.send_signal(signal.SIGTERM)
+    wait_until(closed.exists, "the consumer has closed")
+    os.kill(child, signal.SIGCONT)
+    assert worker.process.wait(PATIENCE) == 0
+    assert lines(tmp_path / "mark") == 1
+    assert held(redis, worker) == []
+    assert redis.client.llen(worker.queue) == 0
+
+
+@pytest.mark.versions
 def test_a_lost_connection_neither_loses_nor_doubles_a_task(start, own_redis, tmp_path):
     producer = Producer(own_redis)
     workers = [start(server=own_redis, CELERY_METAL_POOL=pool, **QUICK) for pool in POOLS[:3]]

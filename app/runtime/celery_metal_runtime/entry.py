@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from celery_metal_runtime import flush
 from celery_metal_runtime.ahead import most_ahead
 from celery_metal_runtime.broker import configure
 from celery_metal_runtime.names import node_name
@@ -94,6 +95,7 @@ def _run(command: list[str], app_name: str) -> NoReturn:
         # Celery lets an app's worker_pool win over --pool=prefork, but not over any other.
         put(app, worker_pool="prefork")
         prepare_children()
+        flush.install()
     _install_health(app, order, limit)
     with _blaming(app_name):  # it loads the modules of its tasks only now
         _start(app_name, app, ["worker", *_worker_options(order, sizing), *command[1:]])

@@ -24,23 +24,25 @@ class Load(threading.Thread):
 
     def __init__(self, app):
         super().__init__()
-        self.app, self.run_id, self.sent, self.begun = app, str(uuid4()), 0, time.monotonic()
+        self.app, self.run_id, self.begun = app, str(uuid4()), time.monotonic()
+        self.ids = []
         self.enough = threading.Event()
         self.failure = None
 
     def run(self):
         try:
             while not self.enough.wait(0.05):
-                queue, seconds = (("add_queue", 0.1), ("long", 3.0))[self.sent % 40 == 0]
-                self.app.send_task(
+                number = len(self.ids)
+                queue, seconds = (("add_queue", 0.1), ("long", 3.0))[number % 40 == 0]
+                sent = self.app.send_task(
                     "metal_sample.tasks.record",
-                    (self.run_id, self.sent, seconds),
+                    (self.run_id, number, seconds),
                     queue=queue,
                     ignore_result=True,
                     # As a program does that waits for a Redis that restarts.
                     retry_policy={"max_retries": 300, "interval_start": 0.1, "interval_max": 0.1},
                 )
-                self.sent += 1
+                self.ids.append(sent.id)
         except OperationalError as failure:
             self.failure = failure
 
@@ -53,7 +55,7 @@ class Load(threading.Thread):
 
         def counted():
             lines = kit.redis(BROKER, "smembers", key).splitlines()
-            return effects.count(lines, self.sent, range(0), self.begun)
+            return effects.count(lines, len(self.ids), range(0), self.begun)
 
         lab.wait_for(
             lambda: counted().lost == 0,
@@ -63,17 +65,20 @@ class Load(threading.Thread):
             unit="celery-*",
         )
         found = counted()
-        if found.duplicates:
-            self.show_duplicates(kit, lab, kit.redis(BROKER, "smembers", key).splitlines())
+        assert found.duplicates == 0, self.story(
+            lab, kit.redis(BROKER, "smembers", key).splitlines()
+        )
         return found
 
-    def show_duplicates(self, kit, lab, lines):
-        """Print when each task that ran twice was done, and what workers and Redis wrote then."""
+    def story(self, lab, lines):
+        """When each task that ran twice was done, and what the journals have of it and else."""
         times = {}
         for number, moment, _ in map(str.split, lines):
             times.setdefault(int(number), []).append(float(moment) - self.begun)
-        print({number: sorted(found) for number, found in times.items() if len(found) > 1})
-        for host in (WORKER, BROKER):
-            log = lab.journal(host, "celery-*", 5000).splitlines()
-            usual = re.compile(r"\] (received|succeeded)")
-            print("\n".join(line for line in log if not usual.search(line)))
+        twice = {number: sorted(found) for number, found in times.items() if len(found) > 1}
+        ids = [self.ids[number] for number in twice]
+        usual = re.compile(r"\] (received|succeeded)")
+        log = lab.journal(WORKER, "celery-*", 20000).splitlines()
+        its = [line for line in log if any(one in line for one in ids)]
+        others = [line for line in log if not usual.search(line)][-150:]
+        return "\n".join([f"ran twice: {twice}", *its, "else:", *others])
