@@ -174,6 +174,7 @@ def _set_service_defaults(app: "Celery") -> None:
         defaults["redis_backend_health_check_interval"] = HEALTH_CHECK_SECONDS
         if results != "redis+socket":  # which redis-py refuses to keep alive
             defaults["redis_socket_keepalive"] = True
+    if broker in REDIS or results in REDIS:
         from celery_metal_runtime import results as waiting  # not before gevent has patched
 
         waiting.install()

@@ -1,8 +1,10 @@
-"""Whoever waits for results gets them, also over a connection that was lost."""
+"""Whoever waits for results, or for messages to all, gets them over a connection that was lost."""
 
+import threading
 from typing import Any
 
 from celery.backends.redis import ResultConsumer
+from redis.client import PubSub
 
 
 def install() -> None:
@@ -14,6 +16,7 @@ def install() -> None:
     reconnect = ResultConsumer._reconnect_pubsub
     if getattr(reconnect, "looks_again", False):
         return
+    _let_subscriptions_return()
 
     def reconnect_and_look(self: ResultConsumer) -> None:
         if self._pubsub is not None:
@@ -27,3 +30,19 @@ def install() -> None:
     marked: Any = reconnect_and_look
     marked.looks_again = True
     ResultConsumer._reconnect_pubsub = marked
+
+
+def _let_subscriptions_return() -> None:
+    """Have a subscription that finds its connection lost subscribe again, as redis-py 8 does.
+
+    With the lock of redis-py 6 it waits for itself without end: it holds it, connects, and so
+    subscribes to what it was subscribed to before.
+    """
+    begin = PubSub.__init__
+
+    def begin_with_rlock(self: PubSub, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
+        if hasattr(self, "_lock"):  # redis-py 4 has none
+            self._lock = threading.RLock()
+
+    PubSub.__init__ = begin_with_rlock
