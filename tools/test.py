@@ -31,8 +31,8 @@ from checks import jobs, keep, measure, runner
 
 # A job that takes longer hangs: CI as a whole has 90 minutes.
 JOB_MINUTES = 30
-# All checks together, in CI: a new one pays for its minutes.
-BUDGET_MINUTES = 60
+# All checks together, in CI: a new one pays for its minutes. Of two CPUs: 60 minutes.
+BUDGET_CPU_MINUTES = 120
 # How the rows begin in docs/testing.md.
 ROWS = {"quick": "`make quick`", "keep": "`make molecule S=", "all": "`make test`"}
 
@@ -141,7 +141,7 @@ def main() -> int:
         return 130
     seconds = time.monotonic() - started
     if options.kind == "all" and os.environ.get("CI"):
-        results.append(measure.budget(seconds, BUDGET_MINUTES))
+        results.append(measure.budget(results, BUDGET_CPU_MINUTES))
     status = report(results, seconds, run.meter.summary())
     if options.record:
         record(results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import pathlib
 import types
@@ -76,11 +77,12 @@ def test_a_run_of_pytest_without_tests_has_failed(job: Job) -> None:
     assert measure.count(job, status=0) == (0, 1)
 
 
-def test_checks_that_take_longer_than_their_budget_fail() -> None:
-    assert measure.budget(2699, 45).failed == 0
-    late = measure.budget(2760, 45)
+def test_checks_that_use_more_cpu_time_than_their_budget_fail(job: Job) -> None:
+    half = measure.Result(job, seconds=9999.0, cpu_seconds=1350.0, phases={}, passed=1, failed=0)
+    assert measure.budget([half, half], 45).failed == 0
+    late = measure.budget([half, half, dataclasses.replace(half, cpu_seconds=60.0)], 45)
     assert (late.passed, late.failed) == (0, 1)
-    assert late.failures == ("checks/budget: 46.0 minutes, more than the 45 they may take",)
+    assert late.failures == ("checks/budget: 46.0 CPU minutes, more than the 45 they may use",)
 
 
 def test_the_longest_starts_first_and_one_that_is_unknown_counts_as_long() -> None:

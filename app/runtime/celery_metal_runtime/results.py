@@ -38,11 +38,12 @@ def _let_subscriptions_return() -> None:
     With the lock of redis-py 6 it waits for itself without end: it holds it, connects, and so
     subscribes to what it was subscribed to before.
     """
+    patched: Any = PubSub
     begin = PubSub.__init__
 
-    def begin_with_rlock(self: PubSub, *args: Any, **options: Any) -> None:
+    def begin_with_rlock(self: Any, *args: Any, **options: Any) -> None:
         begin(self, *args, **options)
         if hasattr(self, "_lock"):  # redis-py 4 has none
             self._lock = threading.RLock()
 
-    PubSub.__init__ = begin_with_rlock
+    patched.__init__ = begin_with_rlock
