@@ -69,6 +69,15 @@ def test_what_a_killed_worker_held_is_done_by_its_successor_at_once(
             wait_until(lambda pid=pid: not is_running(pid), "the orphaned child has ended")
 
 
+def test_an_empty_message_that_a_predecessor_held_keeps_no_worker_from_starting(start, redis):
+    first = start().ready()
+    assert first.stop() == 0
+    redis.client.lpush(f"celery-metal.held:{first.node}:{first.queue}", "", "")
+    successor = start(CELERY_METAL_QUEUE=first.queue).ready()
+    assert held(redis, successor) == []
+    assert redis.client.lrange(f"celery-metal.dead:{first.queue}", 0, -1) == ["", ""]
+
+
 def is_running(pid):
     try:
         os.kill(pid, 0)

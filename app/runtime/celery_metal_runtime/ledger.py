@@ -501,7 +501,8 @@ class Ledger:
             yield items
             left -= len(items)
             begin += 0 if is_moved else len(items)
-            size = max(1, min(2 * size, AT_ONCE, MOST_BYTES // max(map(len, items))))
+            longest = max(1, *map(len, items))
+            size = max(1, min(2 * size, AT_ONCE, MOST_BYTES // longest))
 
     def _move_all(self, client: Any, held: str, changes: list[tuple[bytes, Change]]) -> int:
         """Move many by one request for each list; how many were there still."""
