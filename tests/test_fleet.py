@@ -36,9 +36,9 @@ BACKLOG = {
     "waiting": {"mail": 7, "reports": 0, "old": 3, "empty": 0},
     "dead": {"reports": 1},
     "held": [
-        {"node": "mail-9@web10", "queue": "mail", "tasks": 2},
-        {"node": "a=2F=b-1@web2", "queue": "a/b", "tasks": 1},
-        {"node": "mail-1@gone", "queue": "mail", "tasks": 4},
+        {"node": "mail-9@web10", "queue": "mail", "tasks": 2, "beats": True},
+        {"node": "a=2F=b-1@web2", "queue": "a/b", "tasks": 1, "beats": True},
+        {"node": "mail-1@gone", "queue": "mail", "tasks": 4, "beats": True},
     ],
 }
 TABLE = """\
@@ -293,6 +293,25 @@ def test_json_has_all_of_it(fleet: ModuleType) -> None:
     assert found["waiting"]["old"] == 3
 
 
+def test_tasks_that_no_worker_would_ever_take_are_said(fleet: ModuleType) -> None:
+    gone = {"node": "old-1@web1", "queue": "old", "tasks": 2, "beats": False}
+    backlog = {**BACKLOG, "held": [gone], "unconsumed": {"mial": 12, "shop:x": 1}}
+    notes = fleet.fleet_text(HOSTS, {**backlog, "is_complete": True}, DB)
+    assert (
+        "\nwaiting in queues that celery_queues does not name and no worker consumes: mial 12, "
+        "shop:x 1: see 'Tasks in a queue that is not declared' in docs/operating.md\n" in notes
+    )
+    assert (
+        "\n2 of old held by old-1@web1, which is not above: it has left no sign of life, and they "
+        "go back when a worker of this name starts\n" in notes
+    )
+    assert "more keys" not in notes
+    some = fleet.fleet_text(HOSTS, {**backlog, "is_complete": False}, DB)
+    assert "\nRedis has more keys than could be looked at: " in some
+    found = fleet.fleet(HOSTS, {**backlog, "is_complete": False}, DB, True)
+    assert (found["unconsumed"], found["is_complete"]) == ({"mial": 12, "shop:x": 1}, False)
+
+
 def test_another_format_is_refused(fleet: ModuleType) -> None:
     with pytest.raises(
         fleet.AnsibleFilterError, match="status_format is 'csv': write one of table, json"
@@ -349,7 +368,10 @@ def test_no_host_writes_to_the_operator_s_terminal(fleet: ModuleType, said: Any)
         {"waiting": {"a": ESCAPE}},
         {"waiting": [ESCAPE]},
         {"dead": {ESCAPE: 1}},
-        {"held": [{"node": ESCAPE, "queue": ESCAPE, "tasks": 1}]},
+        {"held": [{"node": ESCAPE, "queue": ESCAPE, "tasks": 1, "beats": True}]},
+        {"unconsumed": {ESCAPE: 7}},
+        {"unconsumed": {"a": ESCAPE}},
+        {"is_complete": ESCAPE},
         {"held": [{"node": ESCAPE}]},
         {"held": [7]},
         {"error": 7},

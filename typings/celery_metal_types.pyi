@@ -233,11 +233,12 @@ class RedisUse(TypedDict, total=False):
     limit: int
 
 class Held(TypedDict):
-    """Tasks of a queue in the list of one worker."""
+    """Tasks of a queue in the list of one worker; beats: whether it has left a sign of life."""
 
     node: str
     queue: str
     tasks: int
+    beats: bool
 
 class Replica(TypedDict):
     address: str
@@ -265,6 +266,8 @@ class Backlog(Lengths):
 
     error: str
     run_id: str
+    unconsumed: dict[str, int]
+    is_complete: bool | None
     memory: RedisUse
     replication: Replication | None
     holders: Mapping[str, Any] | None  # as the host of Redis reports them: unchecked
@@ -336,6 +339,8 @@ class Fleet(TypedDict):
     redis_replication: FleetReplication | None
     redis_reports: list[str]
     waiting: dict[str, int]
+    unconsumed: dict[str, int]
+    is_complete: bool | None
     held: list[FleetHeld]
     dead: dict[str, int]
 

@@ -65,7 +65,11 @@ WORKER: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("concurrency", "busy", "done", "since"), (int, type(None))),
     "version": (str, type(None)),
 }
-HELD: dict[str, tuple[type, ...]] = {"node": (str,), "queue": (str,), "tasks": (int,)}
+HELD: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("node", "queue"), (str,)),
+    "tasks": (int,),
+    "beats": (bool,),
+}
 MEMORY: dict[str, tuple[type, ...]] = {"used": (int,), "limit": (int,)}
 REPLICATION: dict[str, tuple[type, ...]] = {
     "primary": (str,),
@@ -78,7 +82,8 @@ REPLICA: dict[str, tuple[type, ...]] = {
 }
 BACKLOG: dict[str, tuple[type, ...]] = {
     "error": (str,),
-    **dict.fromkeys(("waiting", "dead", "memory"), (dict,)),
+    **dict.fromkeys(("waiting", "unconsumed", "dead", "memory"), (dict,)),
+    "is_complete": (bool, type(None)),
     "held": (list,),
     "replication": (dict, type(None)),
 }
@@ -121,6 +126,8 @@ def fleet(
         "redis_replication": _replication(asked["replication"], redis),
         "redis_reports": [*redis.get("reports", [])],
         "waiting": waiting,
+        "unconsumed": asked["unconsumed"],
+        "is_complete": asked["is_complete"],
         "held": [{**one, "listed": one["node"] in nodes} for one in asked["held"]],
         "dead": asked["dead"],
     }
@@ -131,6 +138,8 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
     nothing: Backlog = {
         "error": reported.shown(backlog.get("msg", "no answer"), MAX_WHY).strip(),
         "waiting": {},
+        "unconsumed": {},
+        "is_complete": None,
         "dead": {},
         "held": [],
         "memory": {},
@@ -144,7 +153,8 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
     raw: Mapping[str, Any] = backlog
     said: Any = {**nothing, **{key: _plain(raw[key]) for key in BACKLOG if key in raw}}
     fits = _is(said, BACKLOG)
-    numbers = [*said["waiting"].values(), *said["dead"].values()] if fits else []
+    counts = ("waiting", "unconsumed", "dead")
+    numbers = [number for key in counts for number in said[key].values()] if fits else []
     fits = fits and all(isinstance(one, dict) and _is(one, HELD) for one in said["held"])
     fits = fits and (not said["memory"] or _is(said["memory"], MEMORY))
     fits = fits and (not said["replication"] or _is_replication(said["replication"]))
@@ -329,14 +339,29 @@ def _notes(found: Fleet) -> list[str]:
             f"waiting, with no worker above: {_counts(waiting)}: run site.yml, or undrain.yml, "
             "on a host that serves them"
         )
+    if found["unconsumed"]:
+        notes.append(
+            "waiting in queues that celery_queues does not name and no worker consumes: "
+            f"{_counts(found['unconsumed'])}: see 'Tasks in a queue that is not declared' in "
+            "docs/operating.md"
+        )
+    if found["is_complete"] is False:
+        notes.append(
+            "Redis has more keys than could be looked at: there may be more queues in which tasks "
+            "wait. See 'Tasks in a queue that is not declared' in docs/operating.md"
+        )
     held: dict[str, int] = {}
     for one in found["held"]:
         held[one["queue"]] = held.get(one["queue"], 0) + one["tasks"]
     if held:
         notes.append(f"held by workers: {_counts(held)}")
     notes += [
-        f"{one['tasks']} of {one['queue']} held by {one['node']}, which is not above: others run "
-        "them once it was silent for 90 s"
+        f"{one['tasks']} of {one['queue']} held by {one['node']}, which is not above: "
+        + (
+            "others run them once it was silent for 90 s"
+            if one["beats"]
+            else "it has left no sign of life, and they go back when a worker of this name starts"
+        )
         for one in found["held"]
         if found["whole"] and not one["listed"]
     ]

@@ -87,8 +87,8 @@ def lint_jobs(linters: dict[str, list[str]] = LINTERS) -> list[Job]:
 
 
 def pytest_job(name: str, *words: str, prefix: tuple[str, ...] = BESIDE) -> Job:
-    """Return one run of pytest; hypothesis's profile for CI has no limits of time."""
-    options = ("--quiet", "-p", "no:cacheprovider", "--hypothesis-profile=ci")
+    """Return one run of pytest."""
+    options = ("--quiet", "-p", "no:cacheprovider")
     return Job(name, (*prefix, "pytest", *options, *words), junit=True)
 
 

@@ -351,6 +351,29 @@ def test_status_shows_what_nobody_works_on(kit, waiting):
     assert kit.redis("broker", "del", "celery-metal.dead:multiply_queue") == "1"
 
 
+def test_status_shows_tasks_in_queues_that_are_not_declared(kit, waiting):
+    # As a producer sends them with a mistake in the name, with a priority and in another app.
+    keys = ("mutliply_queue", "mutliply_queue\x06\x163", "other:mail")
+    for key in keys:
+        kit.redis("broker", "copy", "multiply_queue", key)
+    kit.redis("broker", "rpush", "celery-metal.dead:gone", "no task")
+    kit.redis("broker", "rpush", "celery-metal.held:gone-1@away:gone", "no task")
+    # A list, and a list of JSON, of the app's own.
+    kit.redis("broker", "rpush", "app.log", "12:00")
+    kit.redis("broker", "rpush", "app.json", '{"headers": {}}')
+    status = kit.status()
+    assert status["unconsumed"] == {"mutliply_queue": 6, "other:mail": 3}
+    assert status["is_complete"] is True
+    assert status["dead"] == {"gone": 1}
+    gone = {"node": "gone-1@away", "queue": "gone", "tasks": 1, "beats": False, "listed": False}
+    assert gone in status["held"]
+    assert "multiply_queue" not in status["unconsumed"]
+    table = kit.play(playbook="playbooks/status.yml").output
+    assert "no worker consumes: mutliply_queue 6, other:mail 3: see " in table
+    lists = ("celery-metal.dead:gone", "celery-metal.held:gone-1@away:gone", "app.log", "app.json")
+    assert kit.redis("broker", "del", *keys, *lists) == "7"
+
+
 def test_a_redis_that_is_left_is_empty(kit, lab, waiting, tmp_path):
     elsewhere = kit.inventory_with_redis(tmp_path / "elsewhere", "small")
     before = {host: lab.invocation_ids(host, "celery*") for host in lab.hosts}

@@ -15,6 +15,22 @@ options:
     type: list
     elements: str
     default: []
+  prefixes:
+    description: What apps may set as Celery's C(global_keyprefix), besides none.
+    type: list
+    elements: str
+    default: []
+  apps:
+    description: The C(global_keyprefix) of each app with users of its own; see I(all_lists).
+    type: list
+    elements: str
+    default: []
+  all_lists:
+    description:
+      - Whether to look at all lists of Redis, for 10 seconds at most. Only the user C(admin) may;
+        so not with I(external).
+    type: bool
+    default: false
   database:
     description: Number of the Redis database.
     type: int
@@ -54,6 +70,16 @@ replication:
     - Null for any other, and where the user may not ask.
   type: dict
   returned: always
+unconsumed:
+  description: >-
+    With I(all_lists), queue to tasks that wait in it, for each that is neither in I(queues) nor
+    consumed by any worker; with the prefix of its app
+  type: dict
+  returned: always
+is_complete:
+  description: Whether all lists were looked at; null where they were not to be
+  type: bool
+  returned: always
 dead: {description: Queue to tasks that were put aside, where any, type: dict, returned: always}
 holders:
   description: What C(celery_host) returns as this; null where the Redis is no one of this host
@@ -61,7 +87,9 @@ holders:
   returned: always
 secrets: {description: Secret of Redis to its labels, of this host, type: dict, returned: always}
 held:
-  description: For each list of a worker that is not empty its C(node), C(queue) and C(tasks)
+  description: >-
+    For each list of a worker that is not empty its C(node), C(queue) and C(tasks), and whether it
+    C(beats): one that does not, nobody looks after
   type: list
   returned: always
 """
@@ -72,6 +100,7 @@ from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_holders import recorded
+from ansible.module_utils.celery_lists import Stray, stray
 from ansible.module_utils.celery_metal import HostError
 from ansible.module_utils.celery_redis import (
     PRIORITIES,
@@ -85,28 +114,79 @@ from ansible.module_utils.celery_redis_login import client_at, client_of
 from ansible.module_utils.podman_store import labels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from celery_metal_types import Backlog, Endpoint, Held, Lengths, RedisUse, Replication
 
 
-def backlog(client: Client, queues: list[str]) -> Lengths:
-    """The lengths of all lists of the queues, and of those queues that workers tell of."""
-    (beats,) = client.ask(("HGETALL", "celery-metal.nodes"))
-    nodes = {node: queues_of(life) for node, life in zip(beats[::2], beats[1::2], strict=True)}
-    known = list(dict.fromkeys([*queues, *(queue for held in nodes.values() for queue in held)]))
-    pairs = [(node, queue) for node, held in sorted(nodes.items()) for queue in held]
-    keys = [queue + suffix for queue in known for suffix in PRIORITIES]
-    keys += [f"celery-metal.dead:{queue}" for queue in known]
-    keys += [f"celery-metal.held:{node}:{queue}" for node, queue in pairs]
-    lengths = iter(client.ask(*(("LLEN", key) for key in keys)))
-    waiting = {queue: sum(next(lengths) for _ in PRIORITIES) for queue in known}
-    dead = {queue: next(lengths) for queue in known}
-    lists: list[Held] = [
-        {"node": node, "queue": queue, "tasks": next(lengths)} for node, queue in pairs
+def backlog(client: Client, queues: list[str], prefixes: Sequence[str] = ()) -> Lengths:
+    """The lengths of all lists of the queues, and of those queues that workers tell of.
+
+    :param prefixes: what apps may set as ``global_keyprefix``; a queue counts under each.
+    :raises RedisError: when Redis does not answer.
+    """
+    under = list(dict.fromkeys(["", *prefixes]))
+    lives = lives_of(client, under)
+    known = list(dict.fromkeys([*queues, *(queue for held in lives.values() for queue in held)]))
+    pairs = [(*life, queue) for life, held in sorted(lives.items()) for queue in held]
+    ways = [(prefix, queue) for queue in known for prefix in under]
+    keys = [prefix + queue + suffix for prefix, queue in ways for suffix in PRIORITIES]
+    keys += [f"{prefix}celery-metal.dead:{queue}" for prefix, queue in ways]
+    keys += [f"{prefix}celery-metal.held:{node}:{queue}" for prefix, node, queue in pairs]
+    lengths = map(_number, client.try_all(*(("LLEN", key) for key in keys)))
+    waiting, dead = dict.fromkeys(known, 0), dict.fromkeys(known, 0)
+    for _, queue in ways:
+        waiting[queue] += sum(next(lengths) for _ in PRIORITIES)
+    for _, queue in ways:
+        dead[queue] += next(lengths)
+    held: list[Held] = [
+        {"node": node, "queue": queue, "tasks": next(lengths), "beats": True}
+        for _, node, queue in pairs
     ]
     return {
         "waiting": waiting,
         "dead": {queue: tasks for queue, tasks in dead.items() if tasks},
-        "held": [one for one in lists if one["tasks"]],
+        "held": [one for one in held if one["tasks"]],
+    }
+
+
+def lives_of(client: Client, prefixes: Sequence[str]) -> dict[tuple[str, str], list[str]]:
+    """Prefix and node name of each worker to the queues that it consumes."""
+    beats = client.try_all(*(("HGETALL", f"{prefix}celery-metal.nodes") for prefix in prefixes))
+    return {
+        (prefix, node): queues_of(life)
+        for prefix, said in zip(prefixes, beats, strict=True)
+        if isinstance(said, list)  # what the user may not read holds none of its app
+        for node, life in zip(said[::2], said[1::2], strict=True)
+    }
+
+
+def _number(length: Any) -> int:
+    """The answer to LLEN; of a key of another kind none."""
+    if isinstance(length, RedisError) and not str(length).startswith(("WRONGTYPE", "NOPERM")):
+        raise length
+    return length if type(length) is int else 0
+
+
+def with_strays(lengths: Lengths, found: Stray, prefixes: Sequence[str]) -> Lengths:
+    """All of it, with what was found in other lists.
+
+    What is under a prefix has been counted for its queue.
+    """
+    under = ["", *prefixes]
+    seen = {(one["node"], prefix + one["queue"]) for one in lengths["held"] for prefix in under}
+    counted = {prefix + queue for queue in lengths["waiting"] for prefix in under}
+    held: list[Held] = [
+        {"node": node, "queue": queue, "tasks": tasks, "beats": False}
+        for (node, queue), tasks in sorted(found.held.items())
+        if (node, queue) not in seen
+    ]
+    dead = {queue: tasks for queue, tasks in found.dead.items() if queue not in counted}
+    return {
+        **lengths,
+        "dead": {**lengths["dead"], **dead},
+        "held": [*lengths["held"], *held],
     }
 
 
@@ -154,6 +234,9 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "queues": {"type": "list", "elements": "str", "default": []},
+            "prefixes": {"type": "list", "elements": "str", "default": []},
+            "apps": {"type": "list", "elements": "str", "default": []},
+            "all_lists": {"type": "bool", "default": False},
             "database": {"type": "int", "default": 0},
             "external": {"type": "dict"},
         },
@@ -164,6 +247,8 @@ def main() -> None:
         "waiting": {},
         "dead": {},
         "held": [],
+        "unconsumed": {},
+        "is_complete": None,
         "memory": {},
         "run_id": "",
         "replication": None,
@@ -177,7 +262,19 @@ def main() -> None:
             found["holders"], found["secrets"] = recorded(), labels("celery-redis-")
         client = client_at(external, module.tmpdir) if external else client_of("monitor")
         client.ask(("SELECT", str(database)))
-        found = {**found, **backlog(client, module.params["queues"])}
+        prefixes = module.params["prefixes"]
+        lengths = backlog(client, module.params["queues"], prefixes)
+        found = {**found, **lengths}
+        if module.params["all_lists"] and not external:
+            with contextlib.closing(client_of("admin")) as admin:
+                admin.ask(("SELECT", str(database)))
+                own = ["", *prefixes]
+                known = {prefix + queue for queue in lengths["waiting"] for prefix in own}
+                apps = lives_of(admin, module.params["apps"])
+                known |= {prefix + queue for (prefix, _), all_ in apps.items() for queue in all_}
+                others = stray(admin, known, [*prefixes, *module.params["apps"]])
+            found = {**found, **with_strays(lengths, others, prefixes)}
+            found["unconsumed"], found["is_complete"] = others.waiting, others.is_complete
         # Somebody else's may not tell.
         with contextlib.suppress(*([RedisError] if external else [])):
             found["memory"] = memory_of(client)

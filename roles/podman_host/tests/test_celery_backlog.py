@@ -16,9 +16,11 @@ class Redis:
     def ask(self, *commands):
         self.trips += 1
         return [
-            self.nodes if words[0] == "HGETALL" else self.lengths.get(words[1], 0)
+            self.nodes.get(words[1], []) if words[0] == "HGETALL" else self.lengths.get(words[1], 0)
             for words in commands
         ]
+
+    try_all = ask
 
 
 def test_all_lists_in_two_trips():
@@ -32,22 +34,77 @@ def test_all_lists_in_two_trips():
             "celery-metal.held:mail-1@a:mail": 2,
             "celery-metal.held:x-1@b:by hand": 1,
         },
-        [
-            "mail-1@a",
-            json.dumps([7, 1, ["celery-metal.canary:mail-1@a", "mail"]]),
-            "x-1@b",
-            json.dumps([9, 1, ["by hand", "mail"]]),
-        ],
+        {
+            "celery-metal.nodes": [
+                "mail-1@a",
+                json.dumps([7, 1, ["celery-metal.canary:mail-1@a", "mail"]]),
+                "x-1@b",
+                json.dumps([9, 1, ["by hand", "mail"]]),
+            ]
+        },
     )
     assert celery_backlog.backlog(redis, ["mail", "reports"]) == {
         "waiting": {"mail": 8, "reports": 0, "by hand": 4},
         "dead": {"mail": 3},
         "held": [
-            {"node": "mail-1@a", "queue": "mail", "tasks": 2},
-            {"node": "x-1@b", "queue": "by hand", "tasks": 1},
+            {"node": "mail-1@a", "queue": "mail", "tasks": 2, "beats": True},
+            {"node": "x-1@b", "queue": "by hand", "tasks": 1, "beats": True},
         ],
     }
     assert redis.trips == 2
+
+
+def test_a_queue_counts_under_each_prefix():
+    redis = Redis(
+        {
+            "mail": 1,
+            "shop:mail\x06\x163": 2,
+            "shop:celery-metal.dead:mail": 3,
+            "shop:celery-metal.held:mail-1@a:mail": 4,
+        },
+        {"shop:celery-metal.nodes": ["mail-1@a", json.dumps([7, 1, ["mail"]])]},
+    )
+    assert celery_backlog.backlog(redis, ["mail"], ["shop:", "none:"]) == {
+        "waiting": {"mail": 3},
+        "dead": {"mail": 3},
+        "held": [{"node": "mail-1@a", "queue": "mail", "tasks": 4, "beats": True}],
+    }
+
+
+class Wrong(Redis):
+    """Its queues have no lengths, for this reason."""
+
+    reason = "WRONGTYPE Operation against a key holding the wrong kind of value"
+
+    def try_all(self, *commands):
+        return [
+            RedisError(self.reason) if words[0] == "LLEN" else found
+            for words, found in zip(commands, self.ask(*commands), strict=True)
+        ]
+
+
+def test_a_queue_that_is_no_list_is_empty_and_a_redis_that_loads_is_an_error():
+    wrong = Wrong({"mail": 1}, {})
+    assert celery_backlog.backlog(wrong, ["mail"])["waiting"] == {"mail": 0}
+    wrong.reason = "LOADING Redis is loading the dataset in memory"
+    with pytest.raises(RedisError, match="LOADING"):
+        celery_backlog.backlog(wrong, ["mail"])
+
+
+def test_what_is_in_other_lists_is_added_and_counted_once():
+    held = {"node": "mail-1@a", "queue": "mail", "tasks": 2, "beats": True}
+    lengths = {"waiting": {"mail": 1}, "dead": {"mail": 3}, "held": [held]}
+    found = celery_backlog.Stray(
+        waiting={"mial": 4},
+        dead={"mail": 3, "shop:mail": 3, "gone": 5},
+        held={("mail-1@a", "mail"): 2, ("gone-1@b", "gone"): 6},
+        is_complete=True,
+    )
+    assert celery_backlog.with_strays(lengths, found, ["shop:"]) == {
+        "waiting": {"mail": 1},
+        "dead": {"mail": 3, "gone": 5},
+        "held": [held, {"node": "gone-1@b", "queue": "gone", "tasks": 6, "beats": False}],
+    }
 
 
 def test_the_memory_of_redis():
@@ -91,7 +148,7 @@ class Elected(Redis):
     where = ("10.0.0.5", 6379)
 
     def __init__(self, info=REPLICATION):
-        super().__init__({"mail": 5}, [])
+        super().__init__({"mail": 5}, {})
         self.info = info
 
     def ask(self, *commands):
@@ -121,7 +178,8 @@ class Module:
     tmpdir = ""
 
     def __init__(self, **external):
-        self.params = {"queues": ["mail"], "database": 0, "external": {"database": 0, **external}}
+        self.params = {"queues": ["mail"], "prefixes": [], "apps": [], "all_lists": True}
+        self.params |= {"database": 0, "external": {"database": 0, **external}}
         self.said = {}
 
     def exit_json(self, **said):
@@ -149,4 +207,4 @@ def test_only_one_that_was_elected_tells_who_follows_if_it_does(
 
 
 def test_nothing_is_known_of_nothing():
-    assert celery_backlog.backlog(Redis({}, []), []) == {"waiting": {}, "dead": {}, "held": []}
+    assert celery_backlog.backlog(Redis({}, {}), []) == {"waiting": {}, "dead": {}, "held": []}
