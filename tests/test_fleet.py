@@ -298,16 +298,16 @@ def test_tasks_that_no_worker_would_ever_take_are_said(fleet: ModuleType) -> Non
     backlog = {**BACKLOG, "held": [gone], "unconsumed": {"mial": 12, "shop:x": 1}}
     notes = fleet.fleet_text(HOSTS, {**backlog, "is_complete": True}, DB)
     assert (
-        "\nwaiting in queues that celery_queues does not name and no worker consumes: mial 12, "
-        "shop:x 1: see 'Tasks in a queue that is not declared' in docs/operating.md\n" in notes
+        "\nundeclared queues without a consumer: mial 12, shop:x 1: declare them in celery_queues, "
+        "or move their tasks: see 'Undeclared queues' in docs/operating.md\n" in notes
     )
     assert (
-        "\n2 of old held by old-1@web1, which is not above: it has left no sign of life, and they "
-        "go back when a worker of this name starts\n" in notes
+        "\n2 of old held by old-1@web1, which is not above: it sends no heartbeat; a worker of "
+        "this node name gives them back at its start\n" in notes
     )
-    assert "more keys" not in notes
+    assert "not complete" not in notes
     some = fleet.fleet_text(HOSTS, {**backlog, "is_complete": False}, DB)
-    assert "\nRedis has more keys than could be looked at: " in some
+    assert "\nthe search for undeclared queues is not complete: " in some
     found = fleet.fleet(HOSTS, {**backlog, "is_complete": False}, DB, True)
     assert (found["unconsumed"], found["is_complete"]) == ({"mial": 12, "shop:x": 1}, False)
 

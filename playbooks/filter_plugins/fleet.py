@@ -341,14 +341,13 @@ def _notes(found: Fleet) -> list[str]:
         )
     if found["unconsumed"]:
         notes.append(
-            "waiting in queues that celery_queues does not name and no worker consumes: "
-            f"{_counts(found['unconsumed'])}: see 'Tasks in a queue that is not declared' in "
-            "docs/operating.md"
+            f"undeclared queues without a consumer: {_counts(found['unconsumed'])}: declare them "
+            "in celery_queues, or move their tasks: see 'Undeclared queues' in docs/operating.md"
         )
     if found["is_complete"] is False:
         notes.append(
-            "Redis has more keys than could be looked at: there may be more queues in which tasks "
-            "wait. See 'Tasks in a queue that is not declared' in docs/operating.md"
+            "the search for undeclared queues is not complete: Redis has too many keys: see "
+            "'Undeclared queues' in docs/operating.md"
         )
     held: dict[str, int] = {}
     for one in found["held"]:
@@ -360,7 +359,7 @@ def _notes(found: Fleet) -> list[str]:
         + (
             "others run them once it was silent for 90 s"
             if one["beats"]
-            else "it has left no sign of life, and they go back when a worker of this name starts"
+            else "it sends no heartbeat; a worker of this node name gives them back at its start"
         )
         for one in found["held"]
         if found["whole"] and not one["listed"]

@@ -1,19 +1,18 @@
-"""A task that a process of the prefork pool has is not forgotten when the worker stops.
+"""A stop of a prefork worker waits for tasks that a process has received and not yet accepted.
 
-When a consumer closes, at a stop and after a lost connection, Celery's `AsynPool.flush` forgets all
-jobs that no process has accepted, as they will be redelivered. A job that was written to a process
-is run by it all the same, a moment later: it would run twice. And a process whose last result is
-not read waits for that at its end, for half a minute.
+When its consumer closes, at a stop and after a lost connection, Celery's `AsynPool.flush` discards
+all jobs that no process has accepted, because the broker redelivers them. A process that has
+received such a job runs it all the same: the task runs twice. The process then waits up to 30 s for
+its result to be read.
 
-Here only those are forgotten of which nothing was written. The stop waits for the others, as for
-all that run.
+This flush discards only jobs that were not written to a process.
 """
 
 from typing import Any
 
 
 def install() -> None:
-    """Have a flush keep the jobs that processes have."""
+    """Replace AsynPool.flush."""
     from celery.concurrency.asynpool import AsynPool  # of this pool only
 
     flush = AsynPool.flush
@@ -30,7 +29,7 @@ def install() -> None:
             flush(self)
         finally:
             for job in given:
-                # It is known only when its process has said so.
+                # False again, unless its process has accepted it during the flush.
                 job._accepted = job._worker_pid is not None
 
     AsynPool.flush = flush_unwritten

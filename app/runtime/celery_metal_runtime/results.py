@@ -1,4 +1,4 @@
-"""Whoever waits for results, or for messages to all, gets them over a connection that was lost."""
+"""Waiting for results, and subscriptions, survive a lost connection."""
 
 import threading
 from typing import Any
@@ -16,7 +16,7 @@ def install() -> None:
     reconnect = ResultConsumer._reconnect_pubsub
     if getattr(reconnect, "looks_again", False):
         return
-    _let_subscriptions_return()
+    _make_subscriptions_reentrant()
 
     def reconnect_and_look(self: ResultConsumer) -> None:
         if self._pubsub is not None:
@@ -32,11 +32,11 @@ def install() -> None:
     ResultConsumer._reconnect_pubsub = marked
 
 
-def _let_subscriptions_return() -> None:
-    """Have a subscription that finds its connection lost subscribe again, as redis-py 8 does.
+def _make_subscriptions_reentrant() -> None:
+    """Give each PubSub a reentrant lock, as redis-py 8 does.
 
-    With the lock of redis-py 6 it waits for itself without end: it holds it, connects, and so
-    subscribes to what it was subscribed to before.
+    In redis-py 6 `subscribe` holds a plain lock while it reconnects. The new connection subscribes
+    again, which takes the same lock: a deadlock.
     """
     patched: Any = PubSub
     begin = PubSub.__init__

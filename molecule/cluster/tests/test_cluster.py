@@ -351,8 +351,8 @@ def test_status_shows_what_nobody_works_on(kit, waiting):
     assert kit.redis("broker", "del", "celery-metal.dead:multiply_queue") == "1"
 
 
-def test_status_shows_tasks_in_queues_that_are_not_declared(kit, waiting):
-    # As a producer sends them with a mistake in the name, with a priority and in another app.
+def test_status_reports_tasks_in_undeclared_queues(kit, waiting):
+    # A misspelt queue, one of its priorities, and a queue of another app.
     keys = ("mutliply_queue", "mutliply_queue\x06\x163", "other:mail")
     for key in keys:
         kit.redis("broker", "copy", "multiply_queue", key)
@@ -369,7 +369,7 @@ def test_status_shows_tasks_in_queues_that_are_not_declared(kit, waiting):
     assert gone in status["held"]
     assert "multiply_queue" not in status["unconsumed"]
     table = kit.play(playbook="playbooks/status.yml").output
-    assert "no worker consumes: mutliply_queue 6, other:mail 3: see " in table
+    assert "undeclared queues without a consumer: mutliply_queue 6, other:mail 3: " in table
     lists = ("celery-metal.dead:gone", "celery-metal.held:gone-1@away:gone", "app.log", "app.json")
     assert kit.redis("broker", "del", *keys, *lists) == "7"
 

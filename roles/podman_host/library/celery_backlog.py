@@ -89,7 +89,7 @@ secrets: {description: Secret of Redis to its labels, of this host, type: dict, 
 held:
   description: >-
     For each list of a worker that is not empty its C(node), C(queue) and C(tasks), and whether it
-    C(beats): one that does not, nobody looks after
+    C(beats); a worker without a heartbeat gives its claims back only when it starts
   type: list
   returned: always
 """
@@ -170,9 +170,9 @@ def _number(length: Any) -> int:
 
 
 def with_strays(lengths: Lengths, found: Stray, prefixes: Sequence[str]) -> Lengths:
-    """All of it, with what was found in other lists.
+    """Add the tasks that were found in other lists.
 
-    What is under a prefix has been counted for its queue.
+    Dead letters and claims under a prefix were counted for their queue.
     """
     under = ["", *prefixes]
     seen = {(one["node"], prefix + one["queue"]) for one in lengths["held"] for prefix in under}

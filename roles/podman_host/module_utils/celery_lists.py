@@ -1,4 +1,4 @@
-"""Which lists of Redis hold tasks, also those of queues that were never declared."""
+"""Lists of Redis that hold tasks of undeclared queues."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ PRIORITY = re.compile("\x06\x16[1-9]$")
 
 
 class Stray(NamedTuple):
-    """Tasks in lists that no queue of `known` has.
+    """Tasks outside of known queues.
 
-    Queue to tasks that wait, and that were put aside; (node, queue) to tasks that are held; and
-    whether all of Redis was looked at.
+    ``waiting`` and ``dead``: queue to tasks. ``held``: node and queue to claims. ``is_complete``:
+    whether the search reached all keys.
     """
 
     waiting: dict[str, int]
