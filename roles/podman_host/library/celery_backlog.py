@@ -273,6 +273,10 @@ def main() -> None:
                 apps = lives_of(admin, module.params["apps"])
                 known |= {prefix + queue for (prefix, _), all_ in apps.items() for queue in all_}
                 others = stray(admin, known, [*prefixes, *module.params["apps"]])
+                # Other apps' workers with a heartbeat look after their claims.
+                for (prefix, node), all_ in apps.items():
+                    for queue in all_:
+                        others.held.pop((node, prefix + queue), None)
             found = {**found, **with_strays(lengths, others, prefixes)}
             found["unconsumed"], found["is_complete"] = others.waiting, others.is_complete
         # Somebody else's may not tell.
