@@ -8,6 +8,7 @@ from uuid import uuid4
 import effects
 from celery import signature
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 BROKER, WORKER = "broker", "worker"
 ROTATE = "playbooks/rotate-secrets.yml"
@@ -82,3 +83,26 @@ class Load(threading.Thread):
         its = [line for line in log if any(one in line for one in ids)]
         others = [line for line in log if not usual.search(line)][-150:]
         return "\n".join([f"ran twice: {twice}", *its, "else:", *others])
+
+
+class Pusher(threading.Thread):
+    """Sends messages without a pause, each again until Redis has answered, as kombu does.
+
+    :param client: a connection that sends nothing again by itself.
+    :param name: what its messages begin with.
+    """
+
+    def __init__(self, client, key, name):
+        super().__init__()
+        self.client, self.key, self.name = client, key, name
+        self.sent, self.again = 0, 0
+        self.enough = threading.Event()
+
+    def run(self):
+        while not self.enough.is_set():
+            try:
+                self.client.lpush(self.key, f"{self.name}-{self.sent}")
+                self.sent += 1
+            except RedisError:
+                self.again += 1
+                self.enough.wait(0.05)

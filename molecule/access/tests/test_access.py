@@ -1,11 +1,13 @@
 """Each user of Redis can do what Celery does for it, and nothing else; passwords change."""
 
 import time
+from collections import Counter
+from uuid import uuid4
 
 import pytest
 from celery import chain, chord, group, signature
 from celery.exceptions import TaskRevokedError
-from producers import BROKER, PATIENCE, ROTATE, USERS, WORKER, Load, add
+from producers import BROKER, PATIENCE, ROTATE, USERS, WORKER, Load, Pusher, add
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
@@ -243,3 +245,35 @@ def test_a_right_of_an_app_s_own_is_there_without_a_restart(kit, lab, client_of)
         worker.set("lock:a", "1")
     after = {host: lab.invocation_ids(host, "celery-*.service") for host in (BROKER, WORKER)}
     assert after == before
+
+
+def test_a_restart_of_redis_has_no_message_sent_twice(lab, client_of):
+    key = f"restarts-{uuid4()}"
+    admin, producer = client_of("admin"), client_of("producer", retry=None)
+    pushers = [Pusher(producer, key, number) for number in range(6)]
+    for pusher in pushers:
+        pusher.start()
+    try:
+        for _ in range(5):
+            cut, sent = [one.again for one in pushers], [one.sent for one in pushers]
+            lab.run(BROKER, "systemctl restart celery-redis")
+            lab.wait_for(
+                lambda cut=cut, sent=sent: all(
+                    one.again > earlier and one.sent > before
+                    for one, earlier, before in zip(pushers, cut, sent, strict=True)
+                ),
+                PATIENCE,
+                "each was cut off and sends again",
+                host=BROKER,
+                unit="celery-redis",
+            )
+    finally:
+        for pusher in pushers:
+            pusher.enough.set()
+        for pusher in pushers:
+            pusher.join()
+    found = Counter(admin.lrange(key, 0, -1))
+    admin.delete(key)
+    print(sum(one.sent for one in pushers), "sent,", [one.again for one in pushers], "again")
+    assert [message for message, times in found.items() if times > 1] == []
+    assert len(found) == sum(one.sent for one in pushers)

@@ -287,7 +287,7 @@ def leave(settings: dict[str, Any]) -> str:
         raise
     except RedisError as problem:
         said = f"no other Redis becomes the primary: {problem}"
-    redis("CLIENT", "UNPAUSE")
+    # It stops all the same: what it took now, it might not answer any more.
     return said
 
 

@@ -12,7 +12,7 @@ SHARED = [
     ROLES / "podman_host/module_utils" / name for name in ("celery_redis.py", "container_files.py")
 ]
 PROGRAMS = [
-    *(ROLES / "redis/files" / f"redis_{name}.py" for name in ("elected", "memory", "mend")),
+    *(ROLES / "redis/files" / f"redis_{name}.py" for name in ("elected", "memory", "mend", "stop")),
     ROLES / "redis/module_utils/celery_redis_backup.py",
 ]
 
