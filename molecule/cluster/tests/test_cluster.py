@@ -374,6 +374,21 @@ def test_status_reports_tasks_in_undeclared_queues(kit, waiting):
     assert kit.redis("broker", "del", *keys, *lists) == "7"
 
 
+def test_a_queue_with_tasks_is_not_removed(kit, lab, waiting):
+    before = {host: lab.invocation_ids(host, "celery*") for host in lab.hosts}
+    without = [{"name": name} for name in QUEUES if name != "multiply_queue"]
+    played = kit.play(celery_queues=without, fails=True)
+    assert (
+        "queue multiply_queue of small, large: this run removes its workers, and it has 3 waiting "
+        "and 0 claimed tasks" in " ".join(played.output.split())
+    )
+    assert "-e queues_left=true" in played.output
+    assert {host: lab.invocation_ids(host, "celery*") for host in lab.hosts} == before
+    assert kit.redis("broker", "llen", "multiply_queue") == "3"
+    said = kit.play("--check", celery_queues=without, queues_left=True).output
+    assert "They stay in Redis." in said
+
+
 def test_a_redis_that_is_left_is_empty(kit, lab, waiting, tmp_path):
     elsewhere = kit.inventory_with_redis(tmp_path / "elsewhere", "small")
     before = {host: lab.invocation_ids(host, "celery*") for host in lab.hosts}

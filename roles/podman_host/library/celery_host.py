@@ -120,6 +120,10 @@ broker:
   description: Address of the broker that the workers and Beat here were given, or empty
   type: str
   returned: always
+queues:
+  description: The queues in Redis that the deployed workers of this host consume
+  type: list
+  returned: always
 firewall:
   description: Mark of the rules that the kernel has, or empty
   type: str
@@ -352,13 +356,30 @@ def is_sole(members: Sequence[str]) -> bool:
     )
 
 
+def variable(unit: str, name: str) -> str:
+    """A variable in the text of a container unit, without its escapes; empty where it has none.
+
+    >>> variable('Environment="A=50%% of \\\\"$$HOME\\\\""', "A")
+    '50% of "$HOME"'
+    """
+    found = re.search(rf'^Environment="{name}=(.*)"$', unit, re.M)
+    return re.sub(r"\\(.)|%(%)|\$(\$)", lambda one: one[one.lastindex], found[1]) if found else ""
+
+
 def broker() -> str:
     """The address of the broker that the app's containers here were given; empty without any."""
-    for path in sorted(UNITS.glob("*.container")):
-        found = re.search(r'^Environment="CELERY_METAL_BROKER=(.*)"$', path.read_text(), re.M)
-        if found:
-            return found[1].replace("%%", "%").replace("$$", "$")
-    return ""
+    units = (path.read_text() for path in sorted(UNITS.glob("*.container")))
+    return next(filter(None, (variable(unit, "CELERY_METAL_BROKER") for unit in units)), "")
+
+
+def queues() -> list[str]:
+    """The queues in Redis that the deployed workers of this host consume."""
+    found: list[str] = []
+    for path in sorted(UNITS.glob("celery-*@.container")):
+        unit = path.read_text()
+        several = variable(unit, "CELERY_METAL_QUEUES")
+        found += several.split(",") if several else [variable(unit, "CELERY_METAL_QUEUE")]
+    return sorted({*filter(None, found)})
 
 
 def rules_mark(table: str) -> str:
@@ -422,6 +443,7 @@ def network(params: Mapping[str, Any]) -> dict[str, Any]:
         "members": members,
         "is_sole": is_sole(members),
         "broker": broker(),
+        "queues": queues(),
         "primary": known_primary(),
         "told": [
             f"{host} is not admitted to Redis: it is no part of this run, and its address is not "

@@ -252,6 +252,21 @@ def test_which_broker_the_workers_were_given(monkeypatch, tmp_path):
     assert celery_host.broker() == "redis://w%20@h:6379/0?a=$"
 
 
+def test_which_queues_the_deployed_workers_consume(monkeypatch, tmp_path):
+    monkeypatch.setattr(celery_host, "UNITS", tmp_path)
+    assert celery_host.queues() == []
+    for name, lines in {
+        "celery-redis": "",
+        "celery-beat": 'Environment="CELERY_METAL_QUEUE=no worker"\n',
+        "celery-a@": 'Environment="CELERY_METAL_QUEUE=50%% of \\"$$a\\" \\\\"\n',
+        "celery-b@": 'Environment="CELERY_METAL_QUEUE=b"\nEnvironment="CELERY_METAL_QUEUES=x,y"\n',
+        "celery-c@": 'Environment="CELERY_METAL_QUEUE=x"\n',
+        "celery-d@": "[Container]\n",
+    }.items():
+        (tmp_path / f"{name}.container").write_text(f"[Container]\n{lines}")
+    assert celery_host.queues() == ['50% of "$a" \\', "x", "y"]
+
+
 def test_which_rules_of_the_workers_network_the_kernel_has(monkeypatch, tmp_path):
     path = tmp_path / "egress.nft"
     path.touch()
