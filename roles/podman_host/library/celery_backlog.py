@@ -114,7 +114,7 @@ from ansible.module_utils.celery_redis_login import client_at, client_of
 from ansible.module_utils.podman_store import labels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from celery_metal_types import Backlog, Endpoint, Held, Lengths, RedisUse, Replication
@@ -167,6 +167,26 @@ def _number(length: Any) -> int:
     if isinstance(length, RedisError) and not str(length).startswith(("WRONGTYPE", "NOPERM")):
         raise length
     return length if type(length) is int else 0
+
+
+def strays(
+    admin: Client, queues: Iterable[str], prefixes: Sequence[str], apps: Sequence[str]
+) -> Stray:
+    """Find tasks outside of the lists of these queues and of other apps' workers with a heartbeat.
+
+    :param queues: those that were counted, without a prefix.
+    :param prefixes: each ``global_keyprefix`` under which they were.
+    :param apps: prefixes of other apps. Their workers look after their own claims.
+    :raises RedisError: when the user may not look for keys.
+    """
+    lives = lives_of(admin, apps)
+    of_apps = {prefix + queue for (prefix, _), all_ in lives.items() for queue in all_}
+    known = {prefix + queue for queue in queues for prefix in ["", *prefixes]}
+    found = stray(admin, known | of_apps, [*prefixes, *apps])
+    for (prefix, node), all_ in lives.items():
+        for queue in all_:
+            found.held.pop((node, prefix + queue), None)
+    return found
 
 
 def with_strays(lengths: Lengths, found: Stray, prefixes: Sequence[str]) -> Lengths:
@@ -268,15 +288,7 @@ def main() -> None:
         if module.params["all_lists"] and not external:
             with contextlib.closing(client_of("admin")) as admin:
                 admin.ask(("SELECT", str(database)))
-                own = ["", *prefixes]
-                known = {prefix + queue for queue in lengths["waiting"] for prefix in own}
-                apps = lives_of(admin, module.params["apps"])
-                known |= {prefix + queue for (prefix, _), all_ in apps.items() for queue in all_}
-                others = stray(admin, known, [*prefixes, *module.params["apps"]])
-                # Other apps' workers with a heartbeat look after their claims.
-                for (prefix, node), all_ in apps.items():
-                    for queue in all_:
-                        others.held.pop((node, prefix + queue), None)
+                others = strays(admin, lengths["waiting"], prefixes, module.params["apps"])
             found = {**found, **with_strays(lengths, others, prefixes)}
             found["unconsumed"], found["is_complete"] = others.waiting, others.is_complete
         # Somebody else's may not tell.

@@ -107,6 +107,29 @@ def test_what_is_in_other_lists_is_added_and_counted_once():
     }
 
 
+def test_claims_of_other_apps_workers_with_a_heartbeat_are_theirs(client):
+    task = json.dumps({"body": "W10=", "headers": {"task": "a.b", "id": "1"}, "properties": {}})
+    alive, gone = "sync-1@web1", "sync-2@web1"
+    client.ask(
+        ("HSET", "shop:celery-metal.nodes", alive, json.dumps([3, 1, ["sync"]])),
+        *(
+            ("LPUSH", key, task)
+            for key in (
+                *("mail", "shop:mail", "shop:sync", "shop:other"),
+                *(f"shop:celery-metal.held:{node}:sync" for node in (alive, gone)),
+            )
+        ),
+    )
+    found = celery_backlog.strays(client, ["mail"], [], ["shop:"])
+    assert found.waiting == {"shop:mail": 1, "shop:other": 1}
+    assert found.held == {(gone, "shop:sync"): 1}
+    # As if it were an app of this inventory.
+    assert celery_backlog.strays(client, ["mail"], ["shop:"], []).waiting == {
+        "shop:other": 1,
+        "shop:sync": 1,
+    }
+
+
 def test_the_memory_of_redis():
     class Redis:
         def ask(self, *commands):

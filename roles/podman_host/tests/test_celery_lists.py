@@ -1,13 +1,10 @@
 """celery_lists: tasks in lists that no declared queue has, against a real Redis."""
 
-import contextlib
 import json
-import subprocess
-import time
 
 import pytest
 from ansible.module_utils import celery_lists
-from ansible.module_utils.celery_redis import Client, RedisError
+from ansible.module_utils.celery_redis import RedisError
 
 TASK = json.dumps({"body": "W10=", "headers": {"task": "a.b", "id": "1"}, "properties": {}})
 LARGE = json.dumps(
@@ -18,25 +15,6 @@ LARGE = json.dumps(
     }
 )
 REPLY = json.dumps({"body": "e30=", "headers": {}, "properties": {}})
-
-
-@pytest.fixture
-def client(tmp_path):
-    path = tmp_path / "redis.sock"
-    server = subprocess.Popen(
-        ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", ""],
-        stdout=subprocess.DEVNULL,
-        cwd=tmp_path,
-    )
-    end, found = time.monotonic() + 60, None
-    while found is None:
-        assert time.monotonic() < end
-        with contextlib.suppress(OSError):  # its file is there before it listens
-            found = Client(str(path), 5)
-    yield found
-    found.close()
-    server.terminate()
-    server.wait()
 
 
 def push(client, *pairs):
