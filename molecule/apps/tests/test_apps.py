@@ -218,6 +218,8 @@ dependencies = ["celery==5.4.0", "kombu==5.4.2"]
 broker = ["redis==5.0.1"]
 [dependency-groups]
 dev = ["six"]
+[tool.uv]
+override-dependencies = ["vine==5.0.0"]
 """
 # As a Django project's: Celery before 5.7 takes what has the prefix first.
 SETTINGS = """
@@ -250,6 +252,10 @@ def test_what_uv_has_locked_with_an_old_celery_and_settings_with_a_prefix(kit, l
     versions = lab.run(HOST, "podman exec celery-default-1 python -m celery_metal_runtime versions")
     assert versions.startswith("celery 5.4.0, kombu 5.4.2, redis 5.0.1, ")
     assert not lab.succeeds(HOST, "podman exec celery-default-1 python -c 'import six'")
+    # kombu 5.4.2 itself requires another.
+    installed = "from importlib.metadata import version; print(version('vine'))"
+    line = ["podman", "exec", "celery-default-1", "python", "-c", installed]
+    assert lab.run(HOST, line).strip() == "5.0.0"
 
 
 def test_what_cannot_be_had_is_told_and_leaves_what_runs(kit, lab, wheel, tmp_path):

@@ -50,8 +50,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"[A-Za-z0-9_][^\s~^:?*\[\\\x00-\x1f\x7f]*")
 INCLUDE = re.compile(r"\s*(?:-r|-c|--requirement|--constraint)(?:\s+|=|(?=\S))(\S+)")
 LOCAL = re.compile(r"\s*(?:-e\b|--editable\b|\.{1,2}(?:/|\[|\s|$)|/|file:)")
-# Beside the requirements in the build context.
-TREE, EXTRA, ALL = "tree", "extra.txt", "all.txt"
+# Beside the requirements in the build context. What EXACT names is installed without what it requires.
+TREE, EXTRA, ALL, EXACT = "tree", "extra.txt", "all.txt", "exact.txt"
 GIT_SECONDS = 600
 # Git's shell runs it; printf is a part of that, and so no process with arguments.
 HELPER = """!f() { test "$1" != get || printf 'password=%s\\n' "$CELERY_METAL_GIT_PASSWORD"; }; f"""
@@ -78,7 +78,7 @@ def find_app(
     :param extras: extras of the project or package.
     :param extra_requirements: lines as in a requirements file, installed after the others.
     :returns: paths: ``code`` (a directory; empty for a package), ``requirements`` (a directory with
-        ALL and EXTRA), ``package`` (a file; empty for code).
+        ALL or EXACT, and EXTRA), ``package`` (a file; empty for code).
     :raises SourceError: naming the variable, its value and the remedy.
     """
     extras, store = list(extras), Path(cache).expanduser()
@@ -323,7 +323,7 @@ def required(code: Path, name: str, shown: str, extras: list[str]) -> dict[str, 
         )
     kind = Path(there[0]).name
     if kind == LOCK:
-        return {REQUIREMENTS: locked((code / there[0]).parent, extras)}
+        return {LOCK: locked((code / there[0]).parent, extras)}
     if kind == PROJECT:
         return {REQUIREMENTS: declared(code / there[0], extras)}
     if extras:
@@ -417,8 +417,9 @@ def locked(project: Path, extras: list[str]) -> bytes:
 def _keep(tree: Mapping[str, bytes], extra: list[str], cache: Path) -> str:
     """Write requirements into a directory of their own, once; its path."""
     first = next(iter(tree), "")
+    # A lock may have versions that another of its packages does not admit: its project's overrides.
     files = {
-        ALL: f"-r {TREE}/{first}\n".encode() if first else b"",
+        EXACT if first == LOCK else ALL: f"-r {TREE}/{first}\n".encode() if first else b"",
         EXTRA: "".join(f"{line}\n" for line in extra).encode(),
         **{f"{TREE}/{name}": content for name, content in tree.items()},
     }

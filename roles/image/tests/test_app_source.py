@@ -157,9 +157,12 @@ def test_a_lock_file_goes_first_and_keeps_its_hashes(project, cache):
         '{ name = "gevent", marker = "extra == \'soon\'" }]\n'
         'provides-extras = ["soon"]\n[package.metadata.requires-dev]\ndev = [{ name = "pytest" }]\n'
     )
-    text = requirements(find(project, cache))["tree/requirements.txt"]
+    found = requirements(find(project, cache))
+    assert found["exact.txt"] == "-r tree/uv.lock\n"
+    assert "all.txt" not in found
+    text = found["tree/uv.lock"]
     assert text.split() == ["celery==1.2.3", "\\", f"--hash=sha256:{'0' * 64}"]
-    text = requirements(find(project, cache, extras=["soon"]))["tree/requirements.txt"]
+    text = requirements(find(project, cache, extras=["soon"]))["tree/uv.lock"]
     assert f"gevent==1.2.3 \\\n    --hash=sha256:{'1' * 64}" in text
     assert "pytest" not in text
     assert not (project / ".venv").exists()
