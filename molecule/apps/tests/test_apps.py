@@ -243,6 +243,7 @@ def test_what_uv_has_locked_with_an_old_celery_and_settings_with_a_prefix(kit, l
     variables = {
         "image_app_source": str(tmp_path),
         "image_app_extras": ["broker"],
+        "image_app_debian_release": "bookworm",
         "celery_app": "shop:app",
     }
     said = kit.play(fails=True, **variables).output
@@ -250,7 +251,9 @@ def test_what_uv_has_locked_with_an_old_celery_and_settings_with_a_prefix(kit, l
     kit.play(celery_queues=[{"name": "default"}], **variables)
     assert call(lab, "shop.add", 2, 3, worker="celery-default-1") == "5"
     versions = lab.run(HOST, "podman exec celery-default-1 python -m celery_metal_runtime versions")
-    assert versions.startswith("celery 5.4.0, kombu 5.4.2, redis 5.0.1, ")
+    assert versions.startswith("celery 5.4.0, kombu 5.4.2, redis 5.0.1, Python 3.11.")
+    release = lab.run(HOST, "podman exec celery-default-1 cat /etc/debian_version")
+    assert release.startswith("12.")
     assert not lab.succeeds(HOST, "podman exec celery-default-1 python -c 'import six'")
     # kombu 5.4.2 itself requires another.
     installed = "from importlib.metadata import version; print(version('vine'))"

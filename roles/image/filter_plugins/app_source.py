@@ -50,7 +50,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"[A-Za-z0-9_][^\s~^:?*\[\\\x00-\x1f\x7f]*")
 INCLUDE = re.compile(r"\s*(?:-r|-c|--requirement|--constraint)(?:\s+|=|(?=\S))(\S+)")
 LOCAL = re.compile(r"\s*(?:-e\b|--editable\b|\.{1,2}(?:/|\[|\s|$)|/|file:)")
-# Beside the requirements in the build context. What EXACT names is installed without what it requires.
+# Beside the requirements in the build context; of what EXACT names no dependencies are resolved.
 TREE, EXTRA, ALL, EXACT = "tree", "extra.txt", "all.txt", "exact.txt"
 GIT_SECONDS = 600
 # Git's shell runs it; printf is a part of that, and so no process with arguments.

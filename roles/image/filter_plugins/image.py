@@ -36,6 +36,7 @@ SOURCES = ("build", "registry", "archive")
 BASE = "app_base"
 BUILT = (BASE, "redis")
 OURS = "localhost/celery-metal"
+RELEASE = re.compile(r"[a-z][a-z0-9]*")
 REFERENCE = re.compile(r"[A-Za-z0-9._:/@\[\]-]+")
 # Of a value in a message.
 LONGEST = 80
@@ -237,6 +238,12 @@ def image_references(
             raise ImageError(
                 f"image_build_host is {build_host!r}, which is no host of the groups celery and "
                 "redis: write the name of one of them, or leave it out for the host of Redis."
+            )
+        release = str(recipes[BASE].get("release", "")) if source == "build" else ""
+        if release and not RELEASE.fullmatch(release):
+            raise ImageError(
+                f"image_app_debian_release is {repr(release)[:LONGEST]}: write a codename such as "
+                "bookworm, or leave it out for the release of the build host."
             )
         if source == "registry":
             found = _of_registry(images)

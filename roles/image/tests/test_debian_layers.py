@@ -37,3 +37,26 @@ def test_what_is_no_package_is_passed_over():
         "libc6": "libc6_2.41_amd64.deb",
     }
     assert debian_layers.archives("") == {}
+
+
+def test_packages_of_a_release_without_links_into_usr_are_merged(tmp_path):
+    for name in ("bin/busybox", "lib/x/libc.so.6", "usr/lib/x/libz.so.1", "etc/group"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "lib/x/libc.so").symlink_to("libc.so.6")
+    debian_layers.merge(tmp_path, is_first=True)
+    for name in ("bin/busybox", "usr/bin/busybox", "lib/x/libc.so", "usr/lib/x/libc.so.6"):
+        assert (tmp_path / name).read_text() in ("bin/busybox", "lib/x/libc.so.6")
+    assert (tmp_path / "lib/x/libz.so.1").read_text() == "usr/lib/x/libz.so.1"
+    assert {path.name for path in tmp_path.iterdir() if path.is_symlink()} == {"bin", "lib"}
+    before = sorted(tmp_path.rglob("*"))
+    debian_layers.merge(tmp_path, is_first=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_layer_on_top_has_no_links_of_its_own(tmp_path):
+    (tmp_path / "lib/x").mkdir(parents=True)
+    (tmp_path / "lib/x/libcrypt.so.1").write_text("")
+    debian_layers.merge(tmp_path, is_first=False)
+    assert (tmp_path / "usr/lib/x/libcrypt.so.1").exists()
+    assert not (tmp_path / "lib").exists()

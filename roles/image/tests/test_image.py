@@ -429,3 +429,10 @@ def test_importable_without_ansible():
         "import image; assert image.registry_problem('a', '')"
     )
     subprocess.run([sys.executable, "-c", code, str(Path(image.__file__).parent)], check=True)
+
+
+@pytest.mark.parametrize("release", ["bookworm main", "deb http://x/", "Bookworm", "1"])
+def test_a_release_that_is_no_codename_is_refused(release):
+    recipes = {"app_base": {"release": release}}
+    with pytest.raises(image.ImageError, match=r"image_app_debian_release is .*: write a codename"):
+        image.image_references({}, "build", recipes)
