@@ -39,10 +39,14 @@ ANSIBLE_PLAYBOOK = pathlib.Path(sys.executable).with_name("ansible-playbook")
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """How a playbook ended: exit status, all that it printed, and how many tasks changed a host."""
+    """How a playbook ended: exit status, all that it printed, and how many tasks changed a host.
+
+    ``stdout`` has no more than what it printed there.
+    """
 
     status: int
     output: str
+    stdout: str = ""
 
     @property
     def said(self) -> str:
@@ -121,7 +125,7 @@ class Kit:
         if "--check" not in words and playbook != "playbooks/status.yml":
             plain = playbook == "site.yml" and not (words or inventory or done.returncode)
             self._deployed = copy.deepcopy(variables) if plain else None
-        return Played(done.returncode, output)
+        return Played(done.returncode, output, done.stdout)
 
     def ensure(self, **variables: Any) -> None:
         """Deploy the site with these variables, unless the last run has just done that."""
@@ -165,9 +169,7 @@ class Kit:
         """What playbooks/status.yml knows, and that it changed nothing."""
         played = self.play(*words, playbook="playbooks/status.yml", status_format="json")
         assert set(played.changed.values()) == {0}, played.output
-        found = re.search(r"^( *)\{\n.*?^\1\}$", played.output, re.M | re.S)
-        assert found, played.output
-        status: Fleet = json.loads(found[0])
+        status: Fleet = json.loads(played.stdout)
         return status
 
     def inventory_of(self, directory: pathlib.Path, *hosts: str) -> str:

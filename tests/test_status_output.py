@@ -1,0 +1,36 @@
+"""A status as JSON is all that stdout has, whatever else there is to tell."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Nothing listens there.
+INVENTORY = """
+celery:
+  hosts:
+    nowhere: {ansible_host: 127.0.0.1, ansible_port: 9, ansible_ssh_common_args: -o ConnectTimeout=5}
+redis: {hosts: {nowhere: }}
+"""
+
+
+@pytest.mark.playbook
+def test_a_status_as_json_can_be_piped(tmp_path):
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(INVENTORY)
+
+    def status(*words):
+        play = pathlib.Path(sys.executable).with_name("ansible-playbook")
+        line = [play, "-i", inventory, "playbooks/status.yml", *words]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    piped = status("-e", "status_format=json")
+    assert json.loads(piped.stdout)["hosts"]["nowhere"]["state"] != "ok"
+    assert "PLAY RECAP" in piped.stderr
+    assert "Connection refused" in piped.stderr
+    plain = status().stdout
+    assert "PLAY RECAP" in plain
+    assert "nowhere" in plain
