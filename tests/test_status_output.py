@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 INVENTORY = """
 celery:
   hosts:
-    nowhere: {ansible_host: 127.0.0.1, ansible_port: 9, ansible_ssh_common_args: -o ConnectTimeout=5}
+    nowhere: {ansible_host: 127.0.0.1, ansible_port: 9}
 redis: {hosts: {nowhere: }}
 """
 

@@ -15,8 +15,8 @@ DOCUMENTATION = """
     type: stdout
     short_description: Ansible's default output; a status as JSON can be piped
     description:
-      - With C(-e status_format=json), C(playbooks/status.yml) prints the JSON on stdout and all else on
-        stderr.
+      - With C(-e status_format=json), C(playbooks/status.yml) prints the JSON on stdout, and all
+        else on stderr.
     extends_documentation_fragment:
       - default_callback
       - result_format_callback

@@ -167,6 +167,7 @@ def _set_service_defaults(app: "Celery") -> None:
             ),
         }
         put(app, broker_transport_options=options | dict(app.conf.broker_transport_options or {}))
+        _keep_health_checks()
     results = _scheme(app.conf.result_backend or "")
     if results in REDIS:
         defaults["redis_socket_timeout"] = SOCKET_SECONDS
@@ -181,6 +182,18 @@ def _set_service_defaults(app: "Celery") -> None:
     for name, value in defaults.items():
         if not is_set(app, name):
             app.conf[name] = value
+
+
+def _keep_health_checks() -> None:
+    """Have kombu before 5.7 leave `health_check_interval` to redis-py, which has had it since 3.3.
+
+    It drops what it does not see in the constructor of a connection's class or of the class above,
+    and redis-py 8 decorates them.
+    """
+    from kombu.transport import redis as transport  # not before gevent has patched
+
+    if hasattr(transport, "accepts_argument"):
+        transport.accepts_argument = lambda _function, _name: True
 
 
 def _password(environ: Mapping[str, str]) -> str:
