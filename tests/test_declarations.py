@@ -295,32 +295,36 @@ def test_redis_needs_an_address_where_it_listens(declarations: ModuleType) -> No
     assert check(declarations, {}, facts_known=True, address=None) == ""
     assert check(declarations, {}, facts_known=True, address="10.0.0.5") == ""
     said = check(declarations, {}, facts_known=True, address="").splitlines()
-    assert said[1].startswith('- redis_address is "": other hosts must reach Redis, and its host')
-    assert said[1].endswith("write the address that they reach, such as redis_address: 10.0.0.5")
-    assert said[2] == "Nothing was changed."
+    assert said[1] == "- redis_address is not set, and the host has no IPv4 address on a network"
+    assert said[3].startswith("  Fix: write redis_address: ")
+    assert said[4] == "Nothing was changed."
 
 
 def test_what_a_host_needs_of_a_redis_that_is_not_part_of_the_run(
     declarations: ModuleType,
 ) -> None:
-    state = {"secrets": {"celery-redis-worker": {}}, "admitted": None}
-    assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", "", False) == ""
-    assert declarations.broker_problem({"secrets": {}}, "web1", "r1", "", "", True) == (
+    state: dict[str, Any] = {"secrets": {"celery-redis-worker": {}}, "admitted": None}
+
+    def problem(state: dict[str, Any], source: str = "", **redis: Any) -> str:
+        hosts = {"r1": {"redis_address": "10.0.0.5", "redis_tls": False, **redis}}
+        found: str = declarations.broker_problem(state, hosts, "web1", "r1", source)
+        return found
+
+    assert problem(state) == ""
+    assert problem({"secrets": {}}, redis_address="") == (
         "web1 needs Redis, and r1 has no password for it yet. Nothing was changed. "
         "Run site.yml without --limit."
     )
-    assert declarations.broker_problem(state, "web1", "r1", "", "", False).startswith(
-        'host r1: redis_address is ""'
-    )
+    assert problem(state, redis_address="").startswith("host r1: redis_address is not set")
     # One of a version that did not encrypt.
-    assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", "", True) == (
+    assert problem(state, redis_tls=True) == (
         "web1 needs Redis, and r1 has no certificate for it yet. Nothing was changed. "
         "Run site.yml without --limit."
     )
     state["admitted"] = ["10.0.0.8", "10.1.0.0/16", "fd00::/64"]
     for source in ("10.0.0.8", "10.1.2.3", "fd00::1"):
-        assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", source, False) == ""
-    assert declarations.broker_problem(state, "web1", "r1", "10.0.0.5", "10.0.0.9", False) == (
+        assert problem(state, source) == ""
+    assert problem(state, "10.0.0.9") == (
         "web1 comes to Redis from 10.0.0.9, which r1 does not admit yet. Nothing was changed. Let "
         "the run go to both: --limit 'web1,r1'."
     )

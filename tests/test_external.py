@@ -113,6 +113,7 @@ ASKED = "redis://worker@10.0.0.5:6379/0"
         (LOCAL, {"w1": {}}, {}, 0, True),
         (LOCAL, {"w1": {}}, {}, 2, False),
         (LOCAL, {"r1": {}}, {}, 0, False),
+        (LOCAL, {"r1": {"redis_address": ""}}, {}, 0, False),
         (LOCAL, {}, OWN, 0, False),
         (ASKED, {}, {**OWN, "redis_external_url": ASKED}, 7, True),
         (ASKED, {}, {**OWN, "redis_external_url": ASKED.replace("worker@", "")}, 0, True),

@@ -149,12 +149,6 @@ def test_a_label_of_a_secret_stands_in_units_of_other_hosts(
             use()
 
 
-def test_facts_of_the_host_of_redis_are_an_address(clients: ModuleType) -> None:
-    hosts = {"r1": {"ansible_facts": {"default_ipv4": {"address": "x\nVolume=/:/host"}}}}
-    with pytest.raises(reported.ReportedError, match="host r1: it reports ansible_facts"):
-        clients.redis_address(hosts, "r1")
-
-
 def test_members_are_addresses(clients: ModuleType) -> None:
     hosts = {**HOSTS, "r2": {**HOSTS["r2"], "podman_host_state": {"members": ["10.0.0.7", "x y"]}}}
     with pytest.raises(reported.ReportedError, match="host r2: it reports members"):

@@ -9,18 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleError
-from jinja2 import Undefined, UndefinedError
+from jinja2 import Undefined
 
 # Beside this file; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
 import reported
+from addresses import UNREADABLE, redis_address
 
 NAME = re.compile(r"\w([\w.-]{0,251}\w)?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", re.ASCII)
 ADDRESSES = "redis_client_addresses"
 REPLICAS = "redis_replicas_required"
-# What comes of looking at a value whose template fails.
-UNREADABLE = (AnsibleError, RecursionError, UndefinedError)
 
 
 def listens(hosts: Mapping[str, Mapping[str, Any]], redis: str, others: Iterable[str]) -> bool:
@@ -33,20 +31,6 @@ def listens(hosts: Mapping[str, Mapping[str, Any]], redis: str, others: Iterable
     if not redis:
         return False  # it is none of the kit's
     return bool(hosts[redis].get("redis_listen", False)) or bool(set(others) - {redis})
-
-
-def redis_address(hosts: Mapping[str, Mapping[str, Any]], redis: str) -> str:
-    """What Redis listens on; empty where its host has no default address."""
-    facts = hosts[redis].get("ansible_facts", {})
-    if "redis_address" not in hosts[redis]:
-        default = facts.get("default_ipv4", {}).get("address", "")
-        return (
-            reported.address(redis, "ansible_facts.default_ipv4.address", default)
-            if default
-            else ""
-        )
-    address: str = hosts[redis]["redis_address"]
-    return address
 
 
 def names_of(variables: Mapping[str, Any], host: str) -> list[str]:
@@ -203,13 +187,14 @@ def replaced_data(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) 
 
 
 def named(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str]) -> dict[str, str]:
-    """IP address to host of those that elect a primary; for a play that has not looked at hosts."""
-    found = {_declared_address(hosts, one): one for one in redis} if len(redis) > 1 else {}
+    """IP address to host of those that elect a primary, as far as they are known."""
+    found = {_known_address(hosts, one): one for one in redis} if len(redis) > 1 else {}
     return {address: host for address, host in found.items() if _is_ip(address)}
 
 
-def _declared_address(hosts: Mapping[str, Mapping[str, Any]], host: str) -> str:
-    return str(hosts[host].get("redis_address", names_of(hosts[host], host)[0]))
+def _known_address(hosts: Mapping[str, Mapping[str, Any]], host: str) -> str:
+    """Where Redis is; of a host that no play has looked at, what is declared or Ansible reaches."""
+    return redis_address(hosts, host) or names_of(hosts[host], host)[0]
 
 
 def _is_ip(text: str) -> bool:
@@ -221,12 +206,12 @@ def _is_ip(text: str) -> bool:
 
 
 def elected_url(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str], database: int) -> str:
-    """The address of the primary, as workers have it; for a play that has not looked at hosts."""
+    """The address of the primary, as workers have it, as far as the hosts are known."""
     first = hosts[redis[0]]
     port, scheme = first.get("redis_sentinel_port", 26379), "sentinels"
     if not first.get("redis_tls", True):
         scheme = "sentinel"
-    where = ",".join(f"{_declared_address(hosts, one)}:{port}" for one in redis)
+    where = ",".join(f"{_known_address(hosts, one)}:{port}" for one in redis)
     return f"{scheme}://worker@{where}/{database}?master_name=celery"
 
 
@@ -305,7 +290,6 @@ def replica_problems(hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
-            "redis_address": redis_address,
             "redis_admitted": admitted,
             "redis_client_problems": client_problems,
             "redis_contacts": contacts,

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
@@ -24,6 +25,9 @@ try:
     from ansible.errors import AnsibleError
 except ImportError:  # the functions also serve where Ansible is not installed
     AnsibleError = ValueError
+# Beside this file; Ansible loads filters by their path.
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import addresses
 
 SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # What comes of looking at a value whose template fails; `source` is then what stands for it.
@@ -387,7 +391,7 @@ def declaration_problems(
             "controller: take the one in a bundle, as its install.sh writes it into bundle.yml"
         )
     if address is not None:
-        problems += address_problems(address)
+        problems += addresses.problems(variables, address)
     if first is not None:
         problems += image_problems(values, first)
     if not problems:
@@ -931,28 +935,22 @@ def is_named(name: str, known: list[str]) -> bool:
         return bool({name.lower(), wild.lower()} & {one.lower() for one in known})
 
 
-def address_problems(address: str) -> list[str]:
-    """What is wrong with the address that Redis shall listen on, once facts are known."""
-    if address.strip():
-        return []
-    return [
-        f'redis_address is "{address}": other hosts must reach Redis, and its host has no default '
-        "IPv4 address to take; write the address that they reach, such as redis_address: 10.0.0.5"
-    ]
-
-
 def broker_problem(
-    state: Mapping[str, Any], host: str, redis: str, address: str, source: str, is_encrypted: bool
+    state: Mapping[str, Any],
+    hosts: Mapping[str, Mapping[str, Any]],
+    host: str,
+    redis: str,
+    source: str,
 ) -> str:
     """Why a host cannot use a Redis that is not part of the run; empty when it can.
 
     :param state: what the module ``celery_host`` gave of the host of Redis.
+    :param hosts: Ansible's hostvars, with the facts of the host of Redis.
     :param host: the host that needs it.
     :param redis: the host of Redis.
-    :param address: what Redis listens on.
     :param source: from where the host comes to it; only asked for where Redis does not admit all.
-    :param is_encrypted: whether it needs a certificate, too.
     """
+    is_encrypted = hosts[redis].get("redis_tls", True)
     needed = ["celery-redis-worker"]
     needed += ["celery-redis-ca", "celery-redis-certificate-worker"] if is_encrypted else []
     if not state["secrets"].keys() >= set(needed):
@@ -961,11 +959,11 @@ def broker_problem(
             f"{host} needs Redis, and {redis} has no {what} for it yet. Nothing was changed. "
             "Run site.yml without --limit."
         )
-    problems = "".join(
-        f"host {redis}: {one}. Nothing was changed." for one in address_problems(address)
-    )
-    if problems or not source:
-        return problems
+    address = addresses.redis_address(hosts, redis, state)
+    if problems := addresses.problems(hosts[redis], address, state):
+        return f"host {redis}: {problems[0]}. Nothing was changed."
+    if not source:
+        return ""
     here = ipaddress.ip_address(source)
     # Of another family, it is in none.
     if any(here in ipaddress.ip_network(one) for one in state["admitted"]):

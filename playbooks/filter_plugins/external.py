@@ -197,7 +197,11 @@ def _names(variables: Mapping[str, Any], host: str) -> set[str]:
     facts = variables.get("ansible_facts", {})
     return {
         host,
-        *(str(variables[name]) for name in ("redis_address", "ansible_host") if name in variables),
+        *(
+            str(variables[name])
+            for name in ("redis_address", "ansible_host")
+            if variables.get(name)
+        ),
         *facts.get("all_ipv4_addresses", ()),
         *facts.get("all_ipv6_addresses", ()),
         facts.get("default_ipv4", {}).get("address", host),

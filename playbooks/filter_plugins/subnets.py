@@ -11,7 +11,7 @@ from typing import Any
 
 # Beside this file; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
-import clients
+import addresses
 import external
 import reported
 
@@ -41,12 +41,14 @@ def brokers(
     redis = list(groups.get("redis", []))
     if redis == [host]:
         return []  # by its socket
-    addresses = []
+    # With --limit the host of Redis was looked at for this one.
+    state = hosts[host].get("site_broker_state") if len(redis) == 1 else None
+    reached = []
     for name in redis:
         # Made of facts of a host that is no part of the run: then it is no name.
-        with suppress(*clients.UNREADABLE):
-            addresses += [one for one in [clients.redis_address(hosts, name)] if one]
-    return addresses
+        with suppress(*addresses.UNREADABLE):
+            reached += [one for one in [addresses.redis_address(hosts, name, state)] if one]
+    return reached
 
 
 def names(

@@ -21,6 +21,7 @@ table inet mine {
 	}
 }
 """
+KIT_FILES = "find /etc /run /var/lib /usr/local -xdev -name '*celery*'"
 NOT_LISTENING = f"! ss -ltnH 'sport = :{PORT}' | grep ."
 
 
@@ -51,6 +52,22 @@ def certificates(kit, lab):
     for secret, name in (("ca", "ca"), ("certificate-producer", "producer")):
         text = kit.secret(BROKER, f"celery-redis-{secret}")
         lab.run(SHOP, f"cat > /root/{name}.pem", stdin=text)
+
+
+@pytest.fixture
+def other_network(lab):
+    """A second network of the broker, which has its default route; its address there."""
+    before = lab.run(BROKER, "ip route show default").strip()
+    add = """
+    ip link add second type veth peer name second-far
+    ip link set second up && ip link set second-far up
+    ip addr add 10.99.0.5/24 dev second
+    ip route del default && ip route add default via 10.99.0.1 dev second
+    """
+    lab.run(BROKER, add)
+    assert " src 10.99.0.5 " in lab.run(BROKER, "ip route get 192.0.2.1")
+    yield "10.99.0.5"
+    lab.run(BROKER, f"ip link del second; ip route add {before}")
 
 
 def reaches(lab, host, address):
@@ -281,6 +298,20 @@ def test_a_run_limited_to_redis_locks_nobody_out(kit, lab, both):
     is_shut(lab, both)
 
 
+def test_redis_stays_where_it_is_when_another_network_gets_the_default_route(
+    kit, lab, both, other_network
+):
+    before = running(lab)
+    given = "grep -rh CELERY_METAL_BROKER= /etc/containers/systemd/celery-metal"
+    assert f"@{both[BROKER][0]}:{PORT}" in lab.run(WORKER, given)
+    for limits in ((), ("--limit", WORKER)):
+        assert set(kit.play(*limits).changed.values()) == {0}
+    assert running(lab) == before
+    assert other_network not in lab.run(WORKER, given)
+    report = kit.smoke(WORKER, "celery-add_queue-1", "add_queue")["add_queue"]
+    assert report["done"] == report["sent"]
+
+
 def test_a_new_worker_is_admitted_in_the_run_that_brings_it(kit, lab, both, tmp_path):
     before = running(lab)
     (tmp_path / "hosts.yml").write_text(json.dumps({"celery": {"hosts": {OUTSIDER: {}}}}))
@@ -327,9 +358,22 @@ def test_removal_takes_the_rules_and_leaves_those_of_others(kit, lab):
     tables = lab.run(BROKER, "nft list tables").splitlines()
     assert "table inet mine" in tables
     assert f"table {TABLE}" not in tables
-    left = "find /etc /run /var/lib /usr/local -xdev -name '*celery*'"
-    assert lab.run(BROKER, left).split() == ["/var/lib/celery-metal"]
+    assert lab.run(BROKER, KIT_FILES).split() == ["/var/lib/celery-metal"]
     assert not lab.succeeds(BROKER, "test -e /etc/systemd/system/nftables.service.d")
     assert lab.run(BROKER, "systemctl list-units --all --plain --no-legend 'celery*'") == ""
     lab.run(BROKER, "systemctl restart nftables")
     assert lab.succeeds(BROKER, "nft list table inet mine")
+
+
+def test_a_first_deployment_on_two_networks_demands_the_address(kit, lab, both, other_network):
+    before = [lab.run(host, KIT_FILES) for host in (BROKER, WORKER)]
+    played = kit.play(fails=True)
+    assert set(played.changed.values()) == {0}
+    assert [lab.run(host, KIT_FILES) for host in (BROKER, WORKER)] == before
+    own = both[BROKER][0]
+    assert (
+        f"redis_address is not set, and the host has 2 addresses: {other_network} (second), "
+        f"{own} (host0)"
+    ) in played.said
+    assert f"they reach, such as redis_address: {own} Nothing was changed." in played.said
+    kit.play(playbook="playbooks/check.yml", redis_address=own)

@@ -112,6 +112,10 @@ members:
   description: Addresses of those that elect a primary, where Redis here is one of them
   type: list
   returned: always
+listens_on:
+  description: What Redis here was configured to listen on, or empty
+  type: str
+  returned: always
 is_sole:
   description: Whether there are data of a Redis here that was none of those
   type: bool
@@ -167,6 +171,7 @@ CLIENTS = Path("/etc/celery-metal/clients.json")
 ELECTED = Path("/etc/celery-metal/redis-elected.json")
 SENTINEL = Path("/var/lib/celery-metal/sentinel/sentinel.conf")
 SENTINEL_BYTES = 1 << 20
+REDIS = Path("/etc/celery-metal/redis.conf")
 DATA = Path("/var/lib/celery-metal/redis")
 # There while Redis is one of several, and with its data when it was removed.
 SEVERAL = Path("/var/lib/celery-metal/redis-of-several")
@@ -347,6 +352,16 @@ def known_primary() -> str:
     return ""
 
 
+def listens_on() -> str:
+    """The address that Redis here was configured to listen on; empty without one."""
+    try:
+        # The first: redis_extra_config may have one of its own, which is for no worker.
+        found = re.search(r"^bind (\S+)$", REDIS.read_text(), re.M)
+    except FileNotFoundError:
+        return ""
+    return found[1] if found else ""
+
+
 def is_sole(members: Sequence[str]) -> bool:
     """Whether there are data of a single Redis here, which are nowhere else."""
     return (
@@ -441,6 +456,7 @@ def network(params: Mapping[str, Any]) -> dict[str, Any]:
         "podman_rules": has_podman_rules(),
         "names": {name: addresses_of(name) for name in params["names"]},
         "members": members,
+        "listens_on": listens_on(),
         "is_sole": is_sole(members),
         "broker": broker(),
         "queues": queues(),

@@ -228,6 +228,21 @@ def test_whom_redis_admits_and_by_which_rules(monkeypatch, tmp_path):
     assert celery_host.network({**params, "absent": {}})["firewall"] == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("unixsocket /x\n# bind 10.0.0.4\nbind 10.0.0.5\nport 0\nbind * -::*\n", "10.0.0.5"),
+        ("port 0\n", ""),
+        ("bind \n", ""),
+    ],
+)
+def test_where_redis_listens(monkeypatch, tmp_path, text, expected):
+    monkeypatch.setattr(celery_host, "REDIS", tmp_path / "redis.conf")
+    assert celery_host.listens_on() == ""
+    (tmp_path / "redis.conf").write_text(text)
+    assert celery_host.listens_on() == expected
+
+
 def test_a_redis_of_its_own_has_data_that_nobody_else_has(monkeypatch, tmp_path):
     monkeypatch.setattr(celery_host, "DATA", tmp_path)
     monkeypatch.setattr(celery_host, "SEVERAL", tmp_path / "redis-of-several")

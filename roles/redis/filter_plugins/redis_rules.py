@@ -49,6 +49,20 @@ def addresses(
     return [one for version in (4, 6) for one in elements(clients, [*others, *literal], version)]
 
 
+def own_addresses(names: Iterable[str], address: str, default: str) -> list[str]:
+    """By what Redis is reached, with an address of its host where it has none but a name.
+
+    >>> own_addresses(["10.0.0.5"], "10.0.0.5", "10.9.0.5")
+    ['10.0.0.5']
+    >>> own_addresses(["redis.example"], "redis.example", "10.0.0.5")
+    ['redis.example', '10.0.0.5']
+
+    :param address: the variable ``redis_address``.
+    :param default: the address of the host's default route, which another network may take.
+    """
+    return [*names, *([] if _is_address(address) else [default])]
+
+
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
@@ -183,5 +197,6 @@ class FilterModule:
             "redis_addresses": addresses,
             "redis_app_users": app_users,
             "redis_elements": elements,
+            "redis_own_addresses": own_addresses,
             "redis_user_rules": user_rules,
         }
