@@ -231,7 +231,12 @@ def test_targets_pass_on_what_they_are_told(kit, lab):
 def test_a_stopped_broker_is_waited_for(kit, lab):
     unit = "celery-add_queue@1.service"
     before = lab.invocation_ids(HOST, unit)
+    since = lab.run(HOST, "date +%s.%N").strip()
     lab.run(HOST, "systemctl stop celery-redis")
+    # Until it has ended, Redis writes its directories: its manifest, and the end of its socket.
+    log = lab.run(HOST, f"journalctl -u celery-redis --no-pager -o cat --since @{since}")
+    assert "Redis is now ready to exit" in log
+    assert "denied" not in log
     lab.wait_for(
         lambda: "waiting for the broker" in lab.show(HOST, unit, "StatusText"),
         60,
