@@ -33,6 +33,23 @@ def test_a_drain_leaves_redis_alone(kit, lab):
     assert len(kit.services(HOST)) > 1
 
 
+def test_images_that_were_pruned_have_a_remedy(kit, lab):
+    image = lab.run(HOST, "podman images --format '{{.Repository}}:{{.Tag}}' | grep /app:").strip()
+    kit.play(playbook="playbooks/drain.yml", drain_all=True)
+    # As "podman system prune -a" does on a drained host; what the image is built on takes a minute.
+    lab.run(HOST, ["podman", "rmi", image])
+    played = kit.play(playbook="playbooks/undrain.yml", fails=True)
+    assert f"the workers need {image}, which this host does not have any more" in played.said
+    assert "Fix: run ansible-playbook site.yml" in played.said
+    assert lab.succeeds(HOST, "test -e /etc/celery-metal/drained")
+    # By hand, and without a look first.
+    lab.run(HOST, "rm /etc/celery-metal/drained; systemctl start celery-add_queue@1 || true")
+    log = lab.run(HOST, "journalctl -u celery-add_queue@1 -n 20 --no-pager -o cat")
+    assert f"The image {image} is not on this host any more. Fix: ansible-playbook site" in log
+    kit.play()
+    assert "celery-add_queue@1.service" in kit.services(HOST)
+
+
 def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", SEND])
     assert kit.redis(HOST, "llen", "later") == "1"
