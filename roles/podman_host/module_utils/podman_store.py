@@ -81,7 +81,7 @@ def images_gone(references: Iterable[str]) -> list[str]:
         done = run("podman", "image", "exists", reference)
         if done.returncode > 1:
             raise HostError(
-                f"Podman does not tell whether it has the image {reference}: {done.stderr.strip()}\n"
+                f"Podman does not report whether it has {reference}: {done.stderr.strip()}\n"
                 "  Fix: run 'podman images' there and mend what it reports. Nothing was "
                 "changed."
             )

@@ -60,5 +60,5 @@ def test_images_that_are_gone_are_those_that_podman_does_not_have(monkeypatch):
 
     monkeypatch.setattr(podman_store, "run", run)
     assert podman_store.images_gone(["a:2", "a:1", "a:2"]) == ["a:2"]
-    with pytest.raises(HostError, match="has the image a:3: no such store\n  Fix: "):
+    with pytest.raises(HostError, match="has a:3: no such store\n  Fix: "):
         podman_store.images_gone(["a:3"])
