@@ -1,6 +1,7 @@
 """Removal takes everything but the data, says so, and touches nothing that is not the kit's."""
 
 HOST = "metal"
+OVERCOMMIT = "/proc/sys/vm/overcommit_memory"
 REMOVE = "playbooks/remove.yml"
 SEND = (
     "from metal_sample.tasks import add; from metal_sample.celery import app;"
@@ -60,7 +61,10 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
         "cat > /etc/containers/systemd/other.container",
         stdin="[Container]\nImage=localhost/other:1\n",
     )
+    # The kernel's own is that of the machine that runs the tests, and read-only.
+    lab.run(HOST, f"echo 0 > /run/setting && mount --bind /run/setting {OVERCOMMIT}")
     kit.play(celery_worker_secrets={"TOKEN": "x"})
+    assert lab.run(HOST, f"cat {OVERCOMMIT}") == "1\n"
     assert "celery-app-TOKEN" in lab.run(HOST, "podman secret ls --format '{{.Name}}'")
     # A host may be drained when it is removed.
     lab.run(HOST, "touch /etc/celery-metal/drained")
@@ -76,6 +80,8 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     assert names == ["localhost/other:1"]
     assert lab.run(HOST, "podman network ls -q").split() == ["podman"]
     assert "celery" not in lab.run(HOST, "nft list tables")
+    assert lab.run(HOST, f"cat {OVERCOMMIT}") == "0\n"
+    lab.run(HOST, f"umount {OVERCOMMIT}")
     left = "find /etc /run /var/lib /usr/local -xdev -name '*celery*'"
     assert lab.run(HOST, left).split() == ["/var/lib/celery-metal"]
     assert lab.run(HOST, "ls /var/lib/celery-metal").split() == ["redis"]
