@@ -477,7 +477,7 @@ def test_a_host_without_a_version_that_worked_cannot_go_back(site: Site) -> None
     run = site.run("-e", "rollback_version=1", playbook="playbooks/rollback.yml")
     assert run.status != 0
     assert "web1: no version has worked there yet (/var/lib/celery-metal/workers.json" in run.said
-    assert "Nothing was changed. Leave the host out: --limit 'all:!web1'." in run.said
+    assert "Fix: leave the host out: --limit 'all:!web1'. Nothing was changed." in run.said
     assert "Check which hosts do what" not in run.said
 
 

@@ -231,7 +231,12 @@ def test_targets_pass_on_what_they_are_told(kit, lab):
 def test_a_stopped_broker_is_waited_for(kit, lab):
     unit = "celery-add_queue@1.service"
     before = lab.invocation_ids(HOST, unit)
+    since = lab.run(HOST, "date +%s.%N").strip()
     lab.run(HOST, "systemctl stop celery-redis")
+    # Until it has ended, Redis writes its directories: its manifest, and the end of its socket.
+    log = lab.run(HOST, f"journalctl -u celery-redis --no-pager -o cat --since @{since}")
+    assert "Redis is now ready to exit" in log
+    assert "denied" not in log
     lab.wait_for(
         lambda: "waiting for the broker" in lab.show(HOST, unit, "StatusText"),
         60,
@@ -265,13 +270,17 @@ def test_a_bad_unit_is_refused_before_it_is_written(kit, lab):
 
 def test_a_build_that_fails_leaves_what_runs_and_nothing_behind(kit, lab, tmp_path):
     before = lab.invocation_ids(HOST, "celery*")
+    images = set(lab.run(HOST, "podman images --all --quiet").split())
     (tmp_path / "requirements.txt").write_text(f"celery==0 --hash=sha256:{'0' * 64}\n")
-    played = kit.play(fails=True, image_app_source=str(tmp_path))
+    # Layers that no build has made before, below the one that fails.
+    others = {"image_app_debian_packages": ["hello"]}
+    played = kit.play(fails=True, image_app_source=str(tmp_path), **others)
     said = played.said
     assert f"{HOST} could not build the images: the reason is above. Workers run on with" in said
     assert "No matching distribution found for celery==0" in said
     assert lab.invocation_ids(HOST, "celery*") == before
     assert not lab.succeeds(HOST, "test -e /var/lib/celery-metal/image")
+    assert set(lab.run(HOST, "podman images --all --quiet").split()) <= images
 
 
 def test_everything_is_back_after_a_reboot(kit, lab):

@@ -79,17 +79,23 @@ def test_a_full_redis_is_announced_refuses_tasks_and_loses_none(kit, lab, small)
     pool = " ".join(map(str, kit.children(SENDER, CONTAINER)))
     lab.run(SENDER, f"kill -STOP {pool}")
     tasks = []
+    # A misspelled queue.
+    kit.redis(BROKER, "eval", "return redis.call('rpush', 'emials', string.rep('x', 3e6))", "0")
     while memory(kit, "used_memory") < 0.82 * small:
         first, error = send(lab, 20)
         assert error == ""
         tasks += first
     lab.wait_for(lambda: state(lab) == "failed", 90, "the alarm", host=BROKER, unit=ALARM)
-    assert said(lab, "when it is full, producers get an error. Longest queues: add_queue ") >= 1
+    assert said(lab, " MB, the largest: add_queue (") >= 1
+    assert said(lab, "MB), emials (1 messages, ") >= 1
+    assert said(lab, "MB, no worker consumes it)") >= 1
+    assert said(lab, ". Fix: declare the queue that no worker consumes, or ") >= 1
     seen = kit.status()["redis_memory"]
     assert seen["alarm"], seen
     assert 80 < seen["percent"] < 100
     assert set(kit.play().changed.values()) == {0}
 
+    kit.redis(BROKER, "del", "emials")
     more, error = send(lab, 1000)
     print(f"{len(tasks)} + {len(more)} acknowledged, then {error}")
     assert error.startswith("kombu.exceptions.OperationalError: ")

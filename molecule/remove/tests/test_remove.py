@@ -1,6 +1,7 @@
 """Removal takes everything but the data, says so, and touches nothing that is not the kit's."""
 
 HOST = "metal"
+OVERCOMMIT = "/proc/sys/vm/overcommit_memory"
 REMOVE = "playbooks/remove.yml"
 SEND = (
     "from metal_sample.tasks import add; from metal_sample.celery import app;"
@@ -33,6 +34,23 @@ def test_a_drain_leaves_redis_alone(kit, lab):
     assert len(kit.services(HOST)) > 1
 
 
+def test_images_that_were_pruned_have_a_remedy(kit, lab):
+    image = lab.run(HOST, "podman images --format '{{.Repository}}:{{.Tag}}' | grep /app:").strip()
+    kit.play(playbook="playbooks/drain.yml", drain_all=True)
+    # As "podman system prune -a" does on a drained host; what the image is built on takes a minute.
+    lab.run(HOST, ["podman", "rmi", image])
+    played = kit.play(playbook="playbooks/undrain.yml", fails=True)
+    assert f"the workers need {image}, which this host does not have any more" in played.said
+    assert "Fix: run ansible-playbook site.yml" in played.said
+    assert lab.succeeds(HOST, "test -e /etc/celery-metal/drained")
+    # By hand, and without a look first.
+    lab.run(HOST, "rm /etc/celery-metal/drained; systemctl start celery-add_queue@1 || true")
+    log = lab.run(HOST, "journalctl -u celery-add_queue@1 -n 20 --no-pager -o cat")
+    assert f"The image {image} is not on this host any more. Fix: ansible-playbook site" in log
+    kit.play()
+    assert "celery-add_queue@1.service" in kit.services(HOST)
+
+
 def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", SEND])
     assert kit.redis(HOST, "llen", "later") == "1"
@@ -43,7 +61,10 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
         "cat > /etc/containers/systemd/other.container",
         stdin="[Container]\nImage=localhost/other:1\n",
     )
+    # The kernel's own is that of the machine that runs the tests, and read-only.
+    lab.run(HOST, f"echo 0 > /run/setting && mount --bind /run/setting {OVERCOMMIT}")
     kit.play(celery_worker_secrets={"TOKEN": "x"})
+    assert lab.run(HOST, f"cat {OVERCOMMIT}") == "1\n"
     assert "celery-app-TOKEN" in lab.run(HOST, "podman secret ls --format '{{.Name}}'")
     # A host may be drained when it is removed.
     lab.run(HOST, "touch /etc/celery-metal/drained")
@@ -59,6 +80,8 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     assert names == ["localhost/other:1"]
     assert lab.run(HOST, "podman network ls -q").split() == ["podman"]
     assert "celery" not in lab.run(HOST, "nft list tables")
+    assert lab.run(HOST, f"cat {OVERCOMMIT}") == "0\n"
+    lab.run(HOST, f"umount {OVERCOMMIT}")
     left = "find /etc /run /var/lib /usr/local -xdev -name '*celery*'"
     assert lab.run(HOST, left).split() == ["/var/lib/celery-metal"]
     assert lab.run(HOST, "ls /var/lib/celery-metal").split() == ["redis"]

@@ -13,7 +13,9 @@ description:
   - What ran is not remembered. Afterwards those are to be started that are declared.
 options:
   drained:
-    description: Whether they shall be out. When not, only the marker is removed.
+    description:
+      - Whether they shall be out. When not, only the marker is removed. That is refused while a
+        declared worker's image is not on the host.
     type: bool
     required: true
   playbook:
@@ -36,12 +38,15 @@ stopped: {description: Services that ran and were stopped, type: list, returned:
 start: {description: Declared services that may run and do not, type: list, returned: always}
 """
 
+import re
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError, conclude, run
+from ansible.module_utils.podman_store import images_gone
 
 QUADLETS = Path("/etc/containers/systemd/celery-metal")
 BEAT = "celery-beat.container"
@@ -66,6 +71,26 @@ def declared(quadlets: Path) -> set[str]:
     """The services that are declared: each has a link to its queue's template; and Beat."""
     links = {path.stem for name in ("celery-*@*.container", BEAT) for path in quadlets.glob(name)}
     return {f"{stem}.service" for stem in links if not stem.endswith("@")}
+
+
+def images(files: Iterable[Path]) -> set[str]:
+    """The images that containers of these files run."""
+    return {one for file in files for one in re.findall(r"^Image=(.+)$", file.read_text(), re.M)}
+
+
+def refuse_without_images(files: Iterable[Path]) -> None:
+    """Nothing, where all images of these files are on the host.
+
+    :raises HostError: when one was removed: no unit pulls it, so none would start.
+    """
+    if gone := images_gone(sorted(images(files))):
+        raise HostError(
+            f"the workers need {', '.join(gone)}, which this host does not have any more\n"
+            "  'podman system prune -a' removes images that no container uses, as on a drained "
+            "host\n"
+            "  Fix: run ansible-playbook site.yml, which brings the image and starts no worker "
+            "here, then playbooks/undrain.yml. The host is still drained."
+        )
 
 
 def states(files: list[Path]) -> dict[str, str]:
@@ -117,6 +142,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             f"nothing was changed: {', '.join(old)} in {QUADLETS} lacks {CONDITION}, for an older "
             "celery-metal wrote it; its workers would start again. Run site.yml on this host first."
         )
+    if was and not drained:
+        refuse_without_images(files)
     if was != drained and not module.check_mode:
         if drained:
             # Before the stop: what is about to start already finds it.

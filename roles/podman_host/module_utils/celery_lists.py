@@ -1,4 +1,7 @@
-"""Lists of Redis that hold tasks of undeclared queues."""
+"""Lists of Redis that hold tasks of undeclared queues.
+
+The role redis puts this file beside redis_memory.py on a host: there is no Ansible to import.
+"""
 
 from __future__ import annotations
 

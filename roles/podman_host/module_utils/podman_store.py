@@ -1,13 +1,14 @@
-"""Secrets in Podman's store, each with labels that say nothing of it."""
+"""Podman's store: secrets, each with labels that say nothing of it, and images."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from ansible.module_utils.celery_metal import HostError, output
+from ansible.module_utils.celery_metal import HostError, output, run
 
 
 class Kept(NamedTuple):
@@ -68,3 +69,22 @@ def keep(name: str, value: str, consequence: str, **labels: str) -> None:
             f"Podman did not keep the secret {name}: {done.stderr.strip()}. {consequence} Look at "
             "'podman secret ls' and the free space of /var/lib/containers there, then run again."
         )
+
+
+def images_gone(references: Iterable[str]) -> list[str]:
+    """Those of these images that are not on this host; each once, in their order.
+
+    :raises HostError: when Podman does not tell.
+    """
+    gone = []
+    for reference in dict.fromkeys(references):
+        done = run("podman", "image", "exists", reference)
+        if done.returncode > 1:
+            raise HostError(
+                f"Podman does not report whether it has {reference}: {done.stderr.strip()}\n"
+                "  Fix: run 'podman images' there and mend what it reports. Nothing was "
+                "changed."
+            )
+        if done.returncode:
+            gone.append(reference)
+    return gone

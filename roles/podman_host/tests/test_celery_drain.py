@@ -4,6 +4,7 @@ import subprocess
 
 import celery_drain
 import pytest
+from ansible.module_utils.celery_metal import HostError
 
 CONDITION = f"[Unit]\n{celery_drain.CONDITION}\n\n[Container]\nImage=a\n"
 
@@ -120,3 +121,32 @@ def test_a_restore_brings_back_only_what_it_took_out(tmp_path, monkeypatch, text
     if text is not None:
         marker.write_text(text)
     assert celery_drain.others(playbook) == stays
+
+
+def test_a_host_stays_drained_while_an_image_is_gone(quadlets, tmp_path, monkeypatch):
+    marker = tmp_path / "drained"
+    marker.write_text("")
+    monkeypatch.setattr(celery_drain, "MARKER", marker)
+    monkeypatch.setattr(celery_drain, "QUADLETS", quadlets)
+    monkeypatch.setattr(celery_drain, "states", lambda files: {})
+
+    class Module:
+        params = {"drained": False, "playbook": celery_drain.DRAIN}  # noqa: RUF012
+        check_mode = False
+
+    asked = []
+
+    def images_gone(references):
+        asked.append(list(references))
+        return ["a"] if len(asked) == 1 else []
+
+    monkeypatch.setattr(celery_drain, "images_gone", images_gone)
+    with pytest.raises(HostError, match=r"(?s)need a, .*Fix: run .*site\.yml.*undrain"):
+        celery_drain.work(Module)
+    assert marker.exists()
+    assert celery_drain.work(Module)["start"] == sorted(celery_drain.declared(quadlets))
+    assert not marker.exists()
+    # Redis's is another unit's business; and where nothing is drained, nobody asks.
+    assert asked == [["a"], ["a"]]
+    celery_drain.work(Module)
+    assert len(asked) == 2

@@ -1,6 +1,7 @@
 """Podman's store as the modules use it; the real one is for the scenarios."""
 
 import json
+import subprocess
 
 import pytest
 from ansible.module_utils import podman_store
@@ -48,3 +49,16 @@ def test_a_secret_is_in_no_command_line_and_a_failure_does_not_tell_it(monkeypat
         podman_store.keep("A", "hush", "So what.", version="mark")
     assert "did not keep the secret A: . So what." in str(failed.value)
     assert "hush" not in str(failed.value)
+
+
+def test_images_that_are_gone_are_those_that_podman_does_not_have(monkeypatch):
+    codes = {"a:1": 0, "a:2": 1, "a:3": 125}
+
+    def run(*argv):
+        assert argv[:-1] == ("podman", "image", "exists")
+        return subprocess.CompletedProcess(argv, codes[argv[-1]], "", "no such store")
+
+    monkeypatch.setattr(podman_store, "run", run)
+    assert podman_store.images_gone(["a:2", "a:1", "a:2"]) == ["a:2"]
+    with pytest.raises(HostError, match="has a:3: no such store\n  Fix: "):
+        podman_store.images_gone(["a:3"])

@@ -9,7 +9,8 @@ import pytest
 
 ROLES = Path(__file__).parents[2]
 SHARED = [
-    ROLES / "podman_host/module_utils" / name for name in ("celery_redis.py", "container_files.py")
+    ROLES / "podman_host/module_utils" / name
+    for name in ("celery_lists.py", "celery_redis.py", "container_files.py")
 ]
 PROGRAMS = [
     *(ROLES / "redis/files" / f"redis_{name}.py" for name in ("elected", "memory", "mend", "stop")),

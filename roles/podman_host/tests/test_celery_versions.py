@@ -1,0 +1,64 @@
+"""celery_versions: which versions an operator may go back to, without a host."""
+
+import json
+
+import celery_versions
+import pytest
+from ansible.module_utils.celery_metal import HostError
+
+IMAGES = ["localhost/app:1", "localhost/app:2", "localhost/app:3"]
+
+
+def refusal(version, gone):
+    with pytest.raises(HostError) as refused:
+        celery_versions.chosen(version, IMAGES, gone)
+    return str(refused.value).splitlines()
+
+
+def test_a_version_is_one_that_worked_and_whose_image_is_there():
+    assert celery_versions.chosen("1", IMAGES, IMAGES[1:]) == IMAGES[0]
+
+
+def test_without_a_version_those_that_are_there_are_listed():
+    assert refusal("", []) == [
+        "rollback_version is not given",
+        "  this host has kept 1, 2, 3 (the newest last)",
+        "  Fix: give one of them with -e rollback_version=TAG, or deploy the sources of another "
+        "with site.yml. Nothing was changed.",
+    ]
+
+
+def test_a_version_whose_image_is_gone_is_refused_and_not_offered():
+    assert refusal("1", IMAGES[:1])[:2] == [
+        "rollback_version is 1, and its image was removed from this host, as "
+        "'podman system prune -a' does",
+        "  this host has kept 2, 3 (the newest last)",
+    ]
+    assert refusal("9", IMAGES[:2])[:3] == [
+        "rollback_version is 9",
+        "  images of 1, 2 were removed from this host",
+        "  this host has kept 3 (the newest last)",
+    ]
+
+
+def test_where_all_are_gone_the_sources_are_the_remedy():
+    assert refusal("1", IMAGES)[1:] == [
+        "  this host has kept the image of no version",
+        "  Fix: deploy the sources of the version that you want with site.yml. Nothing was "
+        "changed.",
+    ]
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", json.dumps({"images": []})])
+def test_where_no_version_has_worked_the_host_is_to_be_left_out(tmp_path, text):
+    file = tmp_path / "workers.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(HostError, match=r"(?s)no version has worked there yet .* 'all:!web1'"):
+        celery_versions.worked(file, "web1")
+
+
+def test_those_that_worked_are_read_from_the_state(tmp_path):
+    file = tmp_path / "workers.json"
+    file.write_text(json.dumps({"images": IMAGES, "version": {}}))
+    assert celery_versions.worked(file, "web1") == IMAGES
