@@ -4,6 +4,7 @@
     versions.py PAIR [PYTEST OPTION...]    with one of app/tests/versions/*.txt, such as 5.4-oldest
     versions.py --of-commit [...]          with the one whose turn it is at this commit
     versions.py --all                      with each; writes the table in docs/images.md
+    versions.py --row PAIR                 with one; writes its row there
 
 Each is installed in .cache/versions/PAIR. The exit status is pytest's, or 1 if any has failed.
 """
@@ -100,6 +101,16 @@ def run_one(pair: str) -> tuple[str, bool]:
     return f"| {' | '.join([*cells, str(passed), str(failed)])} |", not failed
 
 
+def merged(table: str, rows: list[str]) -> list[str]:
+    """Return the rows of a table, with these in the place of those of the same versions.
+
+    >>> merged("| 5.4 | 1 | 4 | 4 | 9 |\\n| 5.7 | 1 | 8 | 4 | 8 |", ["| 5.7 | 1 | 8 | 4 | 9 |"])
+    ['| 5.4 | 1 | 4 | 4 | 9 |', '| 5.7 | 1 | 8 | 4 | 9 |']
+    """
+    found = {tuple(row.split("|")[1:5]): row for row in [*table.splitlines(), *rows]}
+    return [row for versions, row in found.items() if versions[0].strip()[:1].isdigit()]
+
+
 def write(page: pathlib.Path, rows: list[str]) -> None:
     """Write the table between its markers."""
     head = [
@@ -122,19 +133,29 @@ def run_all() -> int:
     return int(not all(passed))
 
 
+def run_row(pair: str) -> int:
+    """Run the tests with a pair, write its row of the table, and return the exit status."""
+    row, passed = run_one(pair)
+    write(PAGE, merged(PAGE.read_text().partition(BEGIN)[2].partition(END)[0], [row]))
+    return int(not passed)
+
+
 def main() -> int:
     """Run what the command line asks for and return the exit status."""
     parser = argparse.ArgumentParser(description="Run app/tests with other versions of Celery.")
     parser.add_argument("pair", nargs="?", choices=pairs(), metavar="PAIR", help=", ".join(pairs()))
     parser.add_argument("--of-commit", action="store_true", help="the one whose turn it is")
     parser.add_argument("--all", action="store_true", help="each, and write the table")
+    parser.add_argument("--row", action="store_true", help="write the row of PAIR into the table")
     options, words = parser.parse_known_args()
     if (options.pair is not None) + options.of_commit + options.all != 1:
         parser.error("name one PAIR, or --of-commit, or --all")
-    if options.all:
+    if options.row and not options.pair:
+        parser.error("--row needs the name of a PAIR")
+    if options.all or options.row:
         if words:
-            parser.error("--all takes no options of pytest: its table is of all tests")
-        return run_all()
+            parser.error("the table is of all tests: leave the options of pytest out")
+        return run_row(options.pair) if options.pair else run_all()
     pair = options.pair or of_commit(head(), pairs())
     print(f"versions.py: {pair}", flush=True)
     return subprocess.run(command(pair, *words), cwd=ROOT, check=False).returncode
