@@ -412,7 +412,7 @@ def worker_of(text: str) -> dict[str, Any]:
     pairs = [
         unquoted(value).split("=", 1) for key, value in unit["Container"] if key == "Environment"
     ]
-    assert [key for key, _ in unit["Service"]].count("ExecStopPost") == 1
+    assert [key for key, _ in unit["Service"]].count("ExecStopPost") == 2
     before = [value for key, value in unit["Service"] if key == "ExecStartPre"]
     rules = ["/usr/sbin/nft -f /etc/celery-metal/egress.nft"]
     assert before == (rules if container["Network"] == "celery-metal" else [])
