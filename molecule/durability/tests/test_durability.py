@@ -144,10 +144,12 @@ def acknowledged_before_a_cut(kit, lab, image, queue):
     return answers.count(".")
 
 
-def rate_of_one(lab, queue):
+def rate_of_one(kit, lab, queue):
     """Tasks per second that one Celery producer gets acknowledged."""
     with sending(lab, queue, SECONDS) as process:
-        return process.communicate(timeout=60)[0].count(".") / SECONDS
+        sent = process.communicate(timeout=60)[0].count(".")
+    kit.redis(BROKER, "del", queue)
+    return sent / SECONDS
 
 
 def rate_of_many(kit, lab):
@@ -172,7 +174,7 @@ def test_what_a_power_cut_takes(kit, lab, measured, durability):
         assert sent > 100
         acknowledged, lost = acknowledged + sent, max(lost, sent - there)
         kit.redis(BROKER, "del", queue)
-    ones = [rate_of_one(lab, f"rate-{number}") for number in range(ROUNDS)]
+    ones = [rate_of_one(kit, lab, f"rate-{number}") for number in range(ROUNDS)]
     many = [rate_of_many(kit, lab) for _ in range(ROUNDS)]
     measured[durability] = {
         "acknowledged": acknowledged,
