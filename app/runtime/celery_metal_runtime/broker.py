@@ -192,8 +192,26 @@ def _keep_health_checks() -> None:
     """
     from kombu.transport import redis as transport  # not before gevent has patched
 
-    if hasattr(transport, "accepts_argument"):
-        transport.accepts_argument = lambda _function, _name: True
+    if getattr(transport, "accepts_argument", _accepts) is _accepts:
+        return
+    transport.accepts_argument = _accepts
+    find = transport.Channel._connparams
+
+    def find_and_adapt(self: Any, *args: Any, **options: Any) -> Any:
+        found = find(self, *args, **options)
+        made = found["connection_class"]
+        # A class of this call, whose `disconnect` does not take redis-py 8's `error`: a check that
+        # failed would end the worker with a TypeError.
+        if made.__module__ == transport.__name__ and "disconnect" in vars(made):
+            disconnect = made.disconnect
+            made.disconnect = lambda self, *args, **_: disconnect(self, *args)
+        return found
+
+    transport.Channel._connparams = find_and_adapt
+
+
+def _accepts(_function: Any, _name: str) -> bool:
+    return True
 
 
 def _password(environ: Mapping[str, str]) -> str:
