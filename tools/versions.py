@@ -104,8 +104,8 @@ def run_one(pair: str) -> tuple[str, bool]:
 def merged(table: str, rows: list[str]) -> list[str]:
     """Return the rows of a table, with these in the place of those of the same versions.
 
-    >>> merged("\\n| Celery |\\n|---|\\n| 5.4 | 1 | 4 | 4 | 9 |\\n| 5.7 | 1 | 8 | 4 | 8 |", ["| 5.7 | 1 | 8 | 4 | 9 |"])
-    ['| 5.4 | 1 | 4 | 4 | 9 |', '| 5.7 | 1 | 8 | 4 | 9 |']
+    >>> merged("\\n| Celery |\\n|---|\\n| 5.4 | 1 | 4 | 4 | 9 |", ["| 5.4 | 1 | 4 | 4 | 8 |"])
+    ['| 5.4 | 1 | 4 | 4 | 8 |']
     """
     found = {tuple(row.split("|")[1:5]): row for row in [*table.splitlines(), *rows]}
     return [row for versions, row in found.items() if "".join(versions[:1]).strip()[:1].isdigit()]

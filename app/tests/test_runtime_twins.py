@@ -43,7 +43,11 @@ def test_a_worker_whose_name_another_one_has_takes_no_task_and_ends(
     assert f"another worker has the node name {one.node} on this Redis" in log
     assert "Fix: " in log
     assert "are back in" not in log
-    assert other.systemd.lines(f"STATUS={one.queue}: another worker has the node name")
+    # What it has sent may still be unread here.
+    wait_until(
+        lambda: other.systemd.lines(f"STATUS={one.queue}: another worker has the node name"),
+        "its status says so",
+    )
     assert not other.systemd.lines("READY")
     go.touch()
     producer.post(one, COUNT, str(mark), 0)
