@@ -44,9 +44,11 @@ def test_images_that_were_pruned_have_a_remedy(kit, lab):
     assert "Fix: run ansible-playbook site.yml" in played.said
     assert lab.succeeds(HOST, "test -e /etc/celery-metal/drained")
     # By hand, and without a look first.
-    lab.run(HOST, "rm /etc/celery-metal/drained; systemctl start celery-add_queue@1 || true")
-    log = lab.run(HOST, "journalctl -u celery-add_queue@1 -n 20 --no-pager -o cat")
-    assert f"The image {image} is not on this host any more. Fix: ansible-playbook site" in log
+    lab.run(HOST, "rm /etc/celery-metal/drained; systemctl start --no-block celery-add_queue@1")
+    reason = f"The image {image} is not on this host any more. Fix: ansible-playbook site"
+    lab.wait_for(
+        lambda: reason in lab.journal(HOST, "celery-add_queue@1", 20), 60, "the journal says why"
+    )
     kit.play()
     assert "celery-add_queue@1.service" in kit.services(HOST)
 
