@@ -1,13 +1,15 @@
 """Workers, results and Beat behind Sentinels: real ones, with real Redis servers."""
 
 import signal
+from threading import Thread
+from time import monotonic
 
 import pytest
 from celery import Celery
-from celery_metal_runtime import configure
+from celery_metal_runtime import configure, confirm
 from celery_metal_runtime.settings import UsageError
 from kombu.exceptions import OperationalError
-from runtime_lab import PASSWORD, Producer, shows_no_password, wait_until
+from runtime_lab import PASSWORD, PATIENCE, Producer, shows_no_password, wait_until
 from sentinel_lab import MASTER, Sentinel, Site
 
 INSIDE = "lab_app.inside"
@@ -84,6 +86,54 @@ def test_a_task_is_sent_when_a_replica_has_it(site):
         app.send_task("a", queue="confirmed")
     last.process.send_signal(signal.SIGCONT)
     assert primary.client.llen("confirmed") == 2
+    app.close()
+
+
+@pytest.mark.versions
+def test_what_an_election_loses_does_not_count_as_sent(site, monkeypatch):
+    """A primary that stood still has one replica left, which confirms, and then leaves it."""
+    monkeypatch.setattr(confirm, "CONFIRM_MILLISECONDS", 500)
+    app, refused = app_with(site.environ(f"{site.url('producer')}&replicas=1")), []
+    primary = site.primary()
+    chosen, other = (one for one in site.servers if one is not primary)
+    app.send_task("a", queue="elected")
+    # Else they make the chosen one a replica again.
+    for one in site.sentinels:
+        one.process.send_signal(signal.SIGSTOP)
+
+    def send():
+        try:
+            app.send_task("a", queue="elected", retry=False)
+        except OperationalError as error:
+            refused.append(str(error))
+
+    # As a Sentinel does it: one is chosen, and then the others follow that one.
+    chosen.client.execute_command("REPLICAOF", "NO", "ONE")
+    sender = Thread(target=send)
+    sender.start()
+    wait_until(lambda: other.client.llen("elected") == 2, "the other one has the task")
+    other.client.execute_command("REPLICAOF", "127.0.0.1", str(chosen.port))
+    sender.join(PATIENCE)
+    assert chosen.client.llen("elected") == 1
+    assert len(refused) == 1
+    assert "0 of 1 replicas have it" in refused[0]
+    app.close()
+
+
+@pytest.mark.versions
+def test_a_replica_that_is_down_is_waited_for_once(site, monkeypatch):
+    monkeypatch.setattr(confirm, "CONFIRM_MILLISECONDS", 500)
+    app = app_with(site.environ(f"{site.url('producer')}&replicas=1"))
+    app.send_task("a", queue="down")
+    last = next(one for one in site.servers if one is not site.primary())
+    last.process.send_signal(signal.SIGSTOP)
+    seconds = []
+    for _ in range(2):
+        begun = monotonic()
+        app.send_task("a", queue="down")
+        seconds.append(monotonic() - begun)
+    last.process.send_signal(signal.SIGCONT)
+    assert seconds[0] >= 2 > seconds[1]
     app.close()
 
 

@@ -41,8 +41,8 @@ CELERY_METAL_BROKER
     ``redis+socket:///path?virtual_host=0``, with a user but without the password. For the primary
     that Sentinels have elected ``sentinel://host:26379,host:26379/0?master_name=NAME``, or
     ``sentinels://`` with TLS to both; the user and its password are for both, or for Redis alone
-    with ``&sentinel_auth=no``. With ``&replicas=1`` a task counts as sent when as many replicas
-    have it. Unset: what the app itself says.
+    with ``&sentinel_auth=no``. With ``&replicas=1`` a task counts as sent when all replicas have
+    it, or as many while others are down. Unset: what the app itself says.
 CELERY_METAL_RESULT_BACKEND
     Where results go, likewise. Unset: an app that keeps results in a Redis keeps them in the
     broker's; any other stays as it is.

@@ -18,10 +18,10 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from celery_metal_runtime.confirm import Confirmations
+
 # What a Redis says that is no primary, or no longer: it has not done what it was told.
 NO_PRIMARY = ("NOREPLICAS", "MASTERDOWN")
-# A replica answers within milliseconds, or is too far behind to be elected.
-CONFIRM_MILLISECONDS = 2000
 
 
 class Sentinel(sentinel.Sentinel):
@@ -31,9 +31,13 @@ class Sentinel(sentinel.Sentinel):
         # redis-py 8 would ask one that is down ten times, before it asks the next.
         once = {**(sentinel_kwargs or {}), "retry": Retry(NoBackoff(), 0)}
         super().__init__(sentinels, sentinel_kwargs=once, **options)
+        #: What these Sentinels are known by in this process.
+        self.site = tuple(sorted(map(_address, self.sentinels)))
 
     #: Those that gave no answer the last time, to any client of this process.
     silent: ClassVar[set[tuple[str, int]]] = set()
+    #: How many replicas there are, also those that are down: by the site and the primary's name.
+    replicas: ClassVar[dict[tuple[Any, str], int]] = {}
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
         """The address of the primary that was elected last; MasterNotFoundError if there is none.
@@ -57,6 +61,9 @@ class Sentinel(sentinel.Sentinel):
         newest = max((state["config-epoch"] for state in states), default=0)
         for state in states:
             if state["config-epoch"] == newest and self.check_master_state(state, service_name):
+                self.replicas[self.site, service_name] = max(
+                    state["num-slaves"] for state in states
+                )
                 return state["ip"], state["port"]
         why = "; ".join(reasons) or "it is down, and none is elected yet"
         raise sentinel.MasterNotFoundError(f"no primary of {service_name!r}: {why}")
@@ -84,6 +91,7 @@ def install() -> None:
             self.disconnect()
             raise RedisConnectionError(f"this Redis is not the primary now: {error}") from error
 
+    confirmations = Confirmations()
     put, can_batch = SentinelChannel._put, getattr(SentinelChannel, "supports_batch_publish", None)
 
     def put_and_confirm(self: Any, queue: str, message: Any, **options: Any) -> None:
@@ -92,13 +100,24 @@ def install() -> None:
             return
         key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
         with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            if self.pool.master_address is None:
+                client.ping()  # by connecting it learns which it is, and how many replicas it has
+            site = self.pool.sentinel_manager.site, self.master_name
+            known = Sentinel.replicas.get(site, 0)
+            confirmation = confirmations.of(site, self.pool.master_address, self.replicas, known)
             pipe.lpush(key, dumps(message))
-            pipe.execute_command("WAIT", self.replicas, CONFIRM_MILLISECONDS)
-            _, confirmed = pipe.execute()
-        if confirmed < self.replicas:
+            for replicas, milliseconds in confirmation.waits(self.replicas, known):
+                pipe.execute_command("WAIT", replicas, milliseconds)
+            pushed, *answers = pipe.execute(raise_on_error=False)
+        confirmed = [0 if isinstance(one, Exception) else one for one in answers]
+        is_sent = confirmation.is_sent(self.replicas, known, confirmed)
+        for answer in (pushed, *answers):
+            if isinstance(answer, Exception):
+                raise answer
+        if not is_sent:
             # No error that kombu would send it again for: it may be there.
             raise OperationalError(
-                f"the task is in {queue} of this primary, and {confirmed} of {self.replicas} "
+                f"the task is in {queue} of this primary, and {confirmed[-1]} of {self.replicas} "
                 "replicas have it: it is lost if another is elected now"
             )
 
