@@ -13,6 +13,17 @@ from reported import shown
 
 # More queues do not fit on a host.
 MOST = 10_000
+MOST_OF_ERROR = 200
+UNCOUNTED = "tasks that could not be counted"
+LEFT = (
+    "  Fix: stop the producers and let the workers finish (playbooks/status.yml shows what is "
+    "left), or declare the queue again.\n"
+    "  To leave the tasks in Redis: -e queues_left=true. Nothing was changed."
+)
+SILENT = (
+    "  Fix: run site.yml with the queue declared, which starts Redis; then without it.\n"
+    "  To leave the tasks uncounted in Redis: -e queues_left=true. Nothing was changed."
+)
 
 if TYPE_CHECKING:
     from celery_metal_types import Backlog, Findings
@@ -42,7 +53,8 @@ def dropped_text(
 ) -> Findings:
     """Return what would stay in the queues that a run removes.
 
-    A queue of several hosts is in the findings of the first one.
+    A queue of several hosts is in the findings of the first one. Without an answer of Redis each
+    queue may have tasks.
 
     :param played: the hosts of the run, each with what ``celery_backlog`` returned as
         ``check_left``.
@@ -55,21 +67,19 @@ def dropped_text(
         there = [one for one, queues in removed.items() if queue in queues]
         waiting = said["waiting"].get(queue, 0)
         held = sum(one["tasks"] for one in said["held"] if one["queue"] == queue)
-        if there[0] == host and waiting + held:
+        if there[0] == host and (said["error"] or waiting + held):
+            has = UNCOUNTED if said["error"] else f"{waiting} waiting and {held} claimed tasks"
             lines.append(
                 f"queue {shown(queue)} of {', '.join(there)}: this run removes its workers, and it "
-                f"has {waiting} waiting and {held} claimed tasks"
+                f"has {has}"
             )
     if not lines:
         return {"problems": "", "notes": ""}
+    if said["error"]:
+        lines.append(f"  Redis does not answer: {shown(said['error'], MOST_OF_ERROR)}")
     if accepted:
         return {"problems": "", "notes": "\n".join([*lines, "  They stay in Redis."])}
-    remedy = (
-        "  Fix: stop the producers and let the workers finish (playbooks/status.yml shows what is "
-        "left), or declare the queue again.\n"
-        "  To leave the tasks in Redis: -e queues_left=true. Nothing was changed."
-    )
-    return {"problems": "\n".join([*lines, remedy]), "notes": ""}
+    return {"problems": "\n".join([*lines, SILENT if said["error"] else LEFT]), "notes": ""}
 
 
 class FilterModule:
