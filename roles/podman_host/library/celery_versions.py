@@ -38,11 +38,12 @@ image: {description: The version's image, type: str, returned: success}
 """
 
 import json
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.celery_metal import HostError
+from ansible.module_utils.celery_metal import HostError, run
 from ansible.module_utils.podman_store import images_gone
 
 
@@ -73,11 +74,29 @@ def tag(image: str) -> str:
     return image.rpartition(":")[2]
 
 
-def chosen(version: str, images: Sequence[str], gone: Collection[str]) -> str:
+def built(images: Sequence[str]) -> dict[str, str]:
+    """When each of these images was built, where Podman reports it: date and time in UTC."""
+    shown = run("podman", "image", "inspect", *images).stdout if images else "[]"
+    dates = [str(one.get("Created", "")) for one in json.loads(shown or "[]")]
+    found = dict(zip(images, dates, strict=False)) if len(dates) == len(images) else {}
+    return {
+        image: f"{date[:10]} {date[11:16]} UTC"
+        for image, date in found.items()
+        if re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", date)
+    }
+
+
+def chosen(
+    version: str,
+    images: Sequence[str],
+    gone: Collection[str],
+    dates: Callable[[Sequence[str]], Mapping[str, str]] = built,
+) -> str:
     """The image of a version.
 
     :param images: of the versions that worked, the newest last.
     :param gone: those that are not on this host any more.
+    :param dates: as ``built``.
     :raises HostError: when it is gone, or none of them.
 
     >>> chosen("1", ["a:1", "a:2"], [])
@@ -94,7 +113,9 @@ def chosen(version: str, images: Sequence[str], gone: Collection[str]) -> str:
     elif removed:
         lines.append(f"  images of {', '.join(map(tag, removed))} were removed from this host")
     if kept:
-        lines.append(f"  this host has kept {', '.join(map(tag, kept))} (the newest last)")
+        when = dates(kept)
+        shown = [tag(one) + (f" (built {when[one]})" if one in when else "") for one in kept]
+        lines.append(f"  this host has kept, the newest last: {', '.join(shown)}")
         remedy = "give one of them with -e rollback_version=TAG, or deploy the sources of another"
     else:
         lines.append("  this host has kept the image of no version")

@@ -1,17 +1,19 @@
 """celery_versions: which versions an operator may go back to, without a host."""
 
 import json
+from types import SimpleNamespace
 
 import celery_versions
 import pytest
 from ansible.module_utils.celery_metal import HostError
 
+DATES = {"localhost/app:2": "2026-11-28 23:10 UTC"}
 IMAGES = ["localhost/app:1", "localhost/app:2", "localhost/app:3"]
 
 
 def refusal(version, gone):
     with pytest.raises(HostError) as refused:
-        celery_versions.chosen(version, IMAGES, gone)
+        celery_versions.chosen(version, IMAGES, gone, lambda images: DATES)
     return str(refused.value).splitlines()
 
 
@@ -22,7 +24,7 @@ def test_a_version_is_one_that_worked_and_whose_image_is_there():
 def test_without_a_version_those_that_are_there_are_listed():
     assert refusal("", []) == [
         "rollback_version is not given",
-        "  this host has kept 1, 2, 3 (the newest last)",
+        "  this host has kept, the newest last: 1, 2 (built 2026-11-28 23:10 UTC), 3",
         "  Fix: give one of them with -e rollback_version=TAG, or deploy the sources of another "
         "with site.yml. Nothing was changed.",
     ]
@@ -32,12 +34,12 @@ def test_a_version_whose_image_is_gone_is_refused_and_not_offered():
     assert refusal("1", IMAGES[:1])[:2] == [
         "rollback_version is 1, and its image was removed from this host, as "
         "'podman system prune -a' does",
-        "  this host has kept 2, 3 (the newest last)",
+        "  this host has kept, the newest last: 2 (built 2026-11-28 23:10 UTC), 3",
     ]
     assert refusal("9", IMAGES[:2])[:3] == [
         "rollback_version is 9",
         "  images of 1, 2 were removed from this host",
-        "  this host has kept 3 (the newest last)",
+        "  this host has kept, the newest last: 3",
     ]
 
 
@@ -62,3 +64,10 @@ def test_those_that_worked_are_read_from_the_state(tmp_path):
     file = tmp_path / "workers.json"
     file.write_text(json.dumps({"images": IMAGES, "version": {}}))
     assert celery_versions.worked(file, "web1") == IMAGES
+
+
+def test_the_date_is_what_podman_reports(monkeypatch):
+    said = json.dumps([{"Created": "2026-11-28T23:10:05.123456789Z"}, {"Created": "x\n"}])
+    monkeypatch.setattr(celery_versions, "run", lambda *_: SimpleNamespace(stdout=said))
+    assert celery_versions.built(IMAGES[:2]) == {IMAGES[0]: "2026-11-28 23:10 UTC"}
+    assert celery_versions.built(IMAGES) == celery_versions.built([]) == {}
