@@ -107,3 +107,16 @@ def test_a_beat_without_the_lock_is_lost_until_it_has_it() -> None:
 def test_a_beat_is_not_lost(beats: dict[str, str | None], names: list[str]) -> None:
     hosts = {name: host(beat) for name, beat in beats.items()}
     assert not up.beat_is_lost(hosts, names, list(beats))
+
+
+def test_what_is_no_longer_declared_stays_until_all_workers_work() -> None:
+    silent = {"error": "", "silent": {"a=2F=b-2@web1": {"seconds": 43, "missing": []}}}
+    hosts = {
+        "web1": host(),
+        "web2": {"__celery_worker_written": {"kept": ["/q/celery-x@.container"]}},
+    }
+    assert not up.workers_work(hosts, list(hosts), silent, "db")
+    assert up.workers_work(hosts, list(hosts), FINE, "db")
+    assert not up.workers_work(hosts, list(hosts), {"msg": "no answer"}, "db")
+    assert "web2: what is no longer declared was not removed" in text(silent, **hosts)
+    assert text(**hosts) == ""

@@ -101,13 +101,32 @@ def problems(
     :param lives: what ``celery_lives`` returned.
     :param redis: the hosts of Redis, or the URL of one of the user's own.
     """
-    return "\n".join(_problems(hosts, names, celery, lives, redis))
+    found = [*_of_workers(hosts, names, lives, redis)]
+    retired = [host for host in names if (hosts[host].get(WRITTEN) or {}).get("kept")]
+    if found and retired:
+        found.append(
+            f"{', '.join(retired)}: what is no longer declared was not removed, for not all that "
+            "is declared works\n  Fix: correct the above, then run site.yml again."
+        )
+    return "\n".join([*found, *_of_beat(hosts, names, celery)])
 
 
-def _problems(
+def workers_work(
     hosts: Mapping[str, Mapping[str, Any]],
     names: Sequence[str],
-    celery: Sequence[str],
+    lives: Mapping[str, Any],
+    redis: str,
+) -> bool:
+    """Whether all workers that are declared work, so that others may be removed.
+
+    :param lives: as for ``problems``, as ``redis``.
+    """
+    return not any(_of_workers(hosts, names, lives, redis))
+
+
+def _of_workers(
+    hosts: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str],
     lives: Mapping[str, Any],
     redis: str,
 ) -> Iterator[str]:
@@ -139,6 +158,11 @@ def _problems(
         away = {}
     for node, one in away.items():
         yield _of_worker(one, silent[node])
+
+
+def _of_beat(
+    hosts: Mapping[str, Mapping[str, Any]], names: Sequence[str], celery: Sequence[str]
+) -> Iterator[str]:
     if beat_is_lost(hosts, names, celery):
         beats = [host for host in names if _runs_beat(hosts[host])]
         again = {host: _again(hosts[host]) for host in beats}
@@ -195,4 +219,5 @@ class FilterModule:
             "up_beat_is_lost": beat_is_lost,
             "up_expected": expected,
             "up_problems": problems,
+            "up_workers_work": workers_work,
         }

@@ -20,10 +20,13 @@ options:
       - The same for what opens a Redis of the user's own; their whole names, and no others of these
         are wanted. Without it they are left alone.
     type: dict
-  prune:
-    description: Remove those that are not wanted any more, instead of writing any.
-    type: bool
-    default: false
+  remove:
+    description:
+      - Remove these of the app's secrets and of those of a Redis of the user's own, where they are
+        there, such as an earlier call has returned as I(gone). None is written then.
+    type: list
+    elements: str
+    default: []
 author: celery-metal
 """
 
@@ -64,7 +67,9 @@ def versions(wanted: dict[str, str], found: dict[str, Kept]) -> tuple[dict[str, 
 
 
 def bring(module: AnsibleModule) -> dict[str, Any]:
-    """Write what differs; or, if told so, remove what is not wanted."""
+    """Write what differs, or remove what an earlier call has returned as gone."""
+    if module.params["remove"]:
+        return removed(module)
     broker = module.params["broker"]
     wanted = {f"{PREFIX}{name}": text for name, text in module.params["secrets"].items()}
     wanted |= broker or {}
@@ -72,18 +77,11 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     found = {name: one for name, one in ours.items() if name.startswith(PREFIX) or name in BROKER}
     marks, written = versions(wanted, found)
     gone = sorted(set(found) - set(wanted))
-    # Under --check the call before has not written them, and has said them.
-    write_now = [] if module.params["prune"] else written
-    remove = gone if module.params["prune"] else []
     if not module.check_mode:
-        for name in write_now:
+        for name in written:
             keep(name, wanted[name], CONSEQUENCE, version=marks[name])
-        if remove:
-            output("podman", "secret", "rm", *remove)
-    lines = [f"keep secret {name}\n" for name in write_now]
-    lines += [f"remove secret {name}\n" for name in remove]
     return {
-        "changed": bool(lines),
+        "changed": bool(written),
         "versions": {
             name.removeprefix(PREFIX): mark
             for name, mark in marks.items()
@@ -92,7 +90,23 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
         "broker": {name: mark for name, mark in marks.items() if name in BROKER},
         "written": written,
         "gone": gone,
-        "diff": {"prepared": "".join(lines)},
+        "diff": {"prepared": "".join(f"keep secret {name}\n" for name in written)},
+    }
+
+
+def removed(module: AnsibleModule) -> dict[str, Any]:
+    """Remove those of these secrets that are workers' and are there."""
+    ours = [name for name in kept((PREFIX, *BROKER)) if name.startswith(PREFIX) or name in BROKER]
+    remove = sorted(set(ours) & set(module.params["remove"]))
+    if remove and not module.check_mode:
+        output("podman", "secret", "rm", *remove)
+    return {
+        "changed": bool(remove),
+        "versions": {},
+        "broker": {},
+        "written": [],
+        "gone": [],
+        "diff": {"prepared": "".join(f"remove secret {name}\n" for name in remove)},
     }
 
 
@@ -101,7 +115,7 @@ def main() -> None:
         argument_spec={
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "broker": {"type": "dict", "no_log": True},
-            "prune": {"type": "bool", "default": False},
+            "remove": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

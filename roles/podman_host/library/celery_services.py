@@ -47,8 +47,11 @@ options:
     type: list
     elements: str
     default: []
-  gone:
-    description: Unit files that were removed; without them a version is another one, too.
+  retired:
+    description:
+      - Units that run and are no longer declared. They run on until the caller removes them. Those
+        that publish ports or have devices, and those that do not fit into I(free_mb), stop before
+        other units start; they run again when this version does not work.
     type: list
     elements: str
     default: []
@@ -109,9 +112,7 @@ removed_images: {description: Images that were removed, type: list, returned: su
 diff: {description: What was done to which unit and image, type: dict, returned: success}
 """
 
-import glob
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -119,12 +120,19 @@ import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from itertools import chain
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ansible.module_utils import celery_up
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_kept import (
+    read_state,
+    restore,
+    snapshot,
+    units_of,
+    write_state,
+)
 from ansible.module_utils.celery_metal import HostError, conclude, run, template_of
+from ansible.module_utils.celery_turns import Turn, exclusive, turns, yielding
 
 KEPT_VERSIONS = 5
 # Of an app's image: the reference of the one that it was built on.
@@ -133,50 +141,16 @@ LOOK_SECONDS = 2
 # A worker's start waits for Redis without end; whoever runs a playbook does not.
 REDIS_SECONDS = 60
 SETTLE_SECONDS = 60
+# A line of the journal begins with time, host and process.
+LOGGED = re.compile(r"\S+ \S+ ([^:\[]+)(?:\[[0-9]+\])?: (.*)")
+MANAGERS = ("conmon", "podman", "systemd")
+EXCEPTION = re.compile(r"([A-Za-z_][\w.]*\.)?[A-Z]\w*(Error|Exception|Exit|Interrupt)\b")
+# More MB than any host has.
+ALL = 1 << 40
 
 
 class ServicesError(Exception):
     """Units did not come up; the text names them and holds their journal."""
-
-
-class Turn(NamedTuple):
-    """Units that are restarted together, and what runs beside them meanwhile."""
-
-    units: list[str]
-    beside: list[str]
-
-
-def beside(unit: str) -> str:
-    """The instance that runs beside another: ``a@1.service`` gives ``a@surge1.service``."""
-    return re.sub(r"@(.+)\.service$", r"@surge\1.service", unit)
-
-
-def turns(units: list[str], surge: dict[str, int], free_mb: int) -> list[Turn]:
-    """Divide units into turns whose instances beside them fit into the free memory.
-
-    :param units: to restart, in this order.
-    :param surge: template to memory in MB; others are restarted without one beside them.
-    :param free_mb: memory in MB.
-    :returns: turns with each unit once; those that nothing can run beside come last, one by one.
-    """
-    sizes = {unit: surge.get(template_of(unit)) for unit in units}
-    found: list[Turn] = []
-    room = 0
-    for unit in units:
-        size = sizes[unit]
-        if size is None or size > free_mb:
-            continue
-        if not found or size > room:
-            found.append(Turn([], []))
-            room = free_mb
-        found[-1].units.append(unit)
-        found[-1].beside.append(beside(unit))
-        room -= size
-    plain = [unit for unit in units if sizes[unit] is None]
-    if plain:
-        found.append(Turn(plain, []))
-    alone = [unit for unit in units if (sizes[unit] or 0) > free_mb]
-    return [*found, *(Turn([unit], []) for unit in alone)]
 
 
 def kept(versions: list[str], image: str) -> list[str]:
@@ -213,12 +187,37 @@ def waiting_for_redis(units: Iterable[str], seconds: int = REDIS_SECONDS) -> dic
     return waiting if longest >= seconds else {}
 
 
+def cause(log: str) -> str:
+    """Return the last exception in a journal, or the last line of the program itself.
+
+    >>> cause("12:00 web1 a[7]: KeyError: 'x'\\n12:00 web1 systemd[1]: a.service: Failed")
+    "KeyError: 'x'"
+    """
+    logged = [one for line in log.splitlines() if (one := LOGGED.fullmatch(line))]
+    lines = [one[2] for one in reversed(logged) if one[1] not in MANAGERS and one[2].strip()]
+    return next(chain(filter(EXCEPTION.match, lines), lines), "it has no journal")
+
+
+def described(logs: dict[str, str], states: dict[str, dict[str, str]]) -> tuple[str, str]:
+    """Return why units failed, in one line, and the journal of one unit for each cause.
+
+    :param logs: unit to its last journal lines.
+    :param states: of ``shown``.
+    """
+    causes: dict[str, list[str]] = {}
+    for unit, log in logs.items():
+        causes.setdefault(cause(log), []).append(unit)
+    text = ""
+    for units in causes.values():
+        one = states.get(units[0], {})
+        words = ", ".join(f"{key}={one.get(key)}" for key in ("Result", "ExecMainStatus"))
+        text += f"== {', '.join(units)}: {words}\n{logs[units[0]]}\n"
+    return "; ".join(causes), text
+
+
 def journal(unit: str, lines: int) -> str:
-    """State and last journal lines of a unit, for an error message."""
-    one = shown([unit]).get(unit, {})
-    words = ", ".join(f"{key}={one.get(key)}" for key in ("Result", "ExecMainStatus", "StatusText"))
-    log = run("journalctl", "--no-pager", "-o", "short-iso", "-n", str(lines), "-u", unit).stdout
-    return f"== {unit}: {words}\n{log}"
+    """Return the last journal lines of a unit."""
+    return run("journalctl", "--no-pager", "-o", "short-iso", "-n", str(lines), "-u", unit).stdout
 
 
 def settings_told(log: str) -> list[str]:
@@ -268,9 +267,10 @@ def bring(verb: str, units: list[str], lines: int) -> None:
                     ) from None
     failed = inactive(units)
     if process.returncode or failed:
-        logs = "\n".join(journal(unit, lines) for unit in failed)
+        logs = {unit: journal(unit, lines) for unit in failed}
+        why, text = described(logs, shown(failed)) if failed else (said, "")
         names = ", ".join(failed or units)
-        raise ServicesError(f"systemctl {verb} failed for {names}: {said}\n{logs}")
+        raise ServicesError(f"systemctl {verb} failed for {names}: {why}\n{text}")
 
 
 def take(turn: Turn, touched: list[str], lines: int) -> None:
@@ -313,36 +313,6 @@ def settle(units: Iterable[str], seconds: float = SETTLE_SECONDS) -> list[str]:
 
 # ------------------------------------------------------------------------------------------
 # Versions
-
-
-def snapshot(patterns: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Content of all files, and target of all links, that match the patterns."""
-    paths = sorted({path for pattern in patterns for path in glob.glob(pattern)})
-    links = {path: os.readlink(path) for path in paths if os.path.islink(path)}
-    return {"links": links, "files": {p: Path(p).read_text() for p in paths if p not in links}}
-
-
-def restore(wanted: dict[str, dict[str, str]], patterns: Iterable[str]) -> None:
-    """Make what matches the patterns what it was at a snapshot."""
-    now = snapshot(patterns)
-    for kind, found in now.items():
-        for path in found:
-            if wanted[kind].get(path) != found[path]:
-                os.unlink(path)
-    for path, target in wanted["links"].items():
-        if now["links"].get(path) != target:
-            os.symlink(target, path)
-    for path, content in wanted["files"].items():
-        if now["files"].get(path) != content:
-            Path(path).write_text(content)
-            os.chmod(path, 0o644)
-
-
-def units_of(version: dict[str, dict[str, str]]) -> set[str]:
-    """The units that a version's files make, templates too."""
-    names = {Path(path).name for kind in version.values() for path in kind}
-    units = {re.sub(r"\.container$", ".service", name) for name in names}
-    return {unit for unit in units if unit.endswith((".service", ".target"))}
 
 
 def way_back(
@@ -397,24 +367,6 @@ def go_back(
     return settle(declared | set(back))
 
 
-def read_state(path: str) -> dict[str, Any]:
-    """What was kept of the versions that worked; nothing before the first."""
-    try:
-        state: dict[str, Any] = json.loads(Path(path).read_text())
-    except (FileNotFoundError, ValueError):  # or damaged: as good as nothing
-        return {"version": None, "images": []}
-    return state
-
-
-def write_state(path: str, state: dict[str, Any]) -> None:
-    """Keep it; a reader never sees a half of it."""
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    temporary = Path(f"{path}.new")
-    temporary.write_text(json.dumps(state, indent=1))
-    temporary.chmod(0o600)
-    os.replace(temporary, path)
-
-
 def held_images(units: Collection[str]) -> set[str]:
     """IDs of the images of all containers but those of these units."""
     listed = json.loads(run("podman", "ps", "--all", "--format", "json").stdout or "[]")
@@ -461,6 +413,26 @@ def removed(image: str) -> bool:
     return not run("podman", "rmi", image).returncode
 
 
+def memory_mb(units: Iterable[str]) -> dict[str, int]:
+    """The memory in MB that each service may use; one without a limit may use all."""
+    names = sorted(unit for unit in units if unit.endswith(".service"))
+    if not names:
+        return {}
+    text = run("systemctl", "show", "-p", "Id,MemoryMax", "--", *names).stdout
+    blocks = [dict(line.split("=", 1) for line in one.splitlines()) for one in text.split("\n\n")]
+    limits = {one["Id"]: one["MemoryMax"] for one in blocks if "Id" in one}
+    return {name: int(limits[name]) >> 20 if limits[name].isdigit() else ALL for name in limits}
+
+
+def make_room(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with the units that stop first, ``yielding``, and the memory beside others."""
+    needed = params["restart"] + params["start"]
+    sizes = memory_mb(params["retired"]) if needed else {}
+    claiming = exclusive(snapshot(params["owned"])["files"], sizes)
+    first, free_mb = yielding(sizes, claiming, params["free_mb"])
+    return {**params, "yielding": first, "free_mb": free_mb}
+
+
 def roll(params: dict[str, Any]) -> list[Turn]:
     """Start and restart everything; the turns that were taken.
 
@@ -471,7 +443,7 @@ def roll(params: dict[str, Any]) -> list[Turn]:
     # An earlier run may have been cut off after it wrote and before systemd read.
     reload()
     try:
-        stop(params["leftover"])
+        stop(params["leftover"] + params["yielding"])
         for turn in coming:
             # Before the targets, whose start waits for theirs.
             take(turn, touched, lines)
@@ -534,7 +506,7 @@ def lines_of(
 
     :param down: those of the units to reload that did not run.
     """
-    lines = [f"stop {unit}" for unit in params["leftover"]]
+    lines = [f"stop {unit}" for unit in params["leftover"] + params["yielding"]]
     lines += [f"start {unit}" for unit in params["start"]]
     for turn in planned:
         lines += [
@@ -549,9 +521,8 @@ def lines_of(
 
 
 def is_due(params: dict[str, Any]) -> bool:
-    """Whether there is a unit to touch, or a version to keep."""
-    units = params["restart"] + params["start"] + params["reload"] + params["leftover"]
-    return bool(units or (params["gone"] and params["owned"]))
+    """Whether there is a unit to touch."""
+    return bool(params["restart"] + params["start"] + params["reload"] + params["leftover"])
 
 
 def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
@@ -564,13 +535,14 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
             reconnected(params["waiting"], REDIS_SECONDS)
         return {"changed": False, "turns": [], "removed_images": []}
     since = time.time()
+    params = make_room(params)
     down = inactive(params["reload"])
     try:
         planned = list(chain(*order(params))) if check_mode else roll(params)
     except ServicesError as problem:
-        remedy = "Mend what is named above, then run the same playbook again."
-        words = (str(problem), params["note"], remedy)
-        raise HostError(" ".join(word for word in words if word)) from None
+        remedy = "  Fix: correct the cause above, then run the same playbook again."
+        lines = (str(problem), params["note"], remedy)
+        raise HostError("\n".join(line for line in lines if line)) from None
     gone: list[str] = []
     if params["owned"]:
         before = read_state(params["state_file"])["images"]
@@ -600,7 +572,7 @@ def main() -> None:
             "reload": lists,
             "waiting": lists,
             "leftover": lists,
-            "gone": lists,
+            "retired": lists,
             "surge": {"type": "dict", "default": {}},
             "free_mb": {"type": "int", "default": 0},
             "owned": lists,

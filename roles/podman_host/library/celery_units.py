@@ -49,6 +49,14 @@ options:
     description: Stop and remove what is gone.
     type: bool
     default: false
+  keep:
+    description: Glob patterns of what is gone and stays for now, also with I(prune).
+    type: list
+    elements: str
+    default: []
+  state_file:
+    description: Where C(celery_services) keeps a version; it no longer brings back what is removed.
+    type: path
 author: celery-metal
 """
 
@@ -65,6 +73,7 @@ RETURN = r"""
 new: {description: Paths that were not there, type: list, returned: always}
 written: {description: Paths that were there and differed, type: list, returned: always}
 gone: {description: Owned paths that are not in the set, type: list, returned: always}
+kept: {description: Those of I(gone) that stay, type: list, returned: always}
 start: {description: Units of the set that do not run, type: list, returned: always}
 restart: {description: Services that run another generation, type: list, returned: always}
 stop: {description: Units that run and are not in the set, type: list, returned: always}
@@ -97,6 +106,7 @@ from typing import Any
 
 from ansible.module_utils import celery_up
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_kept import brings_back, forget
 from ansible.module_utils.celery_metal import HostError, conclude, output, run, template_of
 
 QUADLET = celery_up.QUADLET
@@ -437,6 +447,12 @@ def stop(units: list[str]) -> None:
         )
 
 
+def is_kept(path: str, params: dict[str, Any]) -> bool:
+    """Whether a file stays that is gone from the set."""
+    kept = any(fnmatch.fnmatchcase(path, pattern) for pattern in params["keep"])
+    return kept or not params["prune"]
+
+
 def bring(module: AnsibleModule) -> dict[str, Any]:
     """Compare, check, write and prune; what changed, and what is to be done to which unit."""
     links = module.params["links"]
@@ -451,7 +467,8 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     gone = sorted(owned - set(wanted))
     new = sorted(path for path, was in before.items() if was is None)
     written = sorted(p for p, was in before.items() if was is not None and was != wanted[p])
-    remove = gone if module.params["prune"] else []
+    kept = [path for path in gone if is_kept(path, module.params)]
+    remove = [path for path in gone if path not in kept]
 
     units = runnable(wanted) | set(module.params["running"])
     looked = celery_up.look(units)
@@ -461,18 +478,22 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     if (new or written) and not (module.check_mode and missing_programs(files)):
         check(files, links)
 
+    taken = {path: present(path) for path in remove}
     diff = [
         {"before_header": p, "after_header": p, "before": before[p] or "", "after": wanted[p]}
         for p in [*new, *written]
     ]
     diff += [
-        {"before_header": p, "after_header": "/dev/null", "before": present(p) or "", "after": ""}
-        for p in remove
+        {"before_header": p, "after_header": "/dev/null", "before": was or "", "after": ""}
+        for p, was in taken.items()
     ]
 
+    state_file = module.params["state_file"]
+    if state_file and brings_back(state_file, remove):
+        diff.append({"prepared": f"write {state_file}\n"})
     closed = closed_units(files)
     kept_out = {unit for unit in units if template_of(unit) in closed}
-    patterns = gone_patterns(gone)
+    patterns, removed = gone_patterns(gone), gone_patterns(remove)
     generations = {
         unit_of(path): generation(content)
         for path, content in files.items()
@@ -480,24 +501,28 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
     }
     # Only containers have a generation.
     running = running_generations() if generations else {}
-    needed = actions(units - kept_out, generations, patterns, unit_states(), running)
-    if remove and needed["stop"]:
-        diff.append({"prepared": "".join(f"stop {unit}\n" for unit in needed["stop"])})
+    states = unit_states()
+    needed = actions(units - kept_out, generations, patterns, states, running)
+    stopped = actions(units - kept_out, generations, removed, states, running)["stop"]
+    if stopped:
+        diff.append({"prepared": "".join(f"stop {unit}\n" for unit in stopped)})
     if not module.check_mode and (new or written or remove):
         put(files, links, [*new, *written])
-        if remove and needed["stop"]:
+        if stopped:
             # Before the files go: after a reload systemd would no longer know how to stop them.
-            stop(needed["stop"])
+            stop(stopped)
         for path in remove:
             os.unlink(path)
         try:
-            reload(units, patterns if remove else [])
+            reload(units, removed)
         except HostError as problem:
-            put_back({path: before[path] for path in [*new, *written]})
+            put_back({path: before[path] for path in [*new, *written]} | taken)
             raise HostError(
                 f"{problem}; then run again. The files that were written are taken back, and what "
                 "runs goes on."
             ) from None
+        if state_file:
+            forget(state_file, remove)
         # What was removed runs no more.
         needed = actions(units - kept_out, generations, patterns, unit_states(), running)
     stays = {
@@ -512,6 +537,7 @@ def bring(module: AnsibleModule) -> dict[str, Any]:
         "new": new,
         "written": written,
         "gone": gone,
+        "kept": kept,
         "diff": diff,
         "kept_out": sorted(kept_out),
         **needed,
@@ -527,6 +553,8 @@ def main() -> None:
             "running": {"type": "list", "elements": "str", "default": []},
             "needed": {"type": "dict", "default": {}},
             "prune": {"type": "bool", "default": False},
+            "keep": {"type": "list", "elements": "str", "default": []},
+            "state_file": {"type": "path"},
         },
         supports_check_mode=True,
     )

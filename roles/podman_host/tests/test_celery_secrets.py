@@ -22,21 +22,21 @@ def test_only_another_secret_gets_another_mark():
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
-@pytest.mark.parametrize("prune", [True, False])
-def test_the_same_is_said_with_and_without_check(monkeypatch, check_mode, prune):
+@pytest.mark.parametrize("remove", [["celery-app-old", "celery-app-gone", "celery-redis"], []])
+def test_the_same_is_said_with_and_without_check(monkeypatch, check_mode, remove):
     did = []
     store = {f"celery-app-{name}": one for name, one in FOUND.items()}
-    monkeypatch.setattr(celery_secrets, "kept", {"celery-app-": store}.get)
+    monkeypatch.setattr(celery_secrets, "kept", lambda _: {**store, "celery-redis": FOUND["A"]})
     monkeypatch.setattr(celery_secrets, "keep", lambda name, *_, **__: did.append(name))
     monkeypatch.setattr(celery_secrets, "output", lambda *words: did.append(words[-1]))
     module = SimpleNamespace(
-        params={"secrets": {"A": "one", "B": "TWO"}, "broker": None, "prune": prune},
+        params={"secrets": {"A": "one", "B": "TWO"}, "broker": None, "remove": remove},
         check_mode=check_mode,
     )
     found = celery_secrets.bring(module)
     line, work = (
         ("remove secret celery-app-old", "celery-app-old")
-        if prune
+        if remove
         else ("keep secret celery-app-B", "celery-app-B")
     )
     assert found["diff"]["prepared"].splitlines() == [line]
@@ -49,7 +49,7 @@ def test_of_a_broker_only_what_workers_have_is_touched(monkeypatch):
     did = []
     monkeypatch.setattr(celery_secrets, "kept", lambda _: store)
     monkeypatch.setattr(celery_secrets, "keep", lambda name, *_, **__: did.append(name))
-    params = {"secrets": {"A": "one"}, "broker": {"celery-redis-worker": "x"}, "prune": False}
+    params = {"secrets": {"A": "one"}, "broker": {"celery-redis-worker": "x"}, "remove": []}
     found = celery_secrets.bring(SimpleNamespace(params=params, check_mode=False))
     assert did == ["celery-app-A"]
     assert found["broker"] == {"celery-redis-worker": "mark-celery-redis-worker"}

@@ -1,10 +1,13 @@
 """In which turns workers are replaced, and what of versions is kept."""
 
+from pathlib import Path
+
 import celery_services
 import pytest
-from ansible.module_utils import celery_up
-from ansible.module_utils.celery_metal import HostError
-from celery_services import Turn, beside, kept, turns, way_back
+from ansible.module_utils import celery_kept, celery_up
+from ansible.module_utils.celery_metal import HostError, template_of
+from ansible.module_utils.celery_turns import Turn, beside, exclusive, turns, yielding
+from celery_services import kept, way_back
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,8 +88,48 @@ def test_what_no_kept_version_needs_is_removed(images, held, expected):
     assert found == expected
 
 
+def test_units_that_are_no_longer_declared_stop_first_only_for_memory_ports_and_devices():
+    sizes = {A: 300, B: 200, C: 100}
+    assert yielding(sizes, [], 600) == ([], 0)
+    assert yielding(sizes, [], 599) == ([A], 299)
+    assert yielding(sizes, [], 0) == ([A, B, C], 0)
+    assert yielding(sizes, [C], 500) == ([C], 0)
+    assert yielding({A: celery_services.ALL, B: 1}, [], 5) == ([A], 4)
+    files = {
+        "/q/celery-a@.container": "[Container]\nPublishPort=80:80\n",
+        "/q/celery-b@.container": "[Container]\n# PublishPort=80:80\nEnvironment=IP=1\n",
+        "/q/celery-beat.container": "[Container]\nAddDevice=/dev/null\n",
+    }
+    units = [A, B, C, "celery-beat.service"]
+    assert exclusive(files, units) == {A, B, "celery-beat.service"}
+
+
+def test_one_cause_in_many_units_is_told_once_with_one_journal():
+    prefix = "2026-11-28T12:00:00+0000 web1"
+    trace = f"{prefix} celery-a-1[7]: Traceback (most recent call last):\n"
+    trace += f"{prefix} celery-a-1[7]: shop.errors.SettingsError: no DSN\n"
+    logs = {unit: trace + f"{prefix} systemd[1]: {unit}: Failed.\n" for unit in (A, B)}
+    logs[C] = f"{prefix} celery-b-1[9]: celery-metal: CELERY_APP is wrong\n"
+    logs[C] += f"{prefix} celery-b-1[9]: \n{prefix} systemd[1]: {C}: main process exited\n"
+    states = {unit: {"Result": "exit-code", "ExecMainStatus": "1"} for unit in logs}
+    why, text = celery_services.described(logs, states)
+    assert why == "shop.errors.SettingsError: no DSN; celery-metal: CELERY_APP is wrong"
+    assert text.count("Traceback") == 1
+    assert f"== {A}, {B}: Result=exit-code, ExecMainStatus=1\n" in text
+    assert celery_services.described({A: ""}, {}) == (
+        "it has no journal",
+        f"== {A}: Result=None, ExecMainStatus=None\n\n",
+    )
+
+
 def test_each_unit_and_image_is_said():
-    params = {"leftover": [beside(A)], "start": [C], "owned": ["/q/*"], "state_file": "/s.json"}
+    params = {
+        "leftover": [beside(A)],
+        "yielding": [],
+        "start": [C],
+        "owned": ["/q/*"],
+        "state_file": "/s.json",
+    }
     params["reload"] = ["rules.service", "other.service"]
     down = ["other.service"]
     said = celery_services.lines_of(params, turns([A, B], SIZES, 400), ["here/app:1"], down)
@@ -100,9 +143,9 @@ def test_each_unit_and_image_is_said():
         "write /s.json",
         "remove image here/app:1",
     ]
-    params |= {"leftover": [], "reload": [], "owned": []}
+    params |= {"leftover": [], "reload": [], "owned": [], "yielding": [B]}
     alone = celery_services.lines_of(params, turns([A], {}, 0), [], [])
-    assert alone.splitlines() == [f"start {C}", f"restart {A}"]
+    assert alone.splitlines() == [f"stop {B}", f"start {C}", f"restart {A}"]
 
 
 def test_a_version_is_brought_back_as_it_was(tmp_path):
@@ -110,21 +153,29 @@ def test_a_version_is_brought_back_as_it_was(tmp_path):
     (tmp_path / "celery-a").write_text("one")
     (tmp_path / "celery-b").symlink_to("celery-a")
     (tmp_path / "other").write_text("mine")
-    before = celery_services.snapshot(patterns)
+    before = celery_kept.snapshot(patterns)
     (tmp_path / "celery-a").write_text("two")
     (tmp_path / "celery-b").unlink()
     (tmp_path / "celery-b").write_text("now a file")
     (tmp_path / "celery-c").symlink_to("celery-a")
-    celery_services.restore(before, patterns)
-    assert celery_services.snapshot(patterns) == before
+    celery_kept.restore(before, patterns)
+    assert celery_kept.snapshot(patterns) == before
     assert (tmp_path / "other").read_text() == "mine"
 
 
 def test_the_state_is_read_as_it_was_written(tmp_path):
     path = str(tmp_path / "folder" / "state.json")
-    assert celery_services.read_state(path) == {"version": None, "images": []}
-    celery_services.write_state(path, {"version": {"files": {}, "links": {}}, "images": ["app:1"]})
-    assert celery_services.read_state(path)["images"] == ["app:1"]
+    assert celery_kept.read_state(path) == {"version": None, "images": []}
+    celery_kept.forget(path, ["/q/a"])
+    assert not Path(path).exists()
+    version = {"files": {"/q/a": "x", "/q/b": "y"}, "links": {"/q/a@1": "a"}}
+    celery_kept.write_state(path, {"version": version, "images": ["app:1"]})
+    assert celery_kept.read_state(path)["images"] == ["app:1"]
+    celery_kept.forget(path, ["/q/a", "/q/a@1", "/q/c"])
+    assert celery_kept.read_state(path) == {
+        "version": {"files": {"/q/b": "y"}, "links": {}},
+        "images": ["app:1"],
+    }
 
 
 def test_what_was_started_by_hand_goes_back_with_its_template():
@@ -139,7 +190,7 @@ def test_what_was_started_by_hand_goes_back_with_its_template():
 def test_redis_is_a_version_like_any():
     paths = {"/etc/celery-metal/redis.conf": "", "/q/celery-redis.container": ""}
     version = {"links": {}, "files": paths}
-    assert celery_services.units_of(version) == {"celery-redis.service"}
+    assert celery_kept.units_of(version) == {"celery-redis.service"}
 
 
 @pytest.mark.parametrize(
@@ -197,12 +248,17 @@ def test_what_still_starts_is_restarted_first_with_nothing_beside_it(monkeypatch
     monkeypatch.setattr(celery_services, "bring", lambda verb, units, _: done.append((verb, units)))
     for name in ("reload", "stop"):
         monkeypatch.setattr(celery_services, name, lambda *_: None)
-    params = {"restart": [A, B], "start": ["q.target"], "leftover": [], "journal_lines": 0}
-    params |= {"surge": {celery_services.template_of(A): 9}, "free_mb": 10, "owned": []}
+    params = {"restart": [A, B], "start": ["q.target"], "leftover": [], "yielding": []}
+    params |= {
+        "surge": {template_of(A): 9},
+        "free_mb": 10,
+        "owned": [],
+        "journal_lines": 0,
+    }
     params["reload"] = ["rules.service"]
     planned = celery_services.roll(params)
-    surge = celery_services.beside(A)
-    assert planned == [celery_services.Turn([B], []), celery_services.Turn([A], [surge])]
+    surge = beside(A)
+    assert planned == [Turn([B], []), Turn([A], [surge])]
     assert [one for one in done if one[1]] == [
         ("restart", [B]),
         ("start", ["q.target"]),
@@ -241,7 +297,7 @@ def test_a_run_that_only_looks_changes_nothing_and_fails_while_units_are_cut_off
 
     monkeypatch.setattr(celery_up, "look", look)
     monkeypatch.setattr(celery_services, "LOOK_SECONDS", 0)
-    lists = ("restart", "start", "reload", "leftover", "gone", "owned")
+    lists = ("restart", "start", "reload", "leftover", "retired", "owned")
     params = {**{name: [] for name in lists}, "waiting": [unit]}
     assert not celery_services.work(params, check_mode=True)["changed"]
     assert not celery_services.work(params, check_mode=False)["changed"]

@@ -1,0 +1,76 @@
+"""The unit files of the version that last worked on a host, and the images of the last ones."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+
+def snapshot(patterns: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Content of all files, and target of all links, that match the patterns."""
+    paths = sorted({path for pattern in patterns for path in glob.glob(pattern)})
+    links = {path: os.readlink(path) for path in paths if os.path.islink(path)}
+    return {"links": links, "files": {p: Path(p).read_text() for p in paths if p not in links}}
+
+
+def restore(wanted: dict[str, dict[str, str]], patterns: Iterable[str]) -> None:
+    """Make what matches the patterns what it was at a snapshot."""
+    now = snapshot(patterns)
+    for kind, found in now.items():
+        for path in found:
+            if wanted[kind].get(path) != found[path]:
+                os.unlink(path)
+    for path, target in wanted["links"].items():
+        if now["links"].get(path) != target:
+            os.symlink(target, path)
+    for path, content in wanted["files"].items():
+        if now["files"].get(path) != content:
+            Path(path).write_text(content)
+            os.chmod(path, 0o644)
+
+
+def units_of(version: dict[str, dict[str, str]]) -> set[str]:
+    """The units that a version's files make, templates too."""
+    names = {Path(path).name for kind in version.values() for path in kind}
+    units = {re.sub(r"\.container$", ".service", name) for name in names}
+    return {unit for unit in units if unit.endswith((".service", ".target"))}
+
+
+def read_state(path: str) -> dict[str, Any]:
+    """What was kept of the versions that worked; nothing before the first."""
+    try:
+        state: dict[str, Any] = json.loads(Path(path).read_text())
+    except (FileNotFoundError, ValueError):  # or damaged: as good as nothing
+        return {"version": None, "images": []}
+    return state
+
+
+def write_state(path: str, state: dict[str, Any]) -> None:
+    """Keep it; a reader never sees a half of it."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    temporary = Path(f"{path}.new")
+    temporary.write_text(json.dumps(state, indent=1))
+    temporary.chmod(0o600)
+    os.replace(temporary, path)
+
+
+def brings_back(path: str, removed: Collection[str]) -> bool:
+    """Whether the version that last worked has one of these files."""
+    version = read_state(path)["version"] or {}
+    return any(one in kind for kind in version.values() for one in removed)
+
+
+def forget(path: str, removed: Collection[str]) -> None:
+    """Have the version that last worked not bring back these files."""
+    if brings_back(path, removed):
+        state = read_state(path)
+        state["version"] = {
+            name: {one: text for one, text in kind.items() if one not in removed}
+            for name, kind in state["version"].items()
+        }
+        write_state(path, state)
