@@ -501,8 +501,9 @@ def test_a_process_is_replaced_after_its_number_of_tasks(start, producer):
 
 @pytest.mark.versions
 def test_ready_means_that_tasks_run(start, redis, producer):
-    broken = start(LAB_BROKEN="1", CELERY_METAL_WATCHDOG_SECONDS="30")
-    # About 30 s with Celery 5.4, which is slow to notice that a process has ended.
+    # Looked at so rarely, the task has failed its eleven times before, and is a dead letter.
+    rare = constants({"health.CHECK_SECONDS": 1.0})
+    broken = start(LAB_BROKEN="1", CELERY_METAL_WATCHDOG_SECONDS="30", **rare)
     assert broken.process.wait(PATIENCE) == GIVE_UP
     told = "the worker's first task (celery_metal.canary) has failed; its own error is in the lines"
     assert "WorkerLostError" in broken.log.partition(told)[0]

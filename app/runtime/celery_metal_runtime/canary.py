@@ -46,8 +46,12 @@ class Canary:
         # So that none is waited for when there are others to take.
         self.ledger.wait_seconds = CHECK_SECONDS
 
-    def send(self) -> None:
-        """Put the first task into its queue; errors are those of the broker."""
+    def send(self, consumer: "Consumer") -> None:
+        """Put the first task into the queue of `consumer`; errors are those of the broker."""
+        # A look from time to time can miss it: a task whose process dies goes back to its queue,
+        # and is taken again, within milliseconds, until it is a dead letter.
+        consumer.on_task_message.add(self._note)
+        self._is_taken = False  # by this connection
         with self.app.connection_for_write() as connection:
             self.app.send_task(
                 TASK,
@@ -58,15 +62,20 @@ class Canary:
                 retry=False,
             )
 
+    def _note(self, request: Any) -> None:
+        """Celery has taken a task, and entered it in its own list of them."""
+        if request.id == self.task_id:
+            self._is_taken = True
+
     def check(self, consumer: "Consumer", ready: Callable[[], None]) -> str:
         """Let the consumer take its queues, then call `ready`; or say why it must not."""
         if self.proven:
             return ""
+        # Looked at first: a pool's thread notes a success before the task leaves this list.
+        is_over = self._is_taken and self.task_id not in worker_state.requests
         if self.task_id in worker_state.successful_requests:
             consumer.call_soon(self._release, consumer, ready)
-        elif self.task_id in worker_state.requests:
-            self._is_taken = True
-        elif self._is_taken:
+        elif is_over:
             return (
                 f"the worker's first task ({TASK}) has failed; its own error is in the lines above"
             )
@@ -76,6 +85,7 @@ class Canary:
         if self._is_released:  # or about to be, where gevent runs several at once
             return
         self._is_released = True
+        consumer.on_task_message.discard(self._note)
         queues = self.app.amqp.queues
         for name in self._waiting:
             queues.select_add(queues[name])  # as add_task_queue does from Celery 5.7

@@ -318,7 +318,7 @@ def install(
             ledger.most_claims = ahead.claims(ahead_limit, consumer)
             self.timers = [consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))]
             if not health.canary.proven:
-                health.canary.send()
+                health.canary.send(consumer)
                 self.proof = consumer.timer.call_repeatedly(CHECK_SECONDS, self.prove, (consumer,))
                 self.timers.append(self.proof)
 
