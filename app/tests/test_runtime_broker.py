@@ -1,6 +1,7 @@
 """Addresses and defaults, as kombu, Celery's Redis backend and redis-py understand them."""
 
 import gc
+from inspect import signature
 from threading import Thread
 from uuid import uuid4
 
@@ -10,6 +11,7 @@ from celery_metal_runtime import configure
 from celery_metal_runtime.settings import UsageError
 from redis import exceptions
 from redis.client import PubSub
+from redis.connection import Connection as RedisConnection
 from runtime_lab import PASSWORD, PATIENCE, shows_no_password
 
 pytestmark = pytest.mark.versions
@@ -35,6 +37,9 @@ def test_broker_and_results_log_in_and_use_the_timeouts(environ):
         used = client.connection_pool.connection_kwargs
         made = client.connection_pool.make_connection()
         timeout, interval = made.socket_timeout, made.health_check_interval
+        # As redis-py 8 does it when a check has failed.
+        takes_error = "kwargs" in signature(RedisConnection.disconnect).parameters
+        made.disconnect(**({"error": OSError()} if takes_error else {}))
     assert used["password"] == PASSWORD
     assert used["db"] == 0
     assert (timeout, interval) == (15, 10)

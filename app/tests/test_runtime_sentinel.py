@@ -155,6 +155,8 @@ def test_the_primary_is_the_one_that_was_elected_last(tmp_path, redis, own_redis
             client = connection.default_channel.client
             assert client.ping()
             assert client.connection_pool.get_master_address()[1] == redis.port
+            made = client.connection_pool.make_connection()
+            assert (made.socket_timeout, made.health_check_interval) == (5, 3)
         assert app.backend.client.ping()
         assert app.backend.client.connection_pool.get_master_address()[1] == redis.port
         # Of two that are left the one is no majority, but all that there is.

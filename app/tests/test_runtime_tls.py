@@ -59,6 +59,17 @@ def test_each_pool_works_by_tls(start, serve, authority):
 
 
 @pytest.mark.versions
+def test_idle_connections_are_checked_by_tls_too(serve, authority):
+    server = serve()
+    app = app_with(server.environ(url_of(server)) | authority.environ())
+    with app.connection_for_read() as connection:
+        client = connection.default_channel.client
+        assert client.ping()
+        made = client.connection_pool.make_connection()
+    assert (made.socket_timeout, made.health_check_interval) == (15, 10)
+
+
+@pytest.mark.versions
 def test_a_lost_connection_is_made_again(start, serve, authority):
     server = serve()
     worker = start(server=server, **server.environ(url_of(server)), **authority.environ()).ready()

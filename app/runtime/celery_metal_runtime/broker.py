@@ -167,6 +167,7 @@ def _set_service_defaults(app: "Celery") -> None:
             ),
         }
         put(app, broker_transport_options=options | dict(app.conf.broker_transport_options or {}))
+        _keep_health_checks()
     results = _scheme(app.conf.result_backend or "")
     if results in REDIS:
         defaults["redis_socket_timeout"] = SOCKET_SECONDS
@@ -181,6 +182,36 @@ def _set_service_defaults(app: "Celery") -> None:
     for name, value in defaults.items():
         if not is_set(app, name):
             app.conf[name] = value
+
+
+def _keep_health_checks() -> None:
+    """Have kombu before 5.7 leave `health_check_interval` to redis-py, which has had it since 3.3.
+
+    It drops what it does not see in the constructor of a connection's class or of the class above.
+    redis-py 8 decorates them; with redis-py 6 the one for Sentinel has it two classes above.
+    """
+    from kombu.transport import redis as transport  # not before gevent has patched
+
+    if getattr(transport, "accepts_argument", _accepts) is _accepts:
+        return
+    transport.accepts_argument = _accepts
+    find = transport.Channel._connparams
+
+    def find_and_adapt(self: Any, *args: Any, **options: Any) -> Any:
+        found = find(self, *args, **options)
+        made = found["connection_class"]
+        # A class of this call, whose `disconnect` does not take redis-py 8's `error`: a check that
+        # failed would end the worker with a TypeError.
+        if made.__module__ == transport.__name__ and "disconnect" in vars(made):
+            disconnect = made.disconnect
+            made.disconnect = lambda self, *args, **_: disconnect(self, *args)
+        return found
+
+    transport.Channel._connparams = find_and_adapt
+
+
+def _accepts(_function: Any, _name: str) -> bool:
+    return True
 
 
 def _password(environ: Mapping[str, str]) -> str:
