@@ -44,6 +44,8 @@ import pools  # noqa: E402
 FEW = 4
 # What the plan grants a worker; its main process takes some 45 MB really.
 WORKER_MB = 100
+# The plan's for /tmp, by default.
+TMP_MB = 64
 REAL_MB = 60
 # Most of no-change site.yml : floor, and of many queues : few queues.
 FLOOR_RATIO = 3.0
@@ -126,7 +128,7 @@ def queues(number: int) -> list[dict[str, str | int]]:
 
 def host_memory_mb(number: int) -> int:
     """Memory a host must show for a plan of this many queues: 72% is left for workers."""
-    return max(8192, number * WORKER_MB * 100 // 70)
+    return max(8192, number * (WORKER_MB + TMP_MB) * 100 // 70)
 
 
 def inventory(hosts: str, name: str, declared: list[dict[str, str | int]]) -> str:

@@ -31,6 +31,7 @@ class Queue(TypedDict):
     concurrency: Literal["auto"] | int | Autoscale
     instances: int
     memory_per_process_mb: int
+    tmp_mb: Literal["auto"] | int
     drain_seconds: int
     acks_late: bool
     prefetch: int
@@ -73,10 +74,11 @@ class Limits(TypedDict):
 class QueueReasons(TypedDict):
     concurrency: str
     memory_mb: str
+    tmp_mb: str
     cpu_weight: str
 
 class PlannedQueue(TypedDict):
-    """A queue's row: concurrency, processes, memory_mb and cpu_weight are those of one instance."""
+    """A queue's row: concurrency, processes, memory_mb, tmp_mb and cpu_weight of one instance."""
 
     name: str
     unit: str
@@ -88,6 +90,7 @@ class PlannedQueue(TypedDict):
     autoscale: Autoscale | None
     processes: int
     memory_per_process_mb: int
+    tmp_mb: int
     memory_mb: int
     cpu_weight: int
     drain_seconds: int

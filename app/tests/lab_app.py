@@ -446,3 +446,11 @@ def block(state, seconds, hold_lock=False):
 def deafen(state):
     """Have the loop turn without asking Redis for tasks, as after a reconnect gone wrong."""
     state.consumer.connection.transport.cycle._channels.clear()
+
+
+@app.task
+def litter(path, megabytes):
+    """Write a file and be killed; the next time, leave it as it is."""
+    if not Path(path).exists():
+        Path(path).write_bytes(bytes(megabytes << 20))
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -74,6 +74,9 @@ CELERY_METAL_MAX_TASKS_PER_CHILD
 CELERY_METAL_TIME_LIMIT_SECONDS
     With prefork, a process whose task takes longer is killed; the task goes back to its queue, or
     has failed where CELERY_METAL_ACKS_LATE is ``false``. Unset: no limit.
+CELERY_METAL_TMPFS
+    Directories, with commas between, that are memory of this worker and gone with its container. A
+    worker ends, drained, when files of tasks that were killed fill one. Unset: none is looked at.
 CELERY_METAL_VISIBILITY_SECONDS
     What no worker has acknowledged for so long goes back to its queue: longer than any task. The
     same for all workers of one Redis.

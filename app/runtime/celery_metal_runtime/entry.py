@@ -262,12 +262,13 @@ def _blaming(app_name: str) -> Iterator[None]:
 
 def _install_health(app: "Celery", order: Order, limit: int | None) -> None:
     # Import Celery's worker: not before gevent has patched.
-    from celery_metal_runtime import health, revokes, transport
+    from celery_metal_runtime import health, leftovers, revokes, transport
 
+    tmpfs = leftovers.of(text(os.environ, "CELERY_METAL_TMPFS"))
     ledger = transport.install(order.node)
     revokes.install(app, transport.Claiming.revokes)
     times = (order.watchdog, order.drain)
-    health.install(app, os.environ, order.name, order.pool, ledger, *times, limit)
+    health.install(app, os.environ, order.name, order.pool, ledger, *times, limit, tmpfs)
 
 
 def _count_cpus(pool: str) -> int:

@@ -15,7 +15,7 @@ import faulthandler
 import os
 import signal
 import threading
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from functools import partialmethod
 from pathlib import Path
@@ -29,6 +29,7 @@ from celery.worker.heartbeat import Heart
 from celery_metal_runtime import ahead
 from celery_metal_runtime.canary import CHECK_SECONDS, Canary
 from celery_metal_runtime.ledger import LEASE_SECONDS
+from celery_metal_runtime.leftovers import Leftovers
 from celery_metal_runtime.notify import Notifier, line, say, unpatched
 from celery_metal_runtime.verdict import Verdicts
 from celery_metal_runtime.watch import EX_SOFTWARE, Watch, Watched
@@ -220,10 +221,18 @@ def _is_running(pid: int) -> bool:
 class WorkerWatch(Watch):
     """Looks at a Health; ends a drain that has lasted too long."""
 
-    def __init__(self, health: Health, notifier: Notifier, drain: float) -> None:
+    def __init__(
+        self, health: Health, notifier: Notifier, drain: float, tmpfs: Sequence[str] = ()
+    ) -> None:
         super().__init__(health, notifier)
         self.health, self.drain_seconds = health, drain
+        self.leftovers = Leftovers(tmpfs, health.ledger, drain)
         self.drained_by: float | None = None
+
+    def ready(self) -> None:
+        """Its first task has run, and none of its queue."""
+        self.leftovers.begin(monotonic())
+        super().ready()
 
     def drain(self) -> None:
         """The worker takes no more tasks and finishes those that it has."""
@@ -234,11 +243,16 @@ class WorkerWatch(Watch):
             self.notifier.send("STOPPING=1", f"STATUS={self.health.status(monotonic())}")
 
     def look(self, now: float) -> None:
-        """End a worker whose name another one has, and a drain whose time is over."""
+        """End a worker whose name another one has, one whose /tmp is full of leftovers by a drain,
+        and a drain whose time is over.
+        """
         if self.health.ledger.twins.reason:
             self._yield()
         if self.drained_by is not None and now >= self.drained_by:
             self._end_drain()
+        if not self.health.draining and self.leftovers.look(now):
+            # As systemd does: Celery's own stop, which ends with 0, and Restart=always.
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _yield(self) -> NoReturn:
         """End this process at once; what it has claimed, the other one gives back."""
@@ -287,15 +301,16 @@ def install(
     watchdog: float,
     drain: float = 0,
     ahead_limit: int | None = None,
+    tmpfs: Sequence[str] = (),
 ) -> None:
     """Have the worker that `app` is about to start watched; see Health for the arguments.
 
     `drain` is how long tasks may go on after the worker was told to stop, in seconds; 0: for ever.
-    `ahead_limit`: see ahead.most_ahead.
+    `ahead_limit`: see ahead.most_ahead. `tmpfs`: see leftovers.
     Takes NOTIFY_SOCKET out of `environ`.
     """
     health, notifier = Health(app, queue, pool, ledger, watchdog), Notifier(environ)
-    watch, verdicts = WorkerWatch(health, notifier, drain), Verdicts(app, ledger)
+    watch, verdicts = WorkerWatch(health, notifier, drain, tmpfs), Verdicts(app, ledger)
 
     class WatchStep(bootsteps.StartStopStep):
         """Starts the thread, after the pool has forked and before the consumer connects."""

@@ -21,6 +21,7 @@ from secrets import token_hex
 from time import monotonic
 from typing import Any, NamedTuple
 
+from billiard.exceptions import Terminated
 from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
@@ -161,6 +162,10 @@ class Ledger:
         self.closed = False
         #: How many tasks it may hold; None: any number.
         self.most_claims: int | None = None
+        #: No more tasks are taken for now.
+        self.paused = False
+        #: How many tasks have ended with their process; see `leftovers`.
+        self.losses = 0
         #: Has the consumer's loop turn.
         self.waker: Waker | None = None
         #: How long a channel waits in Redis for a task; None is kombu's second.
@@ -823,11 +828,14 @@ def count_losses(ledger: Ledger) -> None:
         # A SystemExit is a process that has ended, too.
         if isinstance(error, (WorkerLostError, SystemExit)):
             ledger.lose(self._message.delivery_tag)
+        if isinstance(error, (WorkerLostError, SystemExit, Terminated)):
+            ledger.losses += 1
         return on_failure(self, exc_info, *args, **kwargs)
 
     def timed_out(self: Request, soft: bool, timeout: float) -> Any:
         if not soft:
             ledger.lose(self._message.delivery_tag)
+            ledger.losses += 1
         return on_timeout(self, soft, timeout)
 
     def accepted(self: Request, *args: Any, **kwargs: Any) -> Any:

@@ -67,6 +67,8 @@ class QoS(redis.QoS):
         """Whether another task may be taken: there is a place, and the limit of `ahead` is kept."""
         if not super().can_consume():
             return False
+        if self.channel.ledger.paused:
+            return False
         most = self.channel.ledger.most_claims
         if most is None or len(self._delivered) - len(self._dirty) < most:
             return True

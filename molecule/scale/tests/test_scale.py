@@ -9,7 +9,7 @@ import pytest
 HOST = "metal"
 ADD = {"name": "add_queue", "concurrency": 1}
 MULTIPLY = {"name": "multiply_queue", "concurrency": 2, "workload": "io"}
-MAIL = {"name": "mail", "concurrency": 1}
+MAIL = {"name": "mail", "concurrency": 1, "tmp_mb": 4}
 QUEUES = [ADD, MULTIPLY, MAIL]
 SERVICES = {
     "celery-add_queue@1.service",
@@ -230,6 +230,52 @@ def test_what_a_worker_of_several_queues_gives_back_is_where_it_was(site, kit, l
     lengths = [kit.redis(HOST, "llen", key) for key in ("urgent", "bulk", "bulk\x06\x163")]
     assert lengths == ["1", "0", "1"]
     assert kit.redis(HOST, "del", "urgent", "bulk\x06\x163") == "2"
+
+
+FILL = """
+from celery_metal_runtime import configure
+from metal_sample.celery import app
+from metal_sample.tasks import append, record
+
+configure(app)
+text = "x" * (3 << 20)
+append.apply_async(("/tmp/left", text), queue="mail", ignore_result=True)
+try:
+    append.apply_async(("/tmp/more", text), queue="mail").get(timeout=30)
+except OSError as error:
+    print(error.strerror)
+for number in range(8):
+    record.apply_async(("left", number, 3), queue="mail")
+"""
+
+
+def test_a_worker_with_what_killed_tasks_left_in_tmp_is_replaced_and_every_task_done_once(
+    site, kit, lab
+):
+    unit, key = "celery-mail@1.service", "metal_sample.record:left"
+    kit.redis(HOST, "del", key)
+    lab.run(HOST, ["systemctl", "restart", unit])
+    restarts = int(lab.show(HOST, unit, "NRestarts"))
+    (child,) = kit.children(HOST, "celery-mail-1")
+    fill = ["podman", "exec", "celery-add_queue-1", "python", "-c", FILL]
+    # Of 4 MB the second 3 MB are too much: the task learns of it, and no process is killed for it.
+    assert lab.run(HOST, fill) == "No space left on device\n"
+    lab.wait_for(lambda: "1 busy" in lab.show(HOST, unit, "StatusText"), 20, "a task", unit=unit)
+    assert kit.children(HOST, "celery-mail-1") == [child]
+    lab.run(HOST, ["kill", "-9", str(child)])
+    lab.wait_for(
+        lambda: int(lab.show(HOST, unit, "NRestarts")) > restarts, 60, "it is replaced", unit=unit
+    )
+    lab.wait_for(lambda: unit in kit.services(HOST), 30, "its successor works", unit=unit)
+    left = lab.run(HOST, ["podman", "exec", "celery-mail-1", "ls", "/tmp/"]).split()
+    assert {"left", "more"}.isdisjoint(left)
+    assert "files that no running task has made (1 tasks were killed" in lab.journal(HOST, unit)
+    lab.wait_for(lambda: kit.redis(HOST, "scard", key) == "8", 60, "all are done", unit=unit)
+    lab.wait_for(lambda: kit.claimed(HOST) == 0, 60, "all are acknowledged")
+    # An element for each execution.
+    numbers = sorted(one.split()[0] for one in kit.redis(HOST, "smembers", key).splitlines())
+    assert numbers == [str(number) for number in range(8)]
+    assert kit.redis(HOST, "exists", "celery-metal.dead:mail") == "0"
 
 
 def test_a_queue_stopped_by_hand_is_started_again(site, kit, lab):

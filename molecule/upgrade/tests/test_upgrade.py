@@ -211,7 +211,8 @@ def test_new_workers_that_cannot_reach_redis_are_given_up_and_nothing_is_removed
 
 def test_what_does_not_fit_beside_the_old_rolls_alone(kit, lab):
     totals = kit.plan(SECOND)["totals"]
-    large = {"name": "large", "concurrency": 1, "memory_per_process_mb": totals["free_mb"] - 300}
+    # Its worker does not fit beside itself, and one of add_queue does.
+    large = {"name": "large", "concurrency": 1, "memory_per_process_mb": totals["free_mb"] - 450}
     queues = [{"name": "add_queue", "concurrency": 1}, large]
     kit.play(celery_queues=queues)
     large["prefetch"] = 7

@@ -11,6 +11,7 @@ import difflib
 import heapq
 import json
 import math
+import posixpath
 import re
 import textwrap
 import unicodedata
@@ -77,6 +78,7 @@ QUEUE_RULES: dict[str, Rule] = {
     "concurrency": Rule("concurrency", "auto", 1, 10000),
     "instances": Rule("int", 1, 1, 100),
     "memory_per_process_mb": Rule("int", 150, 16, 1048576),
+    "tmp_mb": Rule("auto_int", "auto", 4, 1048576),
     "drain_seconds": Rule("int", 60, 1, 86400),
     "acks_late": Rule("bool", True),
     "prefetch": Rule("int", 1, 1, 1000),
@@ -155,7 +157,7 @@ WRITTEN: dict[str, Written] = {
 # Why a key that the kit sets itself, or that its safety stands on, is not the user's.
 SANDBOX = "the sandbox of all workers stands on it"
 STOPPING = "that no task is lost at a stop stands on it; set drain_seconds"
-SIZING = "the plan sets it; use concurrency, memory_per_process_mb and weight"
+SIZING = "the plan sets it; use concurrency, memory_per_process_mb, tmp_mb and weight"
 RUNNING = "the kit starts and watches the worker by it"
 QUADLET_SECTIONS: dict[str, dict[str, str]] = {
     "Container": {
@@ -245,6 +247,9 @@ QUADLET_SECTIONS: dict[str, dict[str, str]] = {
         "RootImage": RUNNING,
     },
 }
+
+# What tasks write there is the worker's memory: `tmp_mb` is its size.
+TMPFS = ("/tmp", "/var/tmp")
 
 # What a terminal does not show: control, format, surrogate, line and paragraph separator.
 INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -533,6 +538,9 @@ def _unit_key_problem(kept: Mapping[str, str], name: Any, given: Any) -> str | N
             return f"{name} is {_show(one)}: a unit file has no place for control characters"
         if isinstance(one, str) and one.endswith("\\"):
             return f"{name} is {_show(one)}: a backslash at its end would join the next line"
+        path = str(one).strip("\"' ").partition(":")[0]
+        if name == "Tmpfs" and posixpath.normpath("/" + path.lstrip("/")) in TMPFS:
+            return f"Tmpfs is {_show(one)}: the size of /tmp and /var/tmp is the key tmp_mb"
         if name == "Label" and "celery-metal." in str(one):
             return f"Label is {_show(one)}: labels with celery-metal. are the kit's own"
     return None
@@ -784,6 +792,8 @@ REDIS_VCPU_FROM = 4
 # The same whatever the queues are: a share that followed them would restart Redis with each change.
 REDIS_CPU_WEIGHT = 10000
 BEAT_CPU_WEIGHT = 1000
+# The size of /tmp by default, at most that of a process; and where memory is short, down to this.
+TMP_MB, LEAST_TMP_MB = 64, 16
 # What a Sentinel uses does not grow with queues, tasks or workers.
 SENTINEL_MB = 32
 SENTINEL_CPU_WEIGHT = 1000
@@ -796,6 +806,7 @@ class _Pool:
     queue: Queue
     size: int
     explicit: bool
+    tmp_mb: int
 
     @property
     def prefork(self) -> bool:
@@ -823,10 +834,20 @@ class _Pool:
         """Memory of one more process in each instance."""
         return self.instances * self.queue["memory_per_process_mb"]
 
+    @property
+    def most_tmp_mb(self) -> int:
+        """The size of /tmp that is declared, or wanted by default."""
+        declared = self.queue["tmp_mb"]
+        wanted = min(TMP_MB, self.queue["memory_per_process_mb"])
+        return wanted if declared == "auto" else declared
+
     def memory_mb(self, main_process_mb: int) -> int:
-        """Memory of one instance; a prefork worker's main process comes on top of its pool."""
+        """Memory of one instance; a prefork worker's main process comes on top of its pool.
+
+        Files in /tmp are memory, too: full, it leaves the processes what is planned for them.
+        """
         own = main_process_mb if self.prefork else 0
-        return own + self.per_instance * self.queue["memory_per_process_mb"]
+        return own + self.per_instance * self.queue["memory_per_process_mb"] + self.tmp_mb
 
 
 class _Memory(NamedTuple):
@@ -871,7 +892,7 @@ def plan(host: Host, queues: list[Queue], limits: Limits) -> Plan:
     _refuse_memory(host, pools, memory, limits)
     wanted = [_start(queue, host, limits) for queue in queues]
     _grant_seats(wanted, host, limits, math.inf)
-    spare = memory.workers - sum(_total_mb(pool, limits) for pool in pools)
+    spare = _grant_tmp(pools, memory.workers - sum(_total_mb(pool, limits) for pool in pools))
     stop = _grant_seats(pools, host, limits, spare)
     sized = _Sized(host, limits, pools, _process_cap(host, pools, limits), stop)
     rows = [
@@ -918,6 +939,7 @@ def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> Pl
         "autoscale": _autoscale(queue),
         "processes": pool.per_instance,
         "memory_per_process_mb": queue["memory_per_process_mb"],
+        "tmp_mb": pool.tmp_mb,
         "memory_mb": pool.memory_mb(sized.limits["main_process_mb"]),
         "cpu_weight": weight[0],
         "drain_seconds": queue["drain_seconds"],
@@ -937,6 +959,7 @@ def _row(pool: _Pool, wanted: int, weight: tuple[int, str], sized: _Sized) -> Pl
         "reasons": {
             "concurrency": _size_reason(pool, wanted, sized),
             "memory_mb": _memory_reason(pool, sized.limits),
+            "tmp_mb": _tmp_reason(pool),
             "cpu_weight": weight[1],
         },
     }
@@ -970,12 +993,13 @@ def _divide_memory(host: Host, runs_workers: bool, limits: Limits) -> _Memory:
 
 def _start(queue: Queue, host: Host, limits: Limits) -> _Pool:
     """Size a queue before seats are granted: explicit, by its pool's rule, or one process."""
-    size = queue["concurrency"]
+    size, tmp = queue["concurrency"], queue["tmp_mb"]
+    tmp_mb = LEAST_TMP_MB if tmp == "auto" else tmp
     if isinstance(size, Mapping):
-        return _Pool(queue, size["max"], True)
+        return _Pool(queue, size["max"], True, tmp_mb)
     if size != "auto":
-        return _Pool(queue, size, True)
-    return _Pool(queue, _per_vcpu(queue, limits) * host["vcpus"] or 1, False)
+        return _Pool(queue, size, True, tmp_mb)
+    return _Pool(queue, _per_vcpu(queue, limits) * host["vcpus"] or 1, False, tmp_mb)
 
 
 def _per_vcpu(queue: Queue, limits: Limits) -> int:
@@ -1043,8 +1067,8 @@ def _refuse_memory(host: Host, pools: list[_Pool], memory: _Memory, limits: Limi
         terms.append((_named(pool), text, _total_mb(pool, limits)))
     what = "celery_queues" if pools else "Redis"
     remedy = (
-        "lower concurrency, instances or memory_per_process_mb, move a queue to another host, "
-        "or add memory"
+        "lower concurrency, instances, memory_per_process_mb or tmp_mb, move a queue to another "
+        "host, or add memory"
     )
     if not pools:
         remedy = "lower capacity_redis_memory_mb or capacity_reserve_mb, or add memory"
@@ -1065,6 +1089,24 @@ def _sum_lines(terms: list[tuple[str, str, int]], unit: str) -> str:
         f"  {name:<{names}}  {text:<{texts}}  {value:>{values}} {unit}".rstrip()
         for name, text, value in rows
     )
+
+
+def _grant_tmp(pools: list[_Pool], spare: int) -> int:
+    """Give each /tmp its size, in place; return the memory that is left for more processes.
+
+    Where memory is short, automatic sizes shrink alike, and no queue gets another process: so no
+    plan is refused for a default, and no process is taken away as memory grows.
+    """
+
+    def cost(level: int) -> int:
+        return sum(p.instances * (min(level, p.most_tmp_mb) - p.tmp_mb) for p in automatic)
+
+    automatic = [pool for pool in pools if pool.queue["tmp_mb"] == "auto"]
+    level = max(one for one in range(LEAST_TMP_MB, TMP_MB + 1) if cost(one) <= spare)
+    left = spare - cost(level) if cost(level) == cost(TMP_MB) else 0
+    for pool in automatic:
+        pool.tmp_mb = min(level, pool.most_tmp_mb)
+    return left
 
 
 def _grant_seats(pools: list[_Pool], host: Host, limits: Limits, spare: float) -> _Stop | None:
@@ -1188,7 +1230,16 @@ def _autoscale(queue: Queue) -> Autoscale | None:
 
 def _memory_reason(pool: _Pool, limits: Limits) -> str:
     own = f"main process {limits['main_process_mb']} + " if pool.prefork else ""
-    return f"{own}{pool.per_instance} x {pool.queue['memory_per_process_mb']} MB"
+    each = pool.queue["memory_per_process_mb"]
+    return f"{own}{pool.per_instance} x {each} + /tmp {pool.tmp_mb} MB"
+
+
+def _tmp_reason(pool: _Pool) -> str:
+    if pool.queue["tmp_mb"] != "auto":
+        return "explicit"
+    if pool.tmp_mb < pool.most_tmp_mb:
+        return f"shrunk from {pool.most_tmp_mb} MB: that is what memory is left for"
+    return f"auto: as a process, {TMP_MB} MB at most"
 
 
 def _size_reason(pool: _Pool, wanted: int, sized: _Sized) -> str:
@@ -1248,7 +1299,7 @@ def _processes(number: int) -> str:
 # ------------------------------------------------------------------------------------------
 # The plan for people
 
-COLUMNS = ("queue", "pool", "inst.", "conc.", "procs", "MB each", "CPU weight", "why")
+COLUMNS = ("queue", "pool", "inst.", "conc.", "procs", "/tmp", "MB each", "CPU weight", "why")
 LEFT_ALIGNED = ("queue", "pool", "why")
 TABLE_WIDTH = 110
 NAME_WIDTH = 24
@@ -1260,16 +1311,16 @@ def plan_table(plan: Plan) -> str:
     head = f"host {host['name']}: {_count(host['vcpus'], 'vCPU')}, {host['memory_mb']} MB memory"
     rows = [_queue_cells(queue) for queue in plan["queues"]]
     if beat := plan["beat"]:
-        numbers = ("1", "", "1", str(beat["memory_mb"]), str(beat["cpu_weight"]))
+        numbers = ("1", "", "1", "", str(beat["memory_mb"]), str(beat["cpu_weight"]))
         rows.append(("Beat", "", *numbers, "the schedule; one of its hosts schedules at a time"))
     if plan["redis"]:
         redis = plan["redis"]
         why = f"maxmemory {redis['maxmemory_mb']} MB; {redis['reasons']['memory_mb']}"
         rows.append(
-            ("Redis", "", "1", "", "", str(redis["memory_mb"]), str(redis["cpu_weight"]), why)
+            ("Redis", "", "1", *[""] * 3, str(redis["memory_mb"]), str(redis["cpu_weight"]), why)
         )
     if sentinel := plan["sentinel"]:
-        numbers = ("1", "", "", str(sentinel["memory_mb"]), str(sentinel["cpu_weight"]))
+        numbers = ("1", "", "", "", str(sentinel["memory_mb"]), str(sentinel["cpu_weight"]))
         rows.append(("Sentinel", "", *numbers, "has a say in which Redis is the primary"))
     if not rows:
         return f"{head}\nno queue is placed on this host, and no worker runs here"
@@ -1279,7 +1330,7 @@ def plan_table(plan: Plan) -> str:
 def _queue_cells(queue: PlannedQueue) -> tuple[str, ...]:
     bounds = queue["autoscale"]
     size = f"{bounds['min']} to {bounds['max']}" if bounds else str(queue["concurrency"])
-    numbers = (queue["processes"], queue["memory_mb"], queue["cpu_weight"])
+    numbers = (queue["processes"], queue["tmp_mb"], queue["memory_mb"], queue["cpu_weight"])
     cells = (
         _shortened(queue["name"]),
         queue["pool"],
@@ -1287,7 +1338,13 @@ def _queue_cells(queue: PlannedQueue) -> tuple[str, ...]:
         size,
         *map(str, numbers),
     )
-    return (*cells, queue["reasons"]["concurrency"] + _consumed(queue))
+    return (*cells, queue["reasons"]["concurrency"] + _shrunk_tmp(queue) + _consumed(queue))
+
+
+def _shrunk_tmp(queue: PlannedQueue) -> str:
+    """Why /tmp is smaller than by default; what is usual goes without saying."""
+    reason = queue["reasons"]["tmp_mb"]
+    return f"; /tmp {reason}" if reason.startswith("shrunk") else ""
 
 
 def _consumed(queue: PlannedQueue) -> str:

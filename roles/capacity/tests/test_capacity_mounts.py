@@ -30,6 +30,8 @@ def problems(**keys):
         {"quadlet": {"Container": {"ShmSize": "1g", "Sysctl": ["net.a=1", "net.b=2"]}}},
         {"quadlet": {"Container": {"ReadOnlyTmpfs": False}, "Service": {"Nice": 5}}},
         {"quadlet": {"Container": {"AddHost": 'db:10.0.0.5 "%h"'}}},
+        {"quadlet": {"Container": {"Tmpfs": ["/scratch:size=1g", "/tmp/x", "/var"]}}},
+        {"volumes": ["/srv/tmp:/tmp"]},
         {"instances": 2, "ports": []},
     ],
 )
@@ -80,6 +82,8 @@ def test_taken(keys):
         ("quadlet", {"Container": {"Label": ""}}, 'Label is "": write text, a number, or a list'),
         ("quadlet", {"Container": {"Label": "celery-metal.password=x"}}, "are the kit's own"),
         ("quadlet", {"Container": {"Sysctl": [None]}}, "write text, a number, or a list of them"),
+        ("quadlet", {"Container": {"Tmpfs": "/tmp:size=1g"}}, "/tmp and /var/tmp is the key tmp_"),
+        ("quadlet", {"Container": {"Tmpfs": ["/x", " //var/./tmp/"]}}, "/var/tmp is the key tmp"),
     ],
 )
 def test_refused(key, value, words):

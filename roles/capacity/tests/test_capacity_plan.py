@@ -57,6 +57,7 @@ AUTOMATIC = st.fixed_dictionaries(
         "weight": st.integers(1, 9) | st.integers(1, 1000),
         "instances": st.sampled_from([1, 1, 2, 3, 5]),
         "memory_per_process_mb": st.integers(16, 400),
+        "tmp_mb": st.sampled_from(["auto", "auto", 4, 40]),
     }
 )
 OTHER = st.fixed_dictionaries(
@@ -66,6 +67,7 @@ OTHER = st.fixed_dictionaries(
         "concurrency": st.integers(1, 6) | st.just("auto"),
         "instances": st.integers(1, 3),
         "memory_per_process_mb": st.integers(16, 400),
+        "tmp_mb": st.sampled_from(["auto", "auto", 4, 40]),
     }
 )
 SCALED = st.just({"concurrency": {"min": 1, "max": 3}}) | st.just({"pool": "solo"})
@@ -118,7 +120,9 @@ def test_never_more_than_there_is(queue_list, limit, vcpus, memory):
         assert row["concurrency"] >= 1
         assert row["processes"] == (row["concurrency"] if row["pool"] == "prefork" else 1)
         own = limit["main_process_mb"] if row["pool"] == "prefork" else 0
-        assert row["memory_mb"] == own + row["processes"] * row["memory_per_process_mb"]
+        tasks = row["processes"] * row["memory_per_process_mb"]
+        assert row["memory_mb"] == own + tasks + row["tmp_mb"]
+        assert 4 <= row["tmp_mb"] <= 64
         assert 1 <= row["cpu_weight"] <= 10000
         assert all(row["reasons"].values())
 
@@ -190,9 +194,12 @@ def test_shares_are_webster_s(kind, weights, seats, expected):
 
 def test_the_last_megabyte_counts():
     queue_list = queues({"memory_per_process_mb": 100})
-    exact = 256 + 64 + 100
+    exact = 256 + 64 + 100 + 64
     assert capacity.plan(host(1, exact), queue_list, limits())["totals"]["free_mb"] == 0
-    assert "1 MB more than" in refusal(host(1, exact - 1), queue_list, limits())
+    # Less than by default for /tmp is no reason to refuse it.
+    least = exact - 64 + 16
+    assert capacity.plan(host(1, least), queue_list, limits())["queues"][0]["tmp_mb"] == 16
+    assert "1 MB more than" in refusal(host(1, least - 1), queue_list, limits())
     assert sizes(capacity.plan(host(2, exact + 100), queue_list, limits())) == [2]
     assert sizes(capacity.plan(host(2, exact + 99), queue_list, limits())) == [1]
 
@@ -340,15 +347,15 @@ def reason(changes, vcpus, memory, which=0, nodes=1, **changed):
         (([{"pool": "gevent"}], 1, 4096), "1 greenlet per vCPU, 1 vCPU"),
         (
             ([{}], 8, 1024),
-            "shrunk from 8 to 4: the next process of 150 MB does not fit in 104 MB",
+            "shrunk from 8 to 4: the next process of 150 MB does not fit in 40 MB",
         ),
         (
             ([{}, {"memory_per_process_mb": 500}], 8, 1600),
-            'shrunk from 4 to 2: the next process of 500 MB, for "q1", does not fit in 416 MB',
+            'shrunk from 4 to 2: the next process of 500 MB, for "q1", does not fit in 288 MB',
         ),
         (
             ([{"instances": 2}], 8, 1200),
-            "shrunk from 4 to 2: the next 2 processes of 150 MB do not fit in 216 MB",
+            "shrunk from 4 to 2: the next 2 processes of 150 MB do not fit in 88 MB",
         ),
     ],
 )
@@ -387,25 +394,58 @@ def test_too_many_processes_together():
 def test_memory_refusal_shows_the_sum():
     said = refusal(host(4, 2000), queues({"concurrency": 8}, {"pool": "solo"}, {}), limits(**AUTO))
     assert said.splitlines() == [
-        "host web1: celery_queues needs 2232 MB, 232 MB more than the 2000 MB that the host has:",
-        "  reserve     capacity_reserve_mb: auto                               256 MB",
-        "  Redis       capacity_redis_memory_mb: auto                          348 MB",
-        '  queue "q0"  1 x (main process 64 + 8 x 150 MB)                     1264 MB',
-        '  queue "q1"  1 x (1 x 150 MB)                                        150 MB',
-        '  queue "q2"  1 x (main process 64 + 1 x 150 MB), auto at its least   214 MB',
-        "  sum                                                                2232 MB",
-        "lower concurrency, instances or memory_per_process_mb, move a queue to another host, "
-        "or add memory",
+        "host web1: celery_queues needs 2280 MB, 280 MB more than the 2000 MB that the host has:",
+        "  reserve     capacity_reserve_mb: auto                                         256 MB",
+        "  Redis       capacity_redis_memory_mb: auto                                    348 MB",
+        '  queue "q0"  1 x (main process 64 + 8 x 150 + /tmp 16 MB)                     1280 MB',
+        '  queue "q1"  1 x (1 x 150 + /tmp 16 MB)                                        166 MB',
+        '  queue "q2"  1 x (main process 64 + 1 x 150 + /tmp 16 MB), auto at its least   230 MB',
+        "  sum                                                                          2280 MB",
+        "lower concurrency, instances, memory_per_process_mb or tmp_mb, move a queue to another "
+        "host, or add memory",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "memory", "sizes", "reason"),
+    [
+        ([{}], 4096, [64], "auto: as a process, 64 MB at most"),
+        ([{"memory_per_process_mb": 20}], 4096, [20], "auto: as a process, 64 MB at most"),
+        ([{"tmp_mb": 64}], 4096, [64], "explicit"),
+        ([{"tmp_mb": 1500}], 4096, [1500], "explicit"),
+        # What is left is shared alike, by instances; explicit sizes stay.
+        (
+            [{"instances": 2}, {"tmp_mb": 70}, {"memory_per_process_mb": 20}],
+            256 + 3 * 214 + 84 + 70 + 2 * 30 + 20 + 1,
+            [30, 70, 20],
+            "shrunk from 64 MB: that is what memory is left for",
+        ),
+    ],
+)
+def test_the_size_of_tmp(changes, memory, sizes, reason):
+    plan = capacity.plan(host(8, memory), queues(*changes), limits())
+    rows = plan["queues"]
+    assert [row["tmp_mb"] for row in rows] == sizes
+    assert rows[0]["reasons"]["tmp_mb"] == reason
+    table = " ".join(capacity.plan_table(plan).split())
+    assert ("/tmp shrunk from 64 MB" in table) == reason.startswith("shrunk")
+
+
+@given(QUEUES, LIMITS, VCPUS, MEMORY)
+def test_no_default_of_tmp_refuses_more_than_its_least_does(queue_list, limit, vcpus, memory):
+    least = [queue | {"tmp_mb": 16} for queue in queue_list if queue["tmp_mb"] == "auto"]
+    if len(least) == len(queue_list):
+        plans = [plan_or_none(host(vcpus, memory), one, limit) for one in (queue_list, least)]
+        assert (plans[0] is None) == (plans[1] is None)
 
 
 def test_beat_is_in_the_sum_and_in_the_table():
     settings = {"capacity_runs_beat": True, "capacity_beat_memory_mb": 200}
     with_beat = capacity.limits_from_settings(settings)
     table = capacity.plan_table(capacity.plan(host(2, 2000), queues({"concurrency": 1}), with_beat))
-    _, _, _, row, total = table.splitlines()
+    _, _, _, row, *_, total = table.splitlines()
     assert row.split()[:4] == ["Beat", "1", "1", "200"]
-    assert total.startswith("workers 214 + Beat 200 + reserve 256 = 670 of 2000 MB")
+    assert total.startswith("workers 278 + Beat 200 + reserve 256 = 734 of 2000 MB")
     said = refusal(host(2, 600), queues({}), with_beat)
     assert "  Beat        capacity_beat_memory_mb" in said
     assert capacity.limits_from_settings({"capacity_beat_memory_mb": 200})["beat_mb"] == 0

@@ -45,6 +45,7 @@ def test_defaults_are_filled_in_and_order_is_kept():
         "concurrency": "auto",
         "instances": 1,
         "memory_per_process_mb": 150,
+        "tmp_mb": "auto",
         "drain_seconds": 60,
         "acks_late": True,
         "prefetch": 1,

@@ -30,6 +30,9 @@ CPU_TASKS = 4
 # Celery's default for Redis.
 LEAST_VISIBILITY_SECONDS = 3600
 
+# What is gone with the container, and so is the memory that it takes.
+TMPFS = ("/tmp", "/var/tmp")
+
 QUADLETS = "/etc/containers/systemd/celery-metal"
 UNITS = "/etc/systemd/system"
 
@@ -115,6 +118,22 @@ def drain_chain(drain_seconds: int) -> dict[str, int]:
     """
     stop = drain_seconds + INTERRUPT_SECONDS
     return {"stop_timeout": stop, "timeout_stop_seconds": stop + PODMAN_SECONDS}
+
+
+def tmpfs_of(queue: PlannedQueue) -> list[str]:
+    """The directories of a worker that get a tmpfs of the plan's size.
+
+    Podman's own have none, but half of the host's memory. Not where the queue has a volume, or has
+    switched Podman's off.
+
+    >>> tmpfs_of({"volumes": ["/srv/tmp:/tmp:idmap"], "quadlet": {}})
+    ['/var/tmp']
+    """
+    keys = queue["quadlet"].get("Container", {})
+    if str(keys.get("ReadOnlyTmpfs", True)).strip().lower() in ("false", "no", "off", "0"):
+        return []
+    volumes = {one.split(":")[1].rstrip("/") for one in queue["volumes"]}
+    return [path for path in TMPFS if path not in volumes]
 
 
 def tasks_limit(processes: int, threads: int, vcpus: int) -> dict[str, Any]:
@@ -309,6 +328,7 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
             host=plan["host"]["name"],
             queue=queue,
             share=queue,
+            tmpfs=tmpfs_of(queue),
             tasks=tasks_limit(
                 queue["processes"], queue["concurrency"] if queue["pool"] == "threads" else 0, vcpus
             ),

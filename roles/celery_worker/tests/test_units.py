@@ -198,6 +198,7 @@ def test_a_worker_s_environment():
         "CELERY_METAL_AHEAD_MB": "64",
         "CELERY_METAL_MAX_MEMORY_PER_CHILD_MB": "150",
         "CELERY_METAL_DRAIN_SECONDS": "60",
+        "CELERY_METAL_TMPFS": "/tmp,/var/tmp,/dev/shm",
         "CELERY_METAL_VISIBILITY_SECONDS": "3600",
         "CELERY_METAL_WATCHDOG_SECONDS": "60",
     }
@@ -349,7 +350,8 @@ def test_limits_are_the_plan_s_and_say_why():
     lines = text.splitlines()
     for key, reason in (
         ("Environment=CELERY_METAL_PLAN_CONCURRENCY=2", "# explicit"),
-        ("MemoryMax=364M", "# main process 64 + 2 x 150 MB"),
+        ("Tmpfs=/tmp:size=64m,exec", "# auto: as a process, 64 MB at most"),
+        ("MemoryMax=428M", "# main process 64 + 2 x 150 + /tmp 64 MB"),
         ("CPUWeight=200", "# 100 x weight 2 / 1 instance"),
     ):
         assert lines[lines.index(key) - 1] == reason
@@ -402,7 +404,7 @@ def test_what_an_app_needs_reaches_its_unit():
     assert values(sections, "PublishPort") == ["127.0.0.1:8080:80"]
     assert values(sections, "AddDevice") == ["/dev/fuse", "nvidia.com/gpu=0"]
     assert values(sections, "Sysctl") == ["net.a=1", "net.b=2"]
-    assert values(sections, "Tmpfs") == ["/x:size=1m,%i"]
+    assert values(sections, "Tmpfs")[-1] == "/x:size=1m,%i"
     assert dict(sections["Service"])["Nice"] == "5"
     assert dict(sections["Service"])["CPUSchedulingResetOnFork"] == "true"
     made = units(queue, {"name": "b", "volumes": ["/srv/50%:/y"]})
@@ -410,6 +412,21 @@ def test_what_an_app_needs_reaches_its_unit():
         "/srv/50%": "volumes of queue a, volumes of queue b",
         "/dev/fuse": "devices of queue a",
     }
+
+
+@pytest.mark.parametrize(
+    ("queue", "sizes"),
+    [
+        ({"tmp_mb": 100}, ["/tmp:size=100m,exec", "/var/tmp:size=100m,exec"]),
+        ({"volumes": ["/srv/x:/tmp/:idmap"]}, ["/var/tmp:size=64m,exec"]),
+        ({"quadlet": {"Container": {"ReadOnlyTmpfs": "no"}}}, []),
+    ],
+)
+def test_what_tasks_may_write_into_memory_has_a_size(queue, sizes):
+    sections = container({"name": "a", **queue})
+    assert values(sections, "Tmpfs") == sizes
+    watched = [*(size.partition(":")[0] for size in sizes), "/dev/shm"]
+    assert environment(sections)["CELERY_METAL_TMPFS"] == ",".join(watched)
 
 
 def test_no_worker_runs_beside_one_that_has_a_port():
