@@ -1,5 +1,7 @@
 """Removal takes everything but the data, says so, and touches nothing that is not the kit's."""
 
+import json
+
 HOST = "metal"
 OVERCOMMIT = "/proc/sys/vm/overcommit_memory"
 REMOVE = "playbooks/remove.yml"
@@ -51,6 +53,38 @@ def test_images_that_were_pruned_have_a_remedy(kit, lab):
     )
     kit.play()
     assert "celery-add_queue@1.service" in kit.services(HOST)
+
+
+def test_an_image_that_a_power_cut_has_emptied_is_named_and_brought_again(kit, lab):
+    def images():
+        listed = json.loads(lab.run(HOST, "podman images --format json"))
+        return {name: one["Id"] for one in listed for name in one.get("Names") or []}
+
+    def on_disk():
+        return set(json.loads(lab.run(HOST, "cat /var/lib/celery-metal/images.json"))["images"])
+
+    before = images()
+    app = next(one for one in before if "/app:" in one)
+    # Those that this host had before the first run are not brought again, and on record.
+    assert on_disk() == set(before.values())
+    layer = lab.run(HOST, ["podman", "inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", app])
+    layer = layer.strip().removesuffix("/diff")
+    lab.run(HOST, f"find {layer} -type f -exec truncate --size 0 {{}} +")
+    lab.run(HOST, "systemctl restart --no-block celery-add_queue@1")
+    reason = f"Podman did not start {app}: see above. Fix: ansible-playbook site.yml brings"
+    lab.wait_for(
+        lambda: reason in lab.journal(HOST, "celery-add_queue@1", 20), 60, "the journal says why"
+    )
+    played = kit.play(playbook="playbooks/rollback.yml", fails=True, rollback_version="any")
+    named = f"the image of {app.rpartition(':')[2]} is damaged: {layer}/link is empty"
+    assert named in played.said
+    played = kit.play()
+    assert f"{app}: damaged, as a power cut" in played.said
+    now = images()
+    assert now[app] != before[app]
+    assert on_disk() == set(now.values())
+    report = kit.smoke(HOST, "celery-add_queue-1", "add_queue", count=20)["add_queue"]
+    assert report["done"] == report["sent"]
 
 
 def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,12 +274,17 @@ def image_references_or_problem(*args: Any) -> dict[str, str]:
 
 
 def image_failure(
-    result: Mapping[str, Any], host: str, references: Sequence[str], source: str
+    result: Mapping[str, Any],
+    host: str,
+    references: Sequence[str],
+    source: str,
+    damaged: Collection[str] = (),
 ) -> str:
     """Why a host has not got its images, and what to do.
 
     :param result: the failed task's, of one try or of a loop.
     :param references: the images that it lacked.
+    :param damaged: those that it had, and that were removed with the workers on them stopped.
     """
     said = _said(result)
     refused = image_build_errors(result)
@@ -294,9 +299,12 @@ def image_failure(
     else:
         remedy = "Look at the free space of /var/lib there"
     reason = (refused or "; ".join(said)).rstrip(".")
+    meanwhile = "Its workers run on with the image they have"
+    if damaged:
+        meanwhile = "What ran on a damaged image is stopped, and tasks wait in Redis"
     return (
-        f"{host} did not get {' and '.join(built or references)}: {reason}. Its workers run on "
-        f"with the image they have. {remedy}, then run again."
+        f"{host} did not get {' and '.join(built or references)}: {reason}. {meanwhile}. "
+        f"{remedy}, then run again."
     )
 
 

@@ -398,6 +398,8 @@ def test_a_failure_to_bring_an_image_names_host_image_reason_and_remedy():
     said = image.image_failure({"msg": "no space left"}, "web1", ["a:1"], "build")
     assert "a:1: no space left. Its workers" in said
     assert "have. Look at the free space" in said
+    said = image.image_failure({"msg": "no space left"}, "web1", ["a:1"], "build", {"a:1": "why"})
+    assert "left. What ran on a damaged image is stopped, and tasks wait in Redis. Look" in said
 
 
 def test_of_a_failed_build_only_the_errors_are_told():

@@ -81,13 +81,17 @@ def images(files: Iterable[Path]) -> set[str]:
 def refuse_without_images(files: Iterable[Path]) -> None:
     """Nothing, where all images of these files are on the host.
 
-    :raises HostError: when one was removed: no unit pulls it, so none would start.
+    :raises HostError: when one was removed or is damaged: no unit pulls it, so none would start.
     """
     if gone := images_gone(sorted(images(files))):
-        raise HostError(
-            f"the workers need {', '.join(gone)}, which this host does not have any more\n"
+        damaged = [f"  {one} is damaged: {why}\n" for one, why in gone.items() if why]
+        pruned = (
             "  'podman system prune -a' removes images that no container uses, as on a drained "
             "host\n"
+        )
+        raise HostError(
+            f"the workers need {', '.join(gone)}, which this host does not have any more\n"
+            f"{''.join(damaged) or pruned}"
             "  Fix: run ansible-playbook site.yml, which brings the image and starts no worker "
             "here, then playbooks/undrain.yml. The host is still drained."
         )

@@ -30,6 +30,13 @@ options:
         and one that has no address is a warning.
     type: dict
     default: {}
+  images:
+    description:
+      - References of images of which the content is compared with what Podman recorded of it; none
+        is by default.
+    type: list
+    elements: str
+    default: []
   names:
     description: Names of Redis of which the addresses shall be returned, as this host knows them.
     type: list
@@ -57,7 +64,18 @@ packages_known:
   description: Whether the package manager knows all that are missing; without lists it does not
   type: bool
   returned: always
-images: {description: Image reference to image ID, type: dict, returned: always}
+images:
+  description: Image reference to image ID, without those that are damaged
+  type: dict
+  returned: always
+images_damaged:
+  description: Image reference to what is wrong with it, of those in I(images)
+  type: dict
+  returned: always
+images_unproven:
+  description: Those in I(images) that no run has written to the disk yet, as C(celery_images) does
+  type: list
+  returned: always
 secrets: {description: Podman secret to its labels, type: dict, returned: always}
 user_range:
   description: Whether subuid and subgid hold a range for UserNS=auto
@@ -132,7 +150,10 @@ firewall:
   description: Mark of the rules that the kernel has, or empty
   type: str
   returned: always
-told: {description: Hosts whose addresses are not known, type: list, returned: always}
+told:
+  description: Hosts whose addresses are not known, and images that are damaged
+  type: list
+  returned: always
 holders:
   description:
     - The record of the hosts that were given what opens the Redis here; null where there is none,
@@ -160,6 +181,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_holders import recorded
 from ansible.module_utils.celery_metal import HostError, conclude, output, run
 from ansible.module_utils.container_files import Folder, RefusedError
+from ansible.module_utils.podman_images import Found
+from ansible.module_utils.podman_images import look as look_at_images
 
 CA_DIRECTORY = Path("/usr/local/share/ca-certificates/celery-metal")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -223,15 +246,6 @@ def packages_known(missing: list[str]) -> bool:
     if not missing:
         return True  # on most hosts, and asking apt takes half a second
     return len(re.findall(r"Candidate: (?!\(none\))", told(*POLICY, *missing))) == len(missing)
-
-
-def images() -> dict[str, str]:
-    """Each reference by which Podman knows an image (tag and digest), with the image's ID."""
-    known = {}
-    for image in json.loads(output("podman", "images", "--format", "json") or "[]"):
-        for reference in [*(image.get("Names") or []), *(image.get("RepoDigests") or [])]:
-            known[reference] = image["Id"]
-    return known
 
 
 def secrets() -> dict[str, dict[str, str]]:
@@ -469,10 +483,11 @@ def network(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def look(packages: list[str]) -> dict[str, Any]:
+def look(packages: list[str], references: list[str]) -> dict[str, Any]:
     """All that is reported; errors are those of a Podman that is there and does not work."""
     installed = version(told("podman", "--version"))
     missing = missing_packages(packages)
+    found = look_at_images(references) if installed else Found({}, {}, [])
     return {
         "changed": False,
         "systemd": Path("/run/systemd/system").is_dir(),
@@ -480,7 +495,9 @@ def look(packages: list[str]) -> dict[str, Any]:
         "podman_candidate": "" if installed else version(told(*POLICY, "podman")),
         "packages_missing": missing,
         "packages_known": packages_known(missing),
-        "images": images() if installed else {},
+        "images": found.whole,
+        "images_damaged": found.damaged,
+        "images_unproven": found.unproven,
         "secrets": secrets() if installed else {},
         "user_range": has_user_range(),
         "ca_stale": ca_stale(),
@@ -495,10 +512,34 @@ def look(packages: list[str]) -> dict[str, Any]:
     }
 
 
+def work(params: Mapping[str, Any]) -> dict[str, Any]:
+    """All of it."""
+    found = {**look(params["packages"], params["images"]), **network(params)}
+    found["told"] += damage_told(found["images_damaged"])
+    return found
+
+
+def damage_told(damaged: Mapping[str, str]) -> list[str]:
+    """A line for each cause, with the images that have it.
+
+    >>> damage_told({"app:1": "layer aa is missing"})[0][:40]
+    'app:1: damaged, as a power cut soon afte'
+    """
+    images: dict[str, list[str]] = {}
+    for reference, reason in damaged.items():
+        images.setdefault(reason, []).append(reference)
+    return [
+        f"{', '.join(sorted(some))}: damaged, as a power cut soon after a build or load leaves it: "
+        f"{reason}. site.yml removes it, and brings it again where it is needed."
+        for reason, some in images.items()
+    ]
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "packages": {"type": "list", "elements": "str", "default": []},
+            "images": {"type": "list", "elements": "str", "default": []},
             "toward": {"type": "str", "default": ""},
             "clients": {"type": "dict", "default": {}},
             "absent": {"type": "dict", "default": {}},
@@ -508,7 +549,7 @@ def main() -> None:
     )
     conclude(
         module,
-        lambda: {**look(module.params["packages"]), **network(module.params)},
+        lambda: work(module.params),
         changes=False,
         warned="told",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: celery_versions
-short_description: Refuse a version of the app that did not work here, or whose image is gone
+short_description: Refuse a version of the app that did not work here, or has no whole image
 description:
   - The last five versions that worked stay as images, until an administrator removes one, as
     C(podman system prune --all) does with those that no container uses.
@@ -39,7 +39,7 @@ image: {description: The version's image, type: str, returned: success}
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -89,29 +89,31 @@ def built(images: Sequence[str]) -> dict[str, str]:
 def chosen(
     version: str,
     images: Sequence[str],
-    gone: Collection[str],
+    gone: Mapping[str, str],
     dates: Callable[[Sequence[str]], Mapping[str, str]] = built,
 ) -> str:
     """The image of a version.
 
     :param images: of the versions that worked, the newest last.
-    :param gone: those that are not on this host any more.
+    :param gone: those that are not on this host any more, or what is wrong with them.
     :param dates: as ``built``.
     :raises HostError: when it is gone, or none of them.
 
-    >>> chosen("1", ["a:1", "a:2"], [])
+    >>> chosen("1", ["a:1", "a:2"], {})
     'a:1'
     """
     kept = [image for image in images if image not in gone]
     for image in kept:
         if tag(image) == version:
             return image
-    removed = [image for image in images if image in gone]
+    removed = [image for image in images if image in gone and not gone[image]]
+    damaged = {image: gone[image] for image in images if gone.get(image)}
     lines = [f"rollback_version is {version or 'not given'}"]
     if version in map(tag, removed):
         lines[0] += ", and its image was removed from this host, as 'podman system prune -a' does"
     elif removed:
         lines.append(f"  images of {', '.join(map(tag, removed))} were removed from this host")
+    lines += [f"  the image of {tag(one)} is damaged: {why}" for one, why in damaged.items()]
     if kept:
         when = dates(kept)
         shown = [tag(one) + (f" (built {when[one]})" if one in when else "") for one in kept]

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ansible.module_utils import podman_images
 from ansible.module_utils.celery_metal import HostError, output, run
 
 
@@ -71,13 +72,19 @@ def keep(name: str, value: str, consequence: str, **labels: str) -> None:
         )
 
 
-def images_gone(references: Iterable[str]) -> list[str]:
-    """Those of these images that are not on this host; each once, in their order.
+def images_gone(references: Iterable[str]) -> dict[str, str]:
+    """Those of these images that are not on this host, or are damaged; each once, in their order.
 
+    :returns: reference to what is wrong with the image; empty where there is none.
     :raises HostError: when Podman does not tell.
     """
-    gone = []
-    for reference in dict.fromkeys(references):
+    gone = {}
+    every = list(dict.fromkeys(references))
+    damaged = podman_images.look(every).damaged if every else {}
+    for reference in every:
+        if reference in damaged:
+            gone[reference] = damaged[reference]
+            continue
         done = run("podman", "image", "exists", reference)
         if done.returncode > 1:
             raise HostError(
@@ -86,5 +93,5 @@ def images_gone(references: Iterable[str]) -> list[str]:
                 "changed."
             )
         if done.returncode:
-            gone.append(reference)
+            gone[reference] = ""
     return gone

@@ -138,15 +138,17 @@ def test_a_host_stays_drained_while_an_image_is_gone(quadlets, tmp_path, monkeyp
 
     def images_gone(references):
         asked.append(list(references))
-        return ["a"] if len(asked) == 1 else []
+        return [{"a": ""}, {"a": "layer x is missing"}, {}][len(asked) - 1]
 
     monkeypatch.setattr(celery_drain, "images_gone", images_gone)
     with pytest.raises(HostError, match=r"(?s)need a, .*Fix: run .*site\.yml.*undrain"):
+        celery_drain.work(Module)
+    with pytest.raises(HostError, match=r"(?s)need a, .*\n  a is damaged: layer x is miss.*Fix: "):
         celery_drain.work(Module)
     assert marker.exists()
     assert celery_drain.work(Module)["start"] == sorted(celery_drain.declared(quadlets))
     assert not marker.exists()
     # Redis's is another unit's business; and where nothing is drained, nobody asks.
-    assert asked == [["a"], ["a"]]
+    assert asked == [["a"], ["a"], ["a"]]
     celery_drain.work(Module)
-    assert len(asked) == 2
+    assert len(asked) == 3

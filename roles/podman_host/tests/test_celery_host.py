@@ -7,6 +7,7 @@ import sys
 
 import celery_host
 import pytest
+from ansible.module_utils import podman_images
 from ansible.module_utils.celery_holders import recorded
 from ansible.module_utils.celery_metal import HostError
 
@@ -40,7 +41,7 @@ def test_a_podman_that_fails_is_none_without_secrets(monkeypatch, tmp_path):
     podman.write_text("#!/bin/sh\necho no space left >&2\nexit 125\n")
     podman.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    for look in (celery_host.secrets, celery_host.images):
+    for look in (celery_host.secrets, podman_images.listed):
         with pytest.raises(HostError, match="no space left"):
             look()
 
@@ -66,19 +67,13 @@ def test_the_memory_of_the_plan_that_is_deployed(monkeypatch, tmp_path, text, me
     assert celery_host.planned_memory_mb() == memory
 
 
-def test_images_by_tag_and_digest(monkeypatch):
-    listed = [
-        {"Id": "aa", "Names": ["localhost/celery-metal/app:1"], "RepoDigests": None},
-        {"Id": "bb", "Names": None, "RepoDigests": ["registry.example/redis@sha256:00"]},
-        {"Id": "cc"},
-    ]
-    monkeypatch.setattr(celery_host, "output", lambda *_: json.dumps(listed))
-    assert celery_host.images() == {
-        "localhost/celery-metal/app:1": "aa",
-        "registry.example/redis@sha256:00": "bb",
-    }
-    monkeypatch.setattr(celery_host, "output", lambda *_: "")
-    assert celery_host.images() == {}
+def test_images_that_are_damaged_for_one_reason_are_one_message():
+    told = celery_host.damage_told(
+        {"b:1": "layer x is missing", "a:1": "layer x is missing", "c:1": "y"}
+    )
+    assert [one.partition(":")[0] for one in told] == ["a", "c"]
+    assert told[0].startswith("a:1, b:1: damaged, ")
+    assert "layer x is missing. site.yml removes it" in told[0]
 
 
 def test_only_labels_of_our_secrets(monkeypatch):

@@ -13,12 +13,13 @@ IMAGES = ["localhost/app:1", "localhost/app:2", "localhost/app:3"]
 
 def refusal(version, gone):
     with pytest.raises(HostError) as refused:
+        gone = dict.fromkeys(gone, "")
         celery_versions.chosen(version, IMAGES, gone, lambda images: DATES)
     return str(refused.value).splitlines()
 
 
 def test_a_version_is_one_that_worked_and_whose_image_is_there():
-    assert celery_versions.chosen("1", IMAGES, IMAGES[1:]) == IMAGES[0]
+    assert celery_versions.chosen("1", IMAGES, dict.fromkeys(IMAGES[1:], "")) == IMAGES[0]
 
 
 def test_without_a_version_those_that_are_there_are_listed():
@@ -40,6 +41,17 @@ def test_a_version_whose_image_is_gone_is_refused_and_not_offered():
         "rollback_version is 9",
         "  images of 1, 2 were removed from this host",
         "  this host has kept, the newest last: 3",
+    ]
+
+
+def test_a_version_whose_image_is_damaged_is_refused_and_not_offered():
+    with pytest.raises(HostError) as refused:
+        celery_versions.chosen("1", IMAGES, {IMAGES[0]: "layer x is missing", IMAGES[1]: ""})
+    assert str(refused.value).splitlines()[:4] == [
+        "rollback_version is 1",
+        "  images of 2 were removed from this host",
+        "  the image of 1 is damaged: layer x is missing",
+        "  this host has kept 3 (the newest last)",
     ]
 
 

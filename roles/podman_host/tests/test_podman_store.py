@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from ansible.module_utils import podman_store
+from ansible.module_utils import podman_images, podman_store
 from ansible.module_utils.celery_metal import HostError
 from ansible.module_utils.podman_store import Kept
 
@@ -51,14 +51,20 @@ def test_a_secret_is_in_no_command_line_and_a_failure_does_not_tell_it(monkeypat
     assert "hush" not in str(failed.value)
 
 
-def test_images_that_are_gone_are_those_that_podman_does_not_have(monkeypatch):
+def test_images_that_are_gone_are_those_that_podman_does_not_have_and_those_that_are_damaged(
+    monkeypatch,
+):
     codes = {"a:1": 0, "a:2": 1, "a:3": 125}
+    damaged = {"a:4": "layer x is missing"}
 
     def run(*argv):
         assert argv[:-1] == ("podman", "image", "exists")
         return subprocess.CompletedProcess(argv, codes[argv[-1]], "", "no such store")
 
     monkeypatch.setattr(podman_store, "run", run)
-    assert podman_store.images_gone(["a:2", "a:1", "a:2"]) == ["a:2"]
+    found = podman_images.Found({}, damaged, [])
+    monkeypatch.setattr(podman_images, "look", lambda _: found)
+    assert podman_store.images_gone(["a:2", "a:1", "a:2", "a:4"]) == {"a:2": "", **damaged}
+    assert podman_store.images_gone([]) == {}
     with pytest.raises(HostError, match="has a:3: no such store\n  Fix: "):
         podman_store.images_gone(["a:3"])
