@@ -13,7 +13,7 @@ KINDS = (
     *("start", "restart", "stop", "keep secret", "remove secret", "bring image", "remove image"),
     *("install package", "reload", "renew"),
 )
-STATE = re.compile(r"/var/lib/celery-metal/(workers|redis)\.json")
+STATE = re.compile(r"/var/lib/celery-metal/(workers|redis|images)\.json")
 NOTES = "what it keeps for itself"
 TRUST = "/etc/ssl/certs/"
 # Marks that come with a secret are random: each run makes others.
@@ -195,6 +195,7 @@ def _of_work(found: Changes, task: str, result: Mapping[str, Any]) -> None:
 READERS: dict[str, Callable[[Changes, str, Mapping[str, Any]], None]] = {
     "apt": _of_apt,
     "celery_broker_secrets": _of_diff,
+    "celery_images": _of_diff,
     "celery_secrets": _of_diff,
     "celery_services": _of_diff,
     "celery_units": _of_diff,

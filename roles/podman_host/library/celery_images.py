@@ -37,17 +37,17 @@ EXAMPLES = r"""
 RETURN = r"""
 removed: {description: Names or IDs of the images that were removed, type: list, returned: always}
 stopped: {description: Units that were stopped for that, type: list, returned: always}
+told: {description: What was done, a line each, type: list, returned: when something was}
 """
 
 import json
-import os
+import shutil
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils import podman_images
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.celery_metal import HostError, conclude, output, run
+from ansible.module_utils.celery_metal import HostError, conclude, output, run, write_durably
 from ansible.module_utils.podman_images import RECORD, Store
 
 UNIT = "PODMAN_SYSTEMD_UNIT"
@@ -87,6 +87,8 @@ def clean(references: Sequence[str], *, check_mode: bool) -> dict[str, Any]:
 
     :raises HostError: when it cannot be removed.
     """
+    if not shutil.which("podman"):  # a clean host, under --check
+        return {"changed": False, "removed": [], "stopped": []}
     store = podman_images.current()
     wanted = {store.id_of(one) for one in references}
     found, layers = podman_images.removable(store, wanted)
@@ -115,11 +117,15 @@ def clean(references: Sequence[str], *, check_mode: bool) -> dict[str, Any]:
                 "remove the directory of the store: it has Podman's secrets, too."
             )
     names = sorted(name_of(store, one) for one in found)
-    lines = [f"stop {unit}" for unit in units]
-    lines += [f"remove image {name_of(store, one)}: {why}" for one, why in sorted(found.items())]
-    lines += [f"remove layer {one}" for one in layers]
+    lines = [f"stop {unit}" for unit in units] + [f"remove image {one}" for one in names]
+    told = [f"removed {name_of(store, one)}, which is damaged: {why}" for one, why in found.items()]
+    if units:
+        told.append(f"stopped {', '.join(units)}, which ran on a damaged image")
+    if layers:
+        told.append(f"removed {len(layers)} damaged layers without an image")
     return {
         "changed": bool(found or layers),
+        "told": [] if check_mode else told,
         "removed": names,
         "stopped": units,
         "diff": {"prepared": "".join(f"{line}\n" for line in lines)},
@@ -150,8 +156,9 @@ def record(references: Sequence[str], *, check_mode: bool) -> dict[str, Any]:
 
     :raises HostError: when the disk does not take it, or an image is damaged.
     """
+    diff = {"prepared": f"write {RECORD}\n"}
     if check_mode:
-        return {"changed": True, "removed": [], "stopped": []}
+        return {"changed": True, "removed": [], "stopped": [], "diff": diff}
     root, driver = podman_images.place()
     written = run("sync", "--file-system", str(root))
     if written.returncode:
@@ -172,24 +179,9 @@ def record(references: Sequence[str], *, check_mode: bool) -> dict[str, Any]:
     kept = sorted(ids | {*before.get("images", [])} & {*found.whole.values()})
     now = {"store": str(root), "driver": driver, "images": kept}
     if before != now:
-        write(RECORD, json.dumps(now, indent=1))
-    return {"changed": before != now, "removed": [], "stopped": []}
-
-
-def write(path: Path, text: str) -> None:
-    """Keep a file over a power cut; a reader never sees a half of it."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.new")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        write_durably(RECORD, json.dumps(now, indent=1))
+    changed = before != now
+    return {"changed": changed, "removed": [], "stopped": [], "diff": diff if changed else {}}
 
 
 def main() -> None:
@@ -202,7 +194,12 @@ def main() -> None:
     )
     step = {"clean": clean, "record": record}[module.params["step"]]
     references = module.params["images"]
-    conclude(module, lambda: step(references, check_mode=module.check_mode), changes=True)
+    conclude(
+        module,
+        lambda: step(references, check_mode=module.check_mode),
+        changes=True,
+        warned="told",
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.celery_metal import write_durably
+
 
 def snapshot(patterns: Iterable[str]) -> dict[str, dict[str, str]]:
     """Content of all files, and target of all links, that match the patterns."""
@@ -51,12 +53,8 @@ def read_state(path: str) -> dict[str, Any]:
 
 
 def write_state(path: str, state: dict[str, Any]) -> None:
-    """Keep it; a reader never sees a half of it."""
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    temporary = Path(f"{path}.new")
-    temporary.write_text(json.dumps(state, indent=1))
-    temporary.chmod(0o600)
-    os.replace(temporary, path)
+    """Keep it, over a power cut, too: without it the images of earlier versions would be pruned."""
+    write_durably(Path(path), json.dumps(state, indent=1))
 
 
 def brings_back(path: str, removed: Collection[str]) -> bool:

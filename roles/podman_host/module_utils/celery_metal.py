@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
@@ -43,6 +44,23 @@ def output(*argv: str) -> str:
             "step. Run it there and mend what it says ('df -h' shows free space), then run again."
         )
     return done.stdout
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Keep a file, with its directory, over a power cut; a reader never sees a half of it."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.new")
+    with temporary.open("w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def template_of(unit: str) -> str:

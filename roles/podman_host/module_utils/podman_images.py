@@ -27,6 +27,8 @@ LABEL = "celery-metal.image"
 # How Podman names the files in which it keeps an image's manifest and configuration.
 PLAIN = re.compile(r"[a-z0-9.]+")
 FILE = b'{"type":1,'
+# Of a file's name in a message.
+LONGEST = 200
 
 
 class Store(NamedTuple):
@@ -306,9 +308,15 @@ def _differing(top: str, sizes: Mapping[bytes, int]) -> list[str]:
         except (FileNotFoundError, NotADirectoryError):
             has = -1
         if has != size and not _is_reached_by_link(top, os.fsdecode(name)):
-            path = os.fsencode(f"/{os.fsdecode(name)}").decode(errors="backslashreplace")
+            path = f"/{_shown(name)}"
             found.append(f"{path} is missing" if has < 0 else f"{path} has {has} of {size} bytes")
     return found
+
+
+def _shown(name: bytes) -> str:
+    """A name as it may be printed, whatever is in it."""
+    text = name.decode(errors="backslashreplace")
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)[-LONGEST:]
 
 
 def _is_reached_by_link(top: str, name: str) -> bool:

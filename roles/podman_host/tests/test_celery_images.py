@@ -50,6 +50,7 @@ def host(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(argv, 0, "", "it is in use")
 
     listed = [container("celery-a-1", "bad", "celery-a@1.service")]
+    monkeypatch.setattr(celery_images.shutil, "which", lambda _: "/usr/bin/podman")
     monkeypatch.setattr(celery_images, "run", run)
     monkeypatch.setattr(celery_images, "output", lambda *_: json.dumps(listed))
     monkeypatch.setattr(podman_images, "current", lambda *_: store)
@@ -65,9 +66,11 @@ def test_units_stop_before_their_image_is_removed(host):
         "podman rmi --force bad",
     ]
     assert (done["removed"], done["stopped"]) == ([APP], ["celery-a@1.service"])
-    assert done["diff"]["prepared"] == (
-        f"stop celery-a@1.service\nremove image {APP}: layer x is missing\n"
-    )
+    assert done["diff"]["prepared"] == (f"stop celery-a@1.service\nremove image {APP}\n")
+    assert done["told"] == [
+        f"removed {APP}, which is damaged: layer x is missing",
+        "stopped celery-a@1.service, which ran on a damaged image",
+    ]
     assert celery_images.clean([APP], check_mode=False)["changed"] is False
     assert len(host) == 3
 

@@ -12,8 +12,8 @@ IMAGES = ["localhost/app:1", "localhost/app:2", "localhost/app:3"]
 
 
 def refusal(version, gone):
+    gone = dict.fromkeys(gone, "")
     with pytest.raises(HostError) as refused:
-        gone = dict.fromkeys(gone, "")
         celery_versions.chosen(version, IMAGES, gone, lambda images: DATES)
     return str(refused.value).splitlines()
 

@@ -172,9 +172,10 @@ def test_what_the_record_has_in_another_way_is_no_damage(made, recorded):
 
 
 def test_names_that_are_no_text_are_compared_and_shown(made):
-    made.layer("odd", {}, recorded=[{"name_raw": base64.b64encode(b"a\xff").decode(), "size": 1}])
+    raw = base64.b64encode(b"\xff\x1b[2J\n").decode()
+    made.layer("odd", {}, recorded=[{"name_raw": raw, "size": 1}])
     made.image("ii-odd", "odd")
-    assert damage(made, "ii-odd") == {"ii-odd": "layer odd: /a\\xff is missing"}
+    assert damage(made, "ii-odd") == {"ii-odd": r"layer odd: /\xff\x1b[2J\n is missing"}
 
 
 def test_without_a_record_of_its_files_a_layer_counts_as_whole(made):
