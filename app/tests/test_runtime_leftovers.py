@@ -209,3 +209,20 @@ def test_a_worker_ends_drained_for_leftovers_and_no_task_is_lost_or_runs_twice(
     assert (tmp_path / "count").read_text() == "done\n" * 3
     assert "takes no more tasks" not in again.log
     assert again.stop() == 0
+
+
+def test_workers_of_one_process_end_for_what_their_tasks_leave(start, producer, memory):
+    """Where no task is killed without its worker, and so without its container."""
+    rest = constants({**HURRIED, "leftovers.REST_SECONDS": 1})
+    workers = {
+        pool: start(CELERY_METAL_POOL=pool, CELERY_METAL_TMPFS=str(folder), **rest)
+        for pool in ("threads", "gevent", "solo")
+        if (folder := memory / pool).mkdir() is None
+    }
+    for pool, worker in workers.items():
+        worker.ready()
+        fill_it = f"head -c {8 * MB} /dev/zero > {memory / pool}/left"
+        assert producer.answers(worker, "lab_app.shell", fill_it) == [0]
+    for worker in workers.values():
+        worker.says("(0 tasks were killed here)")
+        assert worker.process.wait() == 0, worker.log
