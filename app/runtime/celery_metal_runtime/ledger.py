@@ -204,6 +204,11 @@ class Ledger:
         """Whether the tag is that of a claim of this worker, settled or not."""
         return isinstance(tag, str) and tag.startswith(self._prefix)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether Redis knows of all that is done."""
+        return self.down_since is None and not self._changes
+
     # In the consumer's loop and in the pool
 
     def open(self, channel: Any, queue: str) -> None:

@@ -158,8 +158,8 @@ class Leftovers:
         lost = self.ledger.losses
         say(
             f"{found.left // MB} of {found.size // MB} MB of {found.path} are files that no "
-            f"running task has made ({lost} tasks were killed here): this worker takes no more "
-            f"tasks, finishes those that run ({busy}) and ends, and systemd starts another with an "
+            f"running task has made (tasks killed here: {lost}): this worker takes no more tasks, "
+            f"finishes those that run ({busy}) and ends, and systemd starts another with an "
             f"empty {found.path}. Fix, if the app keeps these files on purpose: raise tmp_mb of "
             "this queue; see 'tmp_mb' in docs/queues.md"
         )
@@ -174,7 +174,8 @@ class Leftovers:
                 f"end again in {REST_SECONDS:.0f} s. Raise drain_seconds of this queue"
             )
             return False
-        if now - since < CLAIM_SECONDS or running():
+        # What is done and not acknowledged yet would run twice.
+        if now - since < CLAIM_SECONDS or running() or not self.ledger.is_settled:
             return False
         self.memories = []  # once
         return True
