@@ -181,7 +181,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_holders import recorded
 from ansible.module_utils.celery_metal import HostError, conclude, output, run
 from ansible.module_utils.container_files import Folder, RefusedError
-from ansible.module_utils.podman_images import Found
+from ansible.module_utils.podman_images import Found, by_cause
 from ansible.module_utils.podman_images import look as look_at_images
 
 CA_DIRECTORY = Path("/usr/local/share/ca-certificates/celery-metal")
@@ -525,13 +525,10 @@ def damage_told(damaged: Mapping[str, str]) -> list[str]:
     >>> damage_told({"app:1": "layer aa is missing"})[0][:40]
     'app:1: damaged, as a power cut soon afte'
     """
-    images: dict[str, list[str]] = {}
-    for reference, reason in damaged.items():
-        images.setdefault(reason, []).append(reference)
     return [
-        f"{', '.join(sorted(some))}: damaged, as a power cut soon after a build or load leaves it: "
+        f"{', '.join(some)}: damaged, as a power cut soon after a build or load leaves it: "
         f"{reason}. site.yml removes it, and brings it again where it is needed."
-        for reason, some in images.items()
+        for reason, some in by_cause(damaged).items()
     ]
 
 

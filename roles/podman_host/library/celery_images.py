@@ -116,9 +116,13 @@ def clean(references: Sequence[str], *, check_mode: bool) -> dict[str, Any]:
                 "system check --repair --force', then site.yml. Tasks stay in Redis. Do not "
                 "remove the directory of the store: it has Podman's secrets, too."
             )
-    names = sorted(name_of(store, one) for one in found)
+    named = {name_of(store, image): why for image, why in found.items()}
+    names = sorted(named)
     lines = [f"stop {unit}" for unit in units] + [f"remove image {one}" for one in names]
-    told = [f"removed {name_of(store, one)}, which is damaged: {why}" for one, why in found.items()]
+    told = [
+        f"removed {', '.join(some)}: damaged: {why}"
+        for why, some in podman_images.by_cause(named).items()
+    ]
     if units:
         told.append(f"stopped {', '.join(units)}, which ran on a damaged image")
     if layers:

@@ -222,6 +222,14 @@ def damage(
     return found
 
 
+def by_cause(damaged: Mapping[str, str]) -> dict[str, list[str]]:
+    """What is wrong, with the names of all that have it, sorted."""
+    found: dict[str, list[str]] = {}
+    for name, reason in sorted(damaged.items()):
+        found.setdefault(reason, []).append(name)
+    return found
+
+
 def orphans(store: Store) -> list[str]:
     """Layers without an image, as a load that was cut off leaves them: the next one uses them."""
     used = {layer for image in store.images for layer in store.chain(image)}

@@ -68,7 +68,7 @@ def test_units_stop_before_their_image_is_removed(host):
     assert (done["removed"], done["stopped"]) == ([APP], ["celery-a@1.service"])
     assert done["diff"]["prepared"] == (f"stop celery-a@1.service\nremove image {APP}\n")
     assert done["told"] == [
-        f"removed {APP}, which is damaged: layer x is missing",
+        f"removed {APP}: damaged: layer x is missing",
         "stopped celery-a@1.service, which ran on a damaged image",
     ]
     assert celery_images.clean([APP], check_mode=False)["changed"] is False
