@@ -424,37 +424,6 @@ def test_no_name_of_a_network_leaves_out_the_rules(
     assert right or said.endswith("write bridge, host, none, or a Podman network of yours")
 
 
-LOST = {"unreachable": True, "msg": "Task failed: no route to host\n"}
-
-
-@pytest.mark.parametrize(
-    ("hosts", "text"),
-    [
-        ({"r1": {}, "web1": {"ansible_facts": {}}}, ""),
-        (
-            {"r1": {}, "web1": LOST, "web2": {"failed": True, "msg": "no Python."}},
-            "web1 cannot be reached: no route to host.\nweb2 gives no facts: no Python.\n"
-            "Nothing was changed on any host.\n"
-            "To go on without them: --limit 'all:!web1:!web2'.",
-        ),
-        (
-            {"r1": LOST, "web1": {}},
-            "r1 cannot be reached: no route to host.\nNothing was changed on any host.\n"
-            "All workers need r1, for it runs Redis: mend that, then run again.",
-        ),
-        (
-            {"web1": LOST},
-            "web1 cannot be reached: no route to host.\nNothing was changed on any host.\n"
-            "Mend the way to the hosts, then run again.",
-        ),
-    ],
-)
-def test_hosts_that_do_not_answer(
-    declarations: ModuleType, hosts: dict[str, Any], text: str
-) -> None:
-    assert declarations.contact_problems(hosts, "r1") == text
-
-
 @pytest.mark.parametrize(
     ("target", "text"),
     [

@@ -232,6 +232,9 @@ class CallbackModule(Default):  # type: ignore[misc]
 
     def _keep(self, result: Any) -> None:
         said = str(result.result.get("msg") or result.result.get("censored") or "")
+        # Of a module that did not even start, such as for sudo.
+        if errors := str(result.result.get("module_stderr", "")).strip().splitlines():
+            said += f": {errors[-1]}"
         self.failed.setdefault(result.host.get_name(), []).append(said)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:

@@ -974,39 +974,9 @@ def broker_problem(
     )
 
 
-def contact_problems(hosts: Mapping[str, Mapping[str, Any]], redis: str) -> str:
-    """Which hosts did not answer, one to a line, with Ansible's word on why; empty when all did.
-
-    :param hosts: host to what the first task on it gave.
-    :param redis: the host of Redis, without which no run can do.
-    """
-    silent = {
-        host: "cannot be reached" if said.get("unreachable") else "gives no facts"
-        for host, said in hosts.items()
-        if said.get("unreachable") or said.get("failed")
-    }
-    if not silent:
-        return ""
-    lines = []
-    for host, what in silent.items():
-        why = str(hosts[host].get("msg", "no reason was given")).removeprefix("Task failed: ")
-        lines.append(f"{host} {what}: {why.strip().rstrip('.')}.")
-    lines.append("Nothing was changed on any host.")
-    if redis in silent:
-        lines.append(f"All workers need {redis}, for it runs Redis: mend that, then run again.")
-    elif len(silent) < len(hosts):
-        limit = ":".join(["all", *(f"!{host}" for host in silent)])
-        it = "it" if len(silent) == 1 else "them"
-        lines.append(f"To go on without {it}: --limit '{limit}'.")
-    else:
-        lines.append("Mend the way to the hosts, then run again.")
-    return "\n".join(lines)
-
-
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "broker_problem": broker_problem,
-            "contact_problems": contact_problems,
             "declaration_problems": declaration_problems,
         }
