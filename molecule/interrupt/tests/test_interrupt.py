@@ -33,8 +33,9 @@ CHANGE = (
     ("Check and write the units", 0.3),
     ("Check and write the units", 0.6),
     ("Drain and remove the workers", 0.3),
-    ("Drain and remove the workers", 0.8),
+    # In every other turn a queue goes.
     ("Replace the workers", 0.3),
+    ("Drain and remove the workers", 0.8),
     ("Replace the workers", 1),
     ("Replace the workers", 2),
     ("Replace the workers", 3),

@@ -25,9 +25,9 @@ def site(kit, lab):
     kit.ensure(celery_queues=copy.deepcopy(QUEUES))
     assert kit.services(HOST) == SERVICES
 
-    def change(queues):
+    def change(queues, **variables):
         before = lab.invocation_ids(HOST, "celery-*.service")
-        played = kit.play(celery_queues=queues)
+        played = kit.play(celery_queues=queues, **variables)
         after = lab.invocation_ids(HOST, "celery-*.service")
         active = kit.services(HOST)
         return {
@@ -65,7 +65,7 @@ def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
     task = (
         "from metal_sample.tasks import wait; from metal_sample.celery import app;"
         "from celery_metal_runtime import configure; configure(app);"
-        "print(wait.apply_async((6,), queue='mail').id)"
+        "print(wait.apply_async((20,), queue='mail').id)"
     )
     task_id = lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", task]).strip()
     lab.wait_for(
@@ -75,12 +75,13 @@ def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
         host=HOST,
         unit="celery-mail@1.service",
     )
-    done = site([ADD, MULTIPLY])
+    # A task that runs is one that stays, unless it is meant.
+    done = site([ADD, MULTIPLY], queues_left=True)
     assert done["gone"] == {"celery-mail@1.service"}
     assert (done["new"], done["restarted"]) == (set(), set())
     # The task that ran when its worker was told to go has ended well.
     result = json.loads(kit.redis(HOST, "get", f"celery-task-meta-{task_id}"))
-    assert (result["status"], result["result"]) == ("SUCCESS", 6)
+    assert (result["status"], result["result"]) == ("SUCCESS", 20)
     assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery-mail*'") == ""
     assert lab.run(HOST, "find /etc /run/systemd -name '*celery-mail*'") == ""
     assert "celery-mail" not in lab.run(HOST, "podman ps -a --format '{{.Names}}'")
