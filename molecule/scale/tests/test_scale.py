@@ -289,11 +289,13 @@ def test_a_queue_stopped_by_hand_is_started_again(site, kit, lab):
 def test_an_interrupted_run_is_completed_by_the_next(site, kit, lab):
     # As if the connection had gone after the files were written: nothing reloaded or restarted.
     unit = "/etc/containers/systemd/celery-metal/celery-mail@.container"
+    old = lab.run(HOST, f"cat {unit}")
     queues = copy.deepcopy(QUEUES)
     queues[2]["concurrency"] = 2
     kit.play(celery_queues=queues)
     new = lab.run(HOST, f"cat {unit}")
-    kit.play(celery_queues=QUEUES)
+    again = "systemctl daemon-reload && systemctl restart celery-mail@1"
+    lab.run(HOST, f"cat > {unit} && {again}", stdin=old, timeout=120)
     assert len(kit.children(HOST, "celery-mail-1")) == 1
     lab.run(HOST, f"cat > {unit}", stdin=new)
     kit.play(celery_queues=queues)
