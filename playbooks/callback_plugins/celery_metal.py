@@ -181,7 +181,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Have all but the JSON on stderr, where it is asked for."""
         variables = load_extra_vars(playbook._loader)
         name = pathlib.Path(playbook._file_name).name
-        self.sums_up = name not in ("status.yml", "plan.yml")
+        self.sums_up = name != "status.yml"
         if name == "status.yml" and variables.get("status_format") == "json":
             sys.stdout.flush()
             self.pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
