@@ -281,6 +281,7 @@ def test_a_build_that_fails_leaves_what_runs_and_nothing_behind(kit, lab, tmp_pa
     assert lab.invocation_ids(HOST, "celery*") == before
     assert not lab.succeeds(HOST, "test -e /var/lib/celery-metal/image")
     assert set(lab.run(HOST, "podman images --all --quiet").split()) <= images
+    assert "buildah" not in lab.run(HOST, "podman ps --external --format '{{.Command}}'")
 
 
 def test_everything_is_back_after_a_reboot(kit, lab):
