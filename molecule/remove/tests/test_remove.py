@@ -110,7 +110,7 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     played = kit.play(playbook=REMOVE, remove_confirmed=True)
     assert "/var/lib/celery-metal/redis" in played.output
     assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery*'") == ""
-    assert lab.run(HOST, "podman ps --all --quiet --external") == ""
+    assert lab.run(HOST, "podman ps -aq") == ""
     assert lab.run(HOST, "podman secret ls --format '{{.Name}}'").split() == ["other"]
     names = lab.run(HOST, "podman images --format '{{.Repository}}:{{.Tag}}'").split()
     assert names == ["localhost/other:1"]
