@@ -1,11 +1,15 @@
 """That a task is never nowhere: what a worker has taken is in Redis until it is done."""
 
+import fcntl
 import json
 import os
 import re
 import signal
 import socket
+import struct
+import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,14 +111,26 @@ def test_a_worker_that_ends_holds_nothing(start, redis, producer, tmp_path):
         assert worker.node not in redis.client.hkeys(NODES)
 
 
+def waits_in_pipes(pid):
+    """How many bytes a process has been sent through its pipes and has not read."""
+    count = 0
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        if not os.readlink(path).startswith("pipe:"):
+            continue
+        with suppress(OSError), open(path, "rb", buffering=0) as pipe:
+            count += struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+    return count
+
+
 @pytest.mark.versions
 def test_what_a_process_has_and_not_begun_at_a_stop_runs_once(start, redis, producer, tmp_path):
     closed = tmp_path / "closed"
     worker = start(CONCURRENCY="1", LAB_CLOSED=str(closed)).ready()
     (child,) = worker.children
     os.kill(child, signal.SIGSTOP)
+    assert not waits_in_pipes(child)
     producer.post(worker, COUNT, str(tmp_path / "mark"), 0)
-    worker.says(f"Task {COUNT}")
+    wait_until(lambda: waits_in_pipes(child), "the process has it")
     worker.process.send_signal(signal.SIGTERM)
     wait_until(closed.exists, "the consumer has closed")
     os.kill(child, signal.SIGCONT)

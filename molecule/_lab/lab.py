@@ -295,9 +295,14 @@ def render_dynamic(lab: Lab) -> str:
 
 
 def run(*command: str | pathlib.Path, stdin: str | None = None) -> str:
-    """Run a command and return its output; LabError with all it said if it fails."""
+    """Run a command and return its output; LabError with all it said if it fails.
+
+    Without this Python's own settings: what mmdebstrap starts in a new system would have them too,
+    and PYTHONPYCACHEPREFIX would lay the system's bytecode where its own Python does not look.
+    """
     done = subprocess.run(
         [str(part) for part in command],
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,
@@ -512,7 +517,7 @@ def build_base(release: str, bare: bool) -> pathlib.Path:
 
 
 def make_base(root: pathlib.Path, release: str, mirror: str, packages: str) -> None:
-    """Install and set up a base system in the directory `root`."""
+    """Install and set up a base system in the directory `root`, its Python compiled."""
     run(
         # Killed, mmdebstrap leaves its mounts of /proc, /sys and /dev: let them end with it.
         "unshare", "--mount", "--propagation=private",
