@@ -141,7 +141,7 @@ def main() -> int:
         return 130
     seconds = time.monotonic() - started
     if options.kind == "all" and os.environ.get("CI"):
-        results.append(measure.budget(results, BUDGET_CPU_MINUTES))
+        results.append(measure.budget(results, BUDGET_CPU_MINUTES, run.meter.slowness))
     status = report(results, seconds, run.meter.summary())
     if options.record:
         record(results)

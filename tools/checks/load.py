@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import pathlib
+import statistics
+import time
 
 # So many seconds are looked at together: a scenario pauses and computes in turn.
 WINDOW = 10.0
@@ -19,6 +22,12 @@ AT_LEAST = 2
 # Hosts cost CPU time as long as they run, and the load that a test sends lasts as long as what it
 # is for: with more at once each takes longer, and all of them cost more.
 AT_MOST = 3
+# CPU seconds differ from machine to machine, and from hour to hour: a CPU shares its caches and its
+# clock with others. So a fixed piece of work is timed every so many seconds,
+YARDSTICK_EVERY = 10.0
+YARDSTICK_TEXT = json.dumps([{"number": n, "text": str(n), "list": [n] * 4} for n in range(800)])
+# and this is what it took in the run that the budget of all checks was set by.
+YARDSTICK_SECONDS = 0.0055
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +72,16 @@ def parse_available(text: str) -> int:
     return int(line.split()[1]) // 1024
 
 
+def yardstick() -> float:
+    """Return the CPU seconds that a fixed piece of work takes here and now."""
+    begun = time.thread_time()
+    for _ in range(6):
+        rows = json.loads(YARDSTICK_TEXT)
+        for _ in range(5):
+            sum(hash((row["text"], row["number"])) for row in rows)
+    return time.thread_time() - begun
+
+
 def admits(running: int, idle: float, since_start: float, available_mb: int) -> bool:
     """Return whether one more job may start.
 
@@ -88,6 +107,8 @@ class Meter:
         # The longest time between two samples in seconds, and when it ended.
         self.pause = 0.0
         self.paused_until = 0.0
+        self.yardsticks: list[float] = []
+        self.measured = -YARDSTICK_EVERY
 
     def add(self, sample: Sample) -> None:
         """Take one more sample, and drop those that are too old."""
@@ -101,6 +122,9 @@ class Meter:
     def look(self, moment: float) -> None:
         """Take a sample of this machine now."""
         self.add(parse_stat(pathlib.Path("/proc/stat").read_text(), moment))
+        if moment - self.measured >= YARDSTICK_EVERY:
+            self.measured = moment
+            self.yardsticks.append(yardstick())
 
     @property
     def idle(self) -> float:
@@ -109,6 +133,13 @@ class Meter:
             return 0.0
         first, last = self.samples[0], self.samples[-1]
         return (last.idle - first.idle) / max(1, last.total - first.total)
+
+    @property
+    def slowness(self) -> float:
+        """How many times as long as in the run of the budget this machine takes; 1 if unknown."""
+        if not self.yardsticks:
+            return 1.0
+        return statistics.median(self.yardsticks) / YARDSTICK_SECONDS
 
     def summary(self) -> str:
         """What the machine did since the first sample: a stall explains a test that waited."""
@@ -123,7 +154,8 @@ class Meter:
         return (
             f"CPUs: {idle:.0f} % idle ({waiting:.0f} % waited for the disk), {stolen:.0f} % "
             f"stolen; the longest pause between two looks at them: {self.pause:.1f} s, "
-            f"at {self.paused_until - first.moment:.0f} s"
+            f"at {self.paused_until - first.moment:.0f} s; "
+            f"the same work takes {self.slowness:.2f} times as long as it did for the budget"
         )
 
 

@@ -121,14 +121,22 @@ def failures(job: Job) -> Iterator[str]:
         yield f"{job.name}: see its log above"
 
 
-def budget(results: list[Result], minutes: float) -> Result:
+def budget(results: list[Result], minutes: float, slowness: float) -> Result:
     """Return a check of its own: all checks together used no more than so many CPU minutes.
 
-    How long they take depends on what else the machine does, also outside of it.
+    How long they take depends on what else the machine does, also outside of it, and so does their
+    CPU time.
+
+    Args:
+        minutes: of a machine that is as fast as the one that the budget was set on.
+        slowness: how many times as long the same work took on this one, in this run.
     """
-    used = sum(result.cpu_seconds for result in results) / 60
+    used = sum(result.cpu_seconds for result in results) / 60 / slowness
     kept = used <= minutes
-    failure = f"checks/budget: {used:.1f} CPU minutes, more than the {minutes:.0f} they may use"
+    failure = (
+        f"checks/budget: {used:.1f} CPU minutes, more than the {minutes:.0f} they may use "
+        f"(here {used * slowness:.1f}, on a machine that takes {slowness:.2f} times as long)"
+    )
     return Result(
         job=Job("checks/budget", ()),
         seconds=0.0,

@@ -79,10 +79,26 @@ def test_a_run_of_pytest_without_tests_has_failed(job: Job) -> None:
 
 def test_checks_that_use_more_cpu_time_than_their_budget_fail(job: Job) -> None:
     half = measure.Result(job, seconds=9999.0, cpu_seconds=1350.0, phases={}, passed=1, failed=0)
-    assert measure.budget([half, half], 45).failed == 0
-    late = measure.budget([half, half, dataclasses.replace(half, cpu_seconds=60.0)], 45)
+    assert measure.budget([half, half], 45, slowness=1.0).failed == 0
+    over = [half, half, dataclasses.replace(half, cpu_seconds=60.0)]
+    late = measure.budget(over, 45, slowness=1.0)
     assert (late.passed, late.failed) == (0, 1)
-    assert late.failures == ("checks/budget: 46.0 CPU minutes, more than the 45 they may use",)
+    assert "46.0 CPU minutes, more than the 45 they may use" in late.failures[0]
+    # The same work on a machine that takes longer for all of it.
+    assert measure.budget(over, 45, slowness=1.1).failed == 0
+    assert measure.budget([half, half], 45, slowness=0.9).failed == 1
+
+
+def test_how_slow_a_machine_is_shows_in_a_piece_of_work_that_is_always_the_same() -> None:
+    meter = load.Meter()
+    assert meter.slowness == 1.0
+    for moment in (0.0, 5.0, load.YARDSTICK_EVERY, load.YARDSTICK_EVERY + 1):
+        meter.look(moment)
+    assert len(meter.yardsticks) == 2
+    assert all(seconds > 0 for seconds in meter.yardsticks)
+    # One that met a stall says nothing of the others.
+    meter.yardsticks = [2 * load.YARDSTICK_SECONDS, 2 * load.YARDSTICK_SECONDS, 99.0]
+    assert meter.slowness == pytest.approx(2.0)
 
 
 def test_the_longest_starts_first_and_one_that_is_unknown_counts_as_long() -> None:
@@ -147,7 +163,8 @@ def test_a_machine_that_stood_still_is_seen() -> None:
         meter.add(load.Sample(moment, 100 * part, 40 * part, 10 * part, 30 * part))
     assert meter.summary() == (
         "CPUs: 40 % idle (10 % waited for the disk), 30 % stolen; "
-        "the longest pause between two looks at them: 20.5 s, at 22 s"
+        "the longest pause between two looks at them: 20.5 s, at 22 s; "
+        "the same work takes 1.00 times as long as it did for the budget"
     )
 
 
