@@ -10,17 +10,15 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import controller
 import pytest
 
 pytestmark = pytest.mark.playbook
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-ANSIBLE_PLAYBOOK = pathlib.Path(sys.executable).with_name("ansible-playbook")
 DEAF = {"ansible_host": "127.0.0.1", "ansible_port": 1}
 LOCAL = {"ansible_connection": "local"}
 QUEUES = "celery_queues: [{name: emails}, {name: reports, workload: io}]\n"
@@ -52,14 +50,9 @@ class Site:
         (self.directory / "group_vars" / "all.yml").write_text(yaml)
 
     def run(self, *words: str, playbook: str = "site.yml") -> Run:
-        done = subprocess.run(
-            [ANSIBLE_PLAYBOOK, "-i", self.directory, playbook, *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-        )
+        settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        line = ["-i", str(self.directory), playbook, *words]
+        done = controller.run(line, ROOT, {**os.environ, **settings})
         # YAML doubles quotes in quoted text, and wraps it.
         text = (done.stdout + done.stderr).replace("''", "'")
         return Run(done.returncode, re.sub(r"\s+", " ", text))

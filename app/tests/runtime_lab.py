@@ -21,7 +21,7 @@ from types import MappingProxyType
 from celery import Celery
 from celery.result import ResultSet
 from celery_metal_runtime import configure
-from fork_lab import Fork, Server
+from forks import Fork, Server
 from redis import Redis as Client
 from redis_rules import user_rules
 
@@ -31,6 +31,22 @@ PASSWORD = "p@ss:/?#%;,+ end"  # all that means something in a URL
 # A machine that stands still for a minute and more fails no test.
 PATIENCE = 180.0
 RUNTIME = "celery_metal_runtime"
+# What each worker loads. gevent has to patch before: its workers are no forks.
+LOADED = (
+    "celery.apps.beat",
+    "celery.apps.worker",
+    "celery.backends.redis",
+    "celery.bin.celery",
+    "celery.concurrency.prefork",
+    "celery.concurrency.solo",
+    "celery.concurrency.thread",
+    "celery.worker.autoscale",
+    "celery_metal_runtime.beat",
+    "celery_metal_runtime.entry",
+    "celery_metal_runtime.health",
+    "celery_metal_runtime.sentinels",
+    "celery_metal_runtime.transport",
+)
 
 
 def wait_until(condition: Callable[[], object], what: object, seconds: float = PATIENCE) -> object:
@@ -286,7 +302,7 @@ def base_environ() -> dict[str, str]:
 @cache
 def forks() -> Server:
     """The server of forks of this session."""
-    return Server(base_environ())
+    return Server(base_environ(), LOADED)
 
 
 def start_process(
@@ -298,10 +314,10 @@ def start_process(
     fresh: bool = False,
 ) -> Fork | subprocess.Popen:
     """Run a module; `files`: where its output and its errors go, one file for both or two."""
-    if not fresh:
-        return forks().fork(module, arguments, environ, cwd, *files)
     out, err = (file.open("ab") for file in (files[0], files[-1]))
     with out, err:
+        if not fresh:
+            return forks().fork(module, arguments, environ, cwd, out.fileno(), err.fileno())
         command = [sys.executable, "-m", module, *arguments]
         return subprocess.Popen(command, env=environ, stdout=out, stderr=err, cwd=cwd)
 

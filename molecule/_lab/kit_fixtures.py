@@ -11,12 +11,11 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import celery_redis
+import controller
 import lab as machinery
 import pytest
 from lab_fixtures import CommandError, LabUnderTest
@@ -34,7 +33,6 @@ return tasks
 """
 # A busy machine answers late, and a Redis that is stopped never.
 REDIS_SECONDS = 30
-ANSIBLE_PLAYBOOK = pathlib.Path(sys.executable).with_name("ansible-playbook")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +109,8 @@ class Kit:
 
         An AssertionError with all output if it does not end as expected: well, or with `fails` not.
         """
-        command = [str(ANSIBLE_PLAYBOOK), "-i", inventory or self.inventory, playbook, *words]
-        done = subprocess.run(
-            [*command, "-e", json.dumps(variables)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=self._environment(),
-        )
+        line = ["-i", inventory or self.inventory, playbook, *words, "-e", json.dumps(variables)]
+        done = controller.run(line, ROOT, self._environment())
         output = done.stdout + done.stderr
         assert bool(done.returncode) == fails, f"{playbook} ended with {done.returncode}\n{output}"
         if "--check" not in words and playbook != "playbooks/status.yml":
@@ -138,25 +129,23 @@ class Kit:
         The controller's processes are killed, too. False: the run ended well before the task.
         """
         self._deployed = None
-        with subprocess.Popen(
-            [ANSIBLE_PLAYBOOK, "-i", self.inventory, "site.yml", "-e", json.dumps(variables)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            # Else a task is named when its first host is done with it.
-            env=self._environment() | {"ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"},
-        ) as process:
+        words = ["-i", self.inventory, "site.yml", "-e", json.dumps(variables)]
+        # Else a task is named when its first host is done with it.
+        environ = self._environment() | {"ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"}
+        read, write = os.pipe()
+        with open(read) as lines:
+            process = controller.start(words, ROOT, environ, write, write)
+            os.close(write)
             output = ""
-            for line in process.stdout or ():
+            for line in lines:
                 output += line
                 if line.startswith("TASK [") and task in line:
                     time.sleep(seconds)  # this is the moment
                     end_all(process.pid)
                     self.lab.disconnect()
+                    process.wait()
                     return True
-        assert not process.returncode, output
+        assert not process.wait(), output
         return False
 
     @staticmethod

@@ -1,19 +1,18 @@
-"""Processes that begin with Celery loaded.
+"""Processes that begin with their libraries loaded.
 
-Loading Celery takes most of a worker's start. Here one server process loads it once, and forks for
-each start. The fork runs a module as `python -m` does, with its own environment, directory,
-arguments and output. It differs from a real start in this:
-
-- /proc/PID/cmdline, /proc/PID/environ and the CPU affinity are the server's.
-- gevent finds loaded what it has to patch first.
-
-Tests of these start a Python of their own.
+Loading Celery takes most of a worker's start, and loading Ansible a part of each short run. Here
+one server process loads modules once, and forks for each start. The fork runs a module as
+`python -m` does, with its own environment, directory, arguments and output. It differs from a real
+start in that /proc/PID/cmdline, /proc/PID/environ and the CPU affinity are the server's.
 """
+
+from __future__ import annotations
 
 import gc
 import importlib
 import json
 import os
+import pathlib
 import runpy
 import select
 import signal
@@ -21,56 +20,50 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-LOADED = (
-    "celery.apps.beat",
-    "celery.apps.worker",
-    "celery.backends.redis",
-    "celery.bin.celery",
-    "celery.concurrency.prefork",
-    "celery.concurrency.solo",
-    "celery.concurrency.thread",
-    "celery.worker.autoscale",
-    "celery_metal_runtime.beat",
-    "celery_metal_runtime.entry",
-    "celery_metal_runtime.health",
-    "celery_metal_runtime.sentinels",
-    "celery_metal_runtime.transport",
-)
 LONGEST = 1 << 20
 
 
 class Server:
     """The process that forks. It ends with the process of the tests, and kills its forks then."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], loaded: Iterable[str]) -> None:
+        """Start it in an environment, which decides what the modules are like that it loads."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), *loaded],
                 env=environ,
                 pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
             )
 
     def fork(
         self,
         module: str,
-        arguments: tuple[str, ...],
-        environ: dict[str, str],
-        cwd: Path,
-        *files: Path,
-    ) -> "Fork":
-        """Run `module`; `files`: where its output and its errors go, one file for both or two."""
-        order = {"module": module, "arguments": arguments, "environ": environ, "cwd": str(cwd)}
-        return Fork(self, self.ask(order | {"files": [str(files[0]), str(files[-1])]}))
+        arguments: Iterable[str],
+        environ: Mapping[str, str],
+        cwd: pathlib.Path,
+        out: int,
+        err: int,
+    ) -> Fork:
+        """Run `module`; its output and its errors go to these open files."""
+        order = {
+            "module": module,
+            "arguments": [*arguments],
+            "environ": {**environ},
+            "cwd": str(cwd),
+        }
+        return Fork(self, self.ask(order, out, err))
 
-    def ask(self, order: dict) -> int:
-        """Send an order; return the number that answers it."""
+    def ask(self, order: Mapping[str, object], *files: int) -> int:
+        """Send an order and open files with it; return the number that answers it."""
         with self._lock:
-            self._socket.send(json.dumps(order).encode())
+            socket.send_fds(self._socket, [json.dumps(order).encode()], files)
             answer = self._socket.recv(LONGEST)
         assert answer, "the server of forks has ended: see its error above"
         return int(answer)
@@ -98,7 +91,7 @@ class Fork:
             ended = select.poll()
             ended.register(self._fd, select.POLLIN)
             if not ended.poll(None if timeout is None else timeout * 1000):
-                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
             self.returncode = self._server.ask({"reap": self.pid})
             os.close(self._fd)
         return self.returncode
@@ -117,10 +110,13 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def serve(orders: socket.socket) -> dict:
-    """Fork for each order; return the order in the fork."""
-    running = set()
-    while message := orders.recv(LONGEST):
+def serve(orders: socket.socket) -> dict[str, Any]:
+    """Fork for each order; return the order in the fork. Ends when nobody can order any more."""
+    running: set[int] = set()
+    while True:
+        message, files, _, _ = socket.recv_fds(orders, LONGEST, 2)
+        if not message:
+            break
         order = json.loads(message)
         if "reap" in order:
             pid, status = os.waitpid(order["reap"], 0)
@@ -130,39 +126,43 @@ def serve(orders: socket.socket) -> dict:
         pid = os.fork()
         if not pid:
             orders.close()
-            return order
+            for number, file in enumerate(files, start=1):
+                os.dup2(file, number)
+        for file in files:
+            os.close(file)
+        if not pid:
+            return dict(order)
         running.add(pid)
         orders.send(str(pid).encode())
     for pid in running:
         os.kill(pid, signal.SIGKILL)
-    os._exit(0)
+    sys.exit()
 
 
-def become(order: dict) -> None:
+def become(order: Mapping[str, Any], loaded_from: str) -> None:
     """Run what an order names, as `python -m` does."""
     os.chdir(order["cwd"])
-    paths = os.environ["PYTHONPATH"].split(":")
-    standard = [path for path in sys.path[1:] if path not in paths]
+    ours = {str(pathlib.Path(__file__).parent), *loaded_from.split(":")}
+    standard = [path for path in sys.path if path not in ours]
     os.environ.clear()
     os.environ.update(order["environ"])
-    sys.path[:] = [order["cwd"], *os.environ["PYTHONPATH"].split(":"), *standard]
+    paths = filter(None, os.environ.get("PYTHONPATH", "").split(":"))
+    sys.path[:] = [order["cwd"], *paths, *standard]
     importlib.invalidate_caches()
-    for number, file in enumerate(order["files"], start=1):
-        # Appending: one file may be both.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        os.dup2(os.open(file, flags, 0o644), number)
     sys.argv[1:] = order["arguments"]
     runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
 
 
 def main() -> None:
-    """Load Celery, and serve."""
-    for name in LOADED:
+    """Load modules, and serve."""
+    number, *loaded = sys.argv[1:]
+    loaded_from = os.environ.get("PYTHONPATH", "")
+    for name in loaded:
         importlib.import_module(name)
     # Their memory stays shared with the forks when these collect garbage.
     gc.collect()
     gc.freeze()
-    become(serve(socket.socket(fileno=int(sys.argv[1]))))
+    become(serve(socket.socket(fileno=int(number))), loaded_from)
 
 
 if __name__ == "__main__":
