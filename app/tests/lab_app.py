@@ -79,18 +79,25 @@ if os.environ.get("LAB_CONSTANTS"):
     Connection._ensure_connection.__defaults__ = (*_pauses[:2], 0.2, 0.2, 1.0, *_pauses[5:])
 
 
+def end_this_process():
+    """End a process of a pool in the middle of its task.
+
+    Celery looks when the pipes close. If that is before the end, it looks again 5 s later: a fork
+    keeps them open until then.
+    """
+    stat = Path(f"/proc/{os.getpid()}/stat")
+    if not os.fork():
+        with suppress(OSError):
+            while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(0.001)
+    os._exit(1)
+
+
 @signals.task_prerun.connect
 def break_down(**_):
     """An image whose tasks end their process."""
     if "LAB_BROKEN" in os.environ:
-        # Celery looks when the pipes close. If that is before the end, it looks again 5 s later: a
-        # fork keeps them open until then.
-        stat = Path(f"/proc/{os.getpid()}/stat")
-        if not os.fork():
-            with suppress(OSError):
-                while stat.read_text().rpartition(")")[2].split()[0] != "Z":
-                    time.sleep(0.001)
-        os._exit(1)
+        end_this_process()
 
 
 _lock = threading.Lock()
@@ -321,7 +328,7 @@ def die_once(task, args, **_):
         mark = Path(args[0], f"{args[1]}.died")
         if not mark.exists():
             mark.touch()
-            os._exit(1)
+            end_this_process()
 
 
 @app.task(bind=True)
@@ -402,7 +409,7 @@ def note(path, text):
 def die(path):
     """Leave a mark and end the process that this runs in."""
     count(path, 0)
-    os._exit(1)
+    end_this_process()
 
 
 @app.task
