@@ -117,7 +117,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -153,9 +153,21 @@ class ServicesError(Exception):
     """Units did not come up; the text names them and holds their journal."""
 
 
-def kept(versions: list[str], image: str) -> list[str]:
-    """The versions to keep, the newest last, after one more that worked."""
-    return [*(one for one in versions if one != image), image][-KEPT_VERSIONS:]
+def exists(image: str) -> bool:
+    """Whether Podman has an image; also where it does not report it."""
+    return run("podman", "image", "exists", image).returncode != 1
+
+
+def kept(versions: list[str], image: str, exists: Callable[[str], bool] = exists) -> list[str]:
+    """The versions to keep, the newest last, after one more that worked.
+
+    :param exists: asked where one is too many: an image that an administrator has removed takes the
+        place of none that can come back.
+    """
+    others = [one for one in versions if one != image]
+    if len(others) >= KEPT_VERSIONS:
+        others = [one for one in others if exists(one)]
+    return [*others, image][-KEPT_VERSIONS:]
 
 
 def shown(units: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -52,9 +52,18 @@ def test_each_unit_is_taken_once_and_none_beyond_the_memory(names, sizes, free):
 
 def test_the_last_five_versions_are_kept():
     images = [f"app:{number}" for number in range(5)]
-    assert kept(images, "app:5") == ["app:1", "app:2", "app:3", "app:4", "app:5"]
-    assert kept(images, "app:1") == ["app:0", "app:2", "app:3", "app:4", "app:1"]
-    assert kept([], "app:1") == ["app:1"]
+    all_exist = set(images).__contains__
+    assert kept(images, "app:5", all_exist) == ["app:1", "app:2", "app:3", "app:4", "app:5"]
+    assert kept(images, "app:1", all_exist) == ["app:0", "app:2", "app:3", "app:4", "app:1"]
+    assert kept([], "app:1", all_exist) == ["app:1"]
+
+
+def test_a_version_whose_image_was_removed_takes_no_place_of_one_that_can_come_back():
+    images = [f"app:{number}" for number in range(5)]
+    here = {"app:0", "app:1", "app:2", "app:4"}
+    assert kept(images, "app:5", here.__contains__) == [*sorted(here), "app:5"]
+    # Nothing is too many yet: who asks for it is told that it was removed.
+    assert kept(images[1:], "app:5", here.__contains__) == [*images[1:], "app:5"]
 
 
 def app(number, base):
