@@ -40,6 +40,11 @@ def git(repository, *words):
     subprocess.run(["git", "-C", repository, *words], env={**os.environ, **names}, check=True)
 
 
+def head(repository):
+    words = ["git", "-C", repository, "rev-parse", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def commit(repository):
     git(repository, "add", "--all", "--force")
     git(repository, "commit", "--quiet", "--message=as it is")
@@ -83,10 +88,14 @@ def test_a_django_project_from_a_repository(kit, lab, examples):
     tasks = examples / "examples" / "django" / "demoapp" / "tasks.py"
     tasks.write_text(tasks.read_text().replace("return x * y", "return x * y * 1000"))
     assert kit.play(**variables).changed == {HOST: 0}, "what is not committed is not deployed"
+    first = head(examples)
     commit(examples)
     kit.play(**variables)
     assert call(lab, "demoapp.tasks.mul", 6, 7) == "42000"
     assert images(lab, "app_base") == base
+    listed = kit.play(playbook="playbooks/rollback.yml", **variables).said
+    for one in (first, head(examples)):
+        assert f"UTC, commit {one[:12]})" in listed
 
 
 def test_greenlets_with_requirements_that_only_variables_name(kit, lab, examples):

@@ -146,6 +146,10 @@ def test_rollback_goes_to_a_kept_version_only(kit, lab, images):
     kept = json.loads(lab.run(SECOND, "cat /var/lib/celery-metal/workers.json"))["images"]
     assert len(kept) == 2
     assert images()[FIRST] == {kept[-1]}
+    listed = kit.play(playbook="playbooks/rollback.yml")
+    assert set(listed.changed.values()) == {0}
+    for image in kept:
+        assert f"- {image.rpartition(':')[2]} (built 20" in listed.said
     played = kit.play(playbook="playbooks/rollback.yml", fails=True, rollback_version="no-such")
     assert "rollback_version is no-such" in played.said
     assert kept[0].rpartition(":")[2] in played.output
@@ -155,7 +159,7 @@ def test_rollback_goes_to_a_kept_version_only(kit, lab, images):
     before = images()
     played = kit.play(playbook="playbooks/rollback.yml", fails=True, rollback_version=tag)
     assert f"{SECOND}: rollback_version is {tag}, and its image was removed" in played.said
-    assert f"the newest last: {kept[1].rpartition(':')[2]} (built 20" in played.said
+    assert f"the newest last: - {kept[1].rpartition(':')[2]} (built 20" in played.said
     assert images() == before
     lab.run(SECOND, f"podman tag other:1 {kept[0]} && podman untag other:1 other:1")
     kit.play(playbook="playbooks/rollback.yml", rollback_version=tag)

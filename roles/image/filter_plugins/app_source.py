@@ -78,7 +78,8 @@ def find_app(
     :param extras: extras of the project or package.
     :param extra_requirements: lines as in a requirements file, installed after the others.
     :returns: paths: ``code`` (a directory; empty for a package), ``requirements`` (a directory with
-        ALL or EXACT, and EXTRA), ``package`` (a file; empty for code).
+        ALL or EXACT, and EXTRA), ``package`` (a file; empty for code); and ``revision``, the commit
+        of the code, where it has one.
     :raises SourceError: naming the variable, its value and the remedy.
     """
     extras, store = list(extras), Path(cache).expanduser()
@@ -123,6 +124,7 @@ def find_app(
         "code": str(code),
         "requirements": _keep(tree, list(extra_requirements), store),
         "package": "",
+        "revision": top.name if is_git(source) else commit_of(code),
     }
 
 
@@ -181,6 +183,29 @@ def checkout(url: str, revision: str, cache: Path) -> Path:
             if COMMIT.fullmatch(other.name) and time.time() - other.stat().st_mtime > KEPT_SECONDS:
                 shutil.rmtree(other)
     return folder
+
+
+def commit_of(directory: Path) -> str:
+    """The commit that is checked out in a directory; empty where Git knows none.
+
+    With "-dirty" behind it where files of the repository differ from that commit.
+    """
+    command = ("git", "-c", "core.fsmonitor=false", "-C", str(directory), "describe", "--always")
+    options = ("--dirty", "--abbrev=40", "--exclude=*")
+    try:
+        done = subprocess.run(
+            [*command, *options],
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=GIT_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no Git, or none that answers
+        return ""
+    found = done.stdout.strip()
+    return found if COMMIT.fullmatch(found.removesuffix("-dirty")) else ""
 
 
 def _fetch(address: str, revision: str, repository: Path) -> str:
@@ -467,6 +492,7 @@ def _package(
         "code": "",
         "requirements": _keep(tree, [line, *extra_requirements], cache),
         "package": str(path),
+        "revision": "",
     }
 
 

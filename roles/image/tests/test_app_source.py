@@ -249,6 +249,20 @@ def test_a_revision_of_a_repository(repository, cache):
     assert not list(cache.glob("git/*/*/.git"))
 
 
+def test_the_commit_of_an_app_is_known_where_it_has_one(repository, cache, monkeypatch):
+    head = git(repository, "rev-parse", "HEAD")
+    git(repository, "tag", "-a", "-m", "first", "v1")
+    assert find(f"file://{repository}", cache)["revision"] == head
+    assert find(repository, cache)["revision"] == head
+    (repository / "shop" / "__init__.py").write_text("draft")
+    assert find(repository, cache)["revision"] == f"{head}-dirty"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert find(repository, cache)["revision"] == ""
+    monkeypatch.undo()
+    shutil.rmtree(repository / ".git")
+    assert find(repository, cache)["revision"] == ""
+
+
 def test_a_commit_that_is_there_is_not_fetched_again(repository, cache):
     url, first = f"file://{repository}", git(repository, "rev-parse", "HEAD")
     before = find(url, cache, revision=first)

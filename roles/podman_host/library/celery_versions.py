@@ -12,7 +12,7 @@ description:
   - Changes nothing. The refusal lists the versions whose images are there.
 options:
   version:
-    description: Tag of the version's image.
+    description: Tag of the version's image; empty for a list of the versions.
     type: str
     default: ""
   host:
@@ -34,17 +34,22 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-image: {description: The version's image, type: str, returned: success}
+image: {description: The version's image, type: str, returned: with a version}
+listed: {description: The versions whose images are there, type: str, returned: without a version}
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError, run
 from ansible.module_utils.podman_store import images_gone
+
+# Of an app's image: the commit of its code.
+REVISION = "org.opencontainers.image.revision"
 
 
 def worked(state_file: Path, host: str) -> list[str]:
@@ -74,29 +79,37 @@ def tag(image: str) -> str:
     return image.rpartition(":")[2]
 
 
-def built(images: Sequence[str]) -> dict[str, str]:
-    """When each of these images was built, where Podman reports it: date and time in UTC."""
+def described(images: Sequence[str]) -> dict[str, str]:
+    """When each of these images was built, in UTC, and of which commit, where Podman reports it."""
     shown = run("podman", "image", "inspect", *images).stdout if images else "[]"
-    dates = [str(one.get("Created", "")) for one in json.loads(shown or "[]")]
-    found = dict(zip(images, dates, strict=False)) if len(dates) == len(images) else {}
-    return {
-        image: f"{date[:10]} {date[11:16]} UTC"
-        for image, date in found.items()
-        if re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", date)
-    }
+    every = json.loads(shown or "[]")
+    found = dict(zip(images, every, strict=False)) if len(every) == len(images) else {}
+    return {image: text for image, one in found.items() if (text := _description(one))}
+
+
+def _description(inspected: Mapping[str, Any]) -> str:
+    date = str(inspected.get("Created", ""))
+    commit = str((inspected.get("Labels") or {}).get(REVISION, ""))
+    parts = []
+    if re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", date):
+        parts.append(f"built {date[:10]} {date[11:16]} UTC")
+    if re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit):
+        changes = " and uncommitted changes" if commit.endswith("-dirty") else ""
+        parts.append(f"commit {commit[:12]}{changes}")
+    return ", ".join(parts)
 
 
 def chosen(
     version: str,
     images: Sequence[str],
     gone: Mapping[str, str],
-    dates: Callable[[Sequence[str]], Mapping[str, str]] = built,
+    describe: Callable[[Sequence[str]], Mapping[str, str]] = described,
 ) -> str:
     """The image of a version.
 
     :param images: of the versions that worked, the newest last.
     :param gone: those that are not on this host any more, or what is wrong with them.
-    :param dates: as ``built``.
+    :param describe: as ``described``.
     :raises HostError: when it is gone, or none of them.
 
     >>> chosen("1", ["a:1", "a:2"], {})
@@ -106,24 +119,34 @@ def chosen(
     for image in kept:
         if tag(image) == version:
             return image
-    removed = [image for image in images if image in gone and not gone[image]]
-    damaged = {image: gone[image] for image in images if gone.get(image)}
-    lines = [f"rollback_version is {version or 'not given'}"]
-    if version in map(tag, removed):
+    lines = [f"rollback_version is {version}"]
+    if any(tag(image) == version and not why for image, why in gone.items()):
         lines[0] += ", and its image was removed from this host, as 'podman system prune -a' does"
-    elif removed:
-        lines.append(f"  images of {', '.join(map(tag, removed))} were removed from this host")
-    lines += [f"  the image of {tag(one)} is damaged: {why}" for one, why in damaged.items()]
-    if kept:
-        when = dates(kept)
-        shown = [tag(one) + (f" (built {when[one]})" if one in when else "") for one in kept]
-        lines.append(f"  this host has kept, the newest last: {', '.join(shown)}")
-        remedy = "give one of them with -e rollback_version=TAG, or deploy the sources of another"
-    else:
-        lines.append("  this host has kept the image of no version")
+    remedy = "give one of them with -e rollback_version=TAG, or deploy the sources of another"
+    if not kept:
         remedy = "deploy the sources of the version that you want"
-    lines.append(f"  Fix: {remedy} with site.yml. Nothing was changed.")
+    lines += [
+        *listed(images, gone, describe),
+        f"  Fix: {remedy} with site.yml. Nothing was changed.",
+    ]
     raise HostError("\n".join(lines))
+
+
+def listed(
+    images: Sequence[str],
+    gone: Mapping[str, str],
+    describe: Callable[[Sequence[str]], Mapping[str, str]] = described,
+) -> list[str]:
+    """Lines about the versions of this host; the parameters are those of ``chosen``."""
+    kept = [image for image in images if image not in gone]
+    removed = [tag(image) for image in images if image in gone and not gone[image]]
+    lines = [f"  images of {', '.join(removed)} were removed from this host"] if removed else []
+    lines += [f"  the image of {tag(one)} is damaged: {why}" for one, why in gone.items() if why]
+    if not kept:
+        return [*lines, "  this host has kept the image of no version"]
+    known = describe(kept)
+    shown = [f"  - {tag(one)}" + (f" ({known[one]})" if one in known else "") for one in kept]
+    return [*lines, "  this host has kept, the newest last:", *shown]
 
 
 def main() -> None:
@@ -135,13 +158,17 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    host = module.params["host"]
+    host, version = module.params["host"], module.params["version"]
     try:
         images = worked(Path(module.params["state_file"]), host)
-        image = chosen(module.params["version"], images, images_gone(images))
+        gone = images_gone(images)
+        if version:
+            found = {"image": chosen(version, images, gone)}
+        else:
+            found = {"listed": "\n".join([f"{host}:", *listed(images, gone)])}
     except HostError as problem:
         module.fail_json(msg=f"{host}: {problem}")
-    module.exit_json(changed=False, image=image)
+    module.exit_json(changed=False, **found)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ import celery_versions
 import pytest
 from ansible.module_utils.celery_metal import HostError
 
-DATES = {"localhost/app:2": "2026-11-28 23:10 UTC"}
+SHOWN = {"localhost/app:2": "built 2026-11-28 23:10 UTC"}
 IMAGES = ["localhost/app:1", "localhost/app:2", "localhost/app:3"]
 
 
 def refusal(version, gone):
     gone = gone if isinstance(gone, dict) else dict.fromkeys(gone, "")
     with pytest.raises(HostError) as refused:
-        celery_versions.chosen(version, IMAGES, gone, lambda images: DATES)
+        celery_versions.chosen(version, IMAGES, gone, lambda images: SHOWN)
     return str(refused.value).splitlines()
 
 
@@ -22,39 +22,45 @@ def test_a_version_is_one_that_worked_and_whose_image_is_there():
     assert celery_versions.chosen("1", IMAGES, dict.fromkeys(IMAGES[1:], "")) == IMAGES[0]
 
 
-def test_without_a_version_those_that_are_there_are_listed():
-    assert refusal("", []) == [
-        "rollback_version is not given",
-        "  this host has kept, the newest last: 1, 2 (built 2026-11-28 23:10 UTC), 3",
+def test_those_that_are_there_are_listed():
+    assert celery_versions.listed(IMAGES, {IMAGES[0]: ""}, lambda images: SHOWN) == [
+        "  images of 1 were removed from this host",
+        "  this host has kept, the newest last:",
+        "  - 2 (built 2026-11-28 23:10 UTC)",
+        "  - 3",
+    ]
+
+
+def test_a_version_whose_image_is_gone_is_refused_and_not_offered():
+    said = refusal("1", IMAGES[:1])
+    assert said[0] == (
+        "rollback_version is 1, and its image was removed from this host, as "
+        "'podman system prune -a' does"
+    )
+    assert "  - 1" not in said
+    assert refusal("9", IMAGES[:2]) == [
+        "rollback_version is 9",
+        "  images of 1, 2 were removed from this host",
+        "  this host has kept, the newest last:",
+        "  - 3",
         "  Fix: give one of them with -e rollback_version=TAG, or deploy the sources of another "
         "with site.yml. Nothing was changed.",
     ]
 
 
-def test_a_version_whose_image_is_gone_is_refused_and_not_offered():
-    assert refusal("1", IMAGES[:1])[:2] == [
-        "rollback_version is 1, and its image was removed from this host, as "
-        "'podman system prune -a' does",
-        "  this host has kept, the newest last: 2 (built 2026-11-28 23:10 UTC), 3",
-    ]
-    assert refusal("9", IMAGES[:2])[:3] == [
-        "rollback_version is 9",
-        "  images of 1, 2 were removed from this host",
-        "  this host has kept, the newest last: 3",
-    ]
-
-
 def test_a_version_whose_image_is_damaged_is_refused_and_not_offered():
-    assert refusal("1", {IMAGES[0]: "layer x is missing", IMAGES[1]: ""})[:4] == [
+    assert refusal("1", {IMAGES[0]: "layer x is missing", IMAGES[1]: ""})[:5] == [
         "rollback_version is 1",
         "  images of 2 were removed from this host",
         "  the image of 1 is damaged: layer x is missing",
-        "  this host has kept, the newest last: 3",
+        "  this host has kept, the newest last:",
+        "  - 3",
     ]
 
 
 def test_where_all_are_gone_the_sources_are_the_remedy():
     assert refusal("1", IMAGES)[1:] == [
+        "  images of 1, 2, 3 were removed from this host",
         "  this host has kept the image of no version",
         "  Fix: deploy the sources of the version that you want with site.yml. Nothing was "
         "changed.",
@@ -76,8 +82,14 @@ def test_those_that_worked_are_read_from_the_state(tmp_path):
     assert celery_versions.worked(file, "web1") == IMAGES
 
 
-def test_the_date_is_what_podman_reports(monkeypatch):
-    said = json.dumps([{"Created": "2026-11-28T23:10:05.123456789Z"}, {"Created": "x\n"}])
-    monkeypatch.setattr(celery_versions, "run", lambda *_: SimpleNamespace(stdout=said))
-    assert celery_versions.built(IMAGES[:2]) == {IMAGES[0]: "2026-11-28 23:10 UTC"}
-    assert celery_versions.built(IMAGES) == celery_versions.built([]) == {}
+def test_date_and_commit_are_what_podman_reports(monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    labels = [{celery_versions.REVISION: one} for one in (commit, f"{commit}-dirty", "x\n")]
+    created = ["2026-11-28T23:10:05.123456789Z", "x\n", ""]
+    said = [{"Created": at, "Labels": one} for at, one in zip(created, labels, strict=True)]
+    monkeypatch.setattr(celery_versions, "run", lambda *_: SimpleNamespace(stdout=json.dumps(said)))
+    assert celery_versions.described(IMAGES) == {
+        IMAGES[0]: "built 2026-11-28 23:10 UTC, commit 0123456789ab",
+        IMAGES[1]: "commit 0123456789ab and uncommitted changes",
+    }
+    assert celery_versions.described(IMAGES[:2]) == celery_versions.described([]) == {}
