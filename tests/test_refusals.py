@@ -465,6 +465,18 @@ def test_a_host_that_cannot_be_reached_ends_the_run_for_all(site: Site) -> None:
     assert "Check the host" not in run.said
 
 
+def test_where_ansible_becomes_root_on_no_host_the_remedy_is_named(site: Site) -> None:
+    refuses = {**LOCAL, "ansible_become_user": "nobody", "ansible_become_exe": "/bin/false"}
+    site.hosts(refuses, celery=["web1", "web2"], redis=["web1"])
+    run = site.run(playbook=CHECK)
+    assert run.status != 0
+    assert "web1 answers, and Ansible does not become root there: " in run.said
+    assert "web2 answers, and Ansible does not become root there: " in run.said
+    assert "Fix: give the right password (--ask-become-pass)." in run.said
+    assert "Nothing was changed on any host." in run.said
+    assert "Check the host" not in run.said
+
+
 def test_a_host_without_a_version_that_worked_cannot_go_back(site: Site) -> None:
     site.hosts(LOCAL, celery=["web1"], redis=["web1"])
     run = site.run("-e", "rollback_version=1", playbook="playbooks/rollback.yml")

@@ -17,7 +17,7 @@ OF_SUDO = (
     "sudo-rs: there let the user run sudo without a password (NOPASSWD), or install sudo and name "
     "it with ansible_become_exe."
 )
-BECOME = re.compile(r"privilege escalation|sudo|become password", re.IGNORECASE)
+BECOME = re.compile(r"privilege escalation|sudo|become (password|success)", re.IGNORECASE)
 
 
 def _contact(said: Mapping[str, Any]) -> str:
