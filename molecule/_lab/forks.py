@@ -8,6 +8,7 @@ start in that /proc/PID/cmdline, /proc/PID/environ and the CPU affinity are the 
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -41,6 +42,13 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
+        # Waited for, its CPU time and that of its forks is counted with that of the tests.
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        """End it, and kill the forks that still run."""
+        self._socket.close()
+        self._process.wait()
 
     def fork(
         self,
@@ -136,6 +144,7 @@ def serve(orders: socket.socket) -> dict[str, Any]:
         orders.send(str(pid).encode())
     for pid in running:
         os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     sys.exit()
 
 

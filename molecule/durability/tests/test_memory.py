@@ -81,7 +81,7 @@ def test_a_full_redis_is_announced_refuses_tasks_and_loses_none(kit, lab, small)
     tasks = []
     # A misspelled queue.
     kit.redis(BROKER, "eval", "return redis.call('rpush', 'emials', string.rep('x', 3e6))", "0")
-    while memory(kit, "used_memory") < 0.82 * small:
+    while memory(kit, "used_memory") < 0.85 * small:
         first, error = send(lab, 20)
         assert error == ""
         tasks += first
@@ -92,7 +92,8 @@ def test_a_full_redis_is_announced_refuses_tasks_and_loses_none(kit, lab, small)
     assert said(lab, ". Fix: declare the queue that no worker consumes, or ") >= 1
     seen = kit.status()["redis_memory"]
     assert seen["alarm"], seen
-    assert 80 < seen["percent"] < 100
+    # What senders had in their buffers is memory, too, until they have gone.
+    assert 80 <= seen["percent"] < 100
     assert set(kit.play().changed.values()) == {0}
 
     kit.redis(BROKER, "del", "emials")

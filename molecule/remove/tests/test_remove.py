@@ -10,6 +10,17 @@ SEND = (
     "from celery_metal_runtime import configure; configure(app);"
     "print(add.apply_async((40, 2), queue='later').id)"
 )
+# Of a build that is killed at a step, Podman leaves the container of that step.
+INTERRUPTED_BUILD = """
+mkdir /run/build
+printf 'FROM %s\\nENV left=behind\\nRUN ["/usr/bin/busybox", "sleep", "600"]\\n' \
+    "$(podman images --format '{{.Repository}}:{{.Tag}}' | grep /app:)" > /run/build/Containerfile
+podman build --network=host /run/build > /run/build/log 2>&1 < /dev/null & build=$!
+for _ in $(seq 600); do pgrep -f '^/usr/bin/busybox sleep 600' > /dev/null && break; sleep 0.1; done
+kill -KILL $build; wait $build
+pkill -KILL -f '^/usr/bin/busybox sleep 600'
+rm -r /run/build
+"""
 
 
 def test_removal_asks_first(kit, lab):
@@ -107,10 +118,12 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     # So may Redis be full, and its alarm raised.
     kit.redis(HOST, "config", "set", "maxmemory", "1")
     assert not lab.succeeds(HOST, "systemctl start celery-redis-memory.service")
+    lab.run(HOST, INTERRUPTED_BUILD)
+    assert "buildah" in lab.run(HOST, "podman ps --all --external")
     played = kit.play(playbook=REMOVE, remove_confirmed=True)
     assert "/var/lib/celery-metal/redis" in played.output
     assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery*'") == ""
-    assert lab.run(HOST, "podman ps -aq") == ""
+    assert lab.run(HOST, "podman ps --all --external --quiet") == ""
     assert lab.run(HOST, "podman secret ls --format '{{.Name}}'").split() == ["other"]
     names = lab.run(HOST, "podman images --format '{{.Repository}}:{{.Tag}}'").split()
     assert names == ["localhost/other:1"]
@@ -146,6 +159,6 @@ def test_a_redis_that_was_left_for_another_goes_with_the_workers(kit, lab, tmp_p
     variables = {"redis_mode": "external", "redis_external_url": "redis://worker@10.0.0.5:6379/0"}
     kit.play(playbook=REMOVE, inventory=other, remove_confirmed=True, **variables)
     assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery*'") == ""
-    assert lab.run(HOST, "podman ps -aq") == ""
+    assert lab.run(HOST, "podman ps --all --external --quiet") == ""
     assert lab.run(HOST, "podman secret ls --format '{{.Name}}'").split() == ["other"]
     assert lab.run(HOST, "ls /var/lib/celery-metal").split() == ["redis"]

@@ -54,14 +54,24 @@ def redis(tmp_path):
     with subprocess.Popen(
         [program, *map(str, options)], stdout=subprocess.DEVNULL, cwd=tmp_path
     ) as process:
-        deadline = time.monotonic() + 20
-        while not path.exists():
+        try:
+            yield answering(path)
+        finally:
+            process.terminate()
+
+
+def answering(path, seconds=180):
+    """A client of a Redis that is about to start."""
+    deadline = time.monotonic() + seconds
+    while True:
+        # Its socket is there a moment before it listens.
+        try:
+            client = Client(str(path), 30)
+            client.ask(("AUTH", "admin", "admin"))
+            return client
+        except OSError:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        client = Client(str(path), 5)
-        client.ask(("AUTH", "admin", "admin"))
-        yield client
-        process.terminate()
 
 
 def limit(redis, memory):
