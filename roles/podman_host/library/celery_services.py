@@ -117,7 +117,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -125,6 +125,7 @@ from typing import Any
 from ansible.module_utils import celery_up
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_kept import (
+    kept,
     read_state,
     restore,
     snapshot,
@@ -134,7 +135,6 @@ from ansible.module_utils.celery_kept import (
 from ansible.module_utils.celery_metal import HostError, conclude, run, template_of
 from ansible.module_utils.celery_turns import Turn, exclusive, turns, yielding
 
-KEPT_VERSIONS = 5
 # Of an app's image: the reference of the one that it was built on.
 BASE_LABEL = "celery-metal.base"
 LOOK_SECONDS = 2
@@ -151,23 +151,6 @@ ALL = 1 << 40
 
 class ServicesError(Exception):
     """Units did not come up; the text names them and holds their journal."""
-
-
-def exists(image: str) -> bool:
-    """Whether Podman has an image; also where it does not report it."""
-    return run("podman", "image", "exists", image).returncode != 1
-
-
-def kept(versions: list[str], image: str, exists: Callable[[str], bool] = exists) -> list[str]:
-    """The versions to keep, the newest last, after one more that worked.
-
-    :param exists: asked where one is too many: an image that an administrator has removed takes the
-        place of none that can come back.
-    """
-    others = [one for one in versions if one != image]
-    if len(others) >= KEPT_VERSIONS:
-        others = [one for one in others if exists(one)]
-    return [*others, image][-KEPT_VERSIONS:]
 
 
 def shown(units: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -6,11 +6,13 @@ import glob
 import json
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.celery_metal import write_durably
+from ansible.module_utils.celery_metal import run, write_durably
+
+KEPT_VERSIONS = 5
 
 
 def snapshot(patterns: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -72,3 +74,20 @@ def forget(path: str, removed: Collection[str]) -> None:
             for name, kind in state["version"].items()
         }
         write_state(path, state)
+
+
+def exists(image: str) -> bool:
+    """Whether Podman has an image; also where it does not report it."""
+    return run("podman", "image", "exists", image).returncode != 1
+
+
+def kept(versions: list[str], image: str, exists: Callable[[str], bool] = exists) -> list[str]:
+    """The versions to keep, the newest last, after one more that worked.
+
+    :param exists: asked where one is too many: an image that an administrator has removed takes the
+        place of none that can come back.
+    """
+    others = [one for one in versions if one != image]
+    if len(others) >= KEPT_VERSIONS:
+        others = [one for one in others if exists(one)]
+    return [*others, image][-KEPT_VERSIONS:]

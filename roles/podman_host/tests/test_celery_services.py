@@ -5,9 +5,10 @@ from pathlib import Path
 import celery_services
 import pytest
 from ansible.module_utils import celery_kept, celery_up
+from ansible.module_utils.celery_kept import kept
 from ansible.module_utils.celery_metal import HostError, template_of
 from ansible.module_utils.celery_turns import Turn, beside, exclusive, turns, yielding
-from celery_services import kept, way_back
+from celery_services import way_back
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,7 +63,7 @@ def test_a_version_whose_image_was_removed_takes_no_place_of_one_that_can_come_b
     images = [f"app:{number}" for number in range(5)]
     here = {"app:0", "app:1", "app:2", "app:4"}
     assert kept(images, "app:5", here.__contains__) == [*sorted(here), "app:5"]
-    # Nothing is too many yet: who asks for it is told that it was removed.
+    # Nothing is too many yet: a rollback to it is refused with the reason.
     assert kept(images[1:], "app:5", here.__contains__) == [*images[1:], "app:5"]
 
 
