@@ -26,7 +26,7 @@ AT_MOST = 3
 # clock with others. So a fixed piece of work is timed every so many seconds,
 YARDSTICK_EVERY = 10.0
 YARDSTICK_TEXT = json.dumps([{"number": n, "text": str(n), "list": [n] * 4} for n in range(800)])
-# and this is what it took in the run that the budget of all checks was set by.
+# and this is about what it took on a test machine at its fastest, which the budget is counted in.
 YARDSTICK_SECONDS = 0.0055
 
 
@@ -136,7 +136,7 @@ class Meter:
 
     @property
     def slowness(self) -> float:
-        """How many times as long as in the run of the budget this machine takes; 1 if unknown."""
+        """How many times YARDSTICK_SECONDS this machine takes for the same work; 1 if unknown."""
         if not self.yardsticks:
             return 1.0
         return statistics.median(self.yardsticks) / YARDSTICK_SECONDS
@@ -155,7 +155,7 @@ class Meter:
             f"CPUs: {idle:.0f} % idle ({waiting:.0f} % waited for the disk), {stolen:.0f} % "
             f"stolen; the longest pause between two looks at them: {self.pause:.1f} s, "
             f"at {self.paused_until - first.moment:.0f} s; "
-            f"the same work takes {self.slowness:.2f} times as long as it did for the budget"
+            f"the same work takes {self.slowness:.2f} times as long as the budget is counted in"
         )
 
 

@@ -128,7 +128,7 @@ def budget(results: list[Result], minutes: float, slowness: float) -> Result:
     CPU time.
 
     Args:
-        minutes: of a machine that is as fast as the one that the budget was set on.
+        minutes: of a machine on which the work takes load.YARDSTICK_SECONDS.
         slowness: how many times as long the same work took on this one, in this run.
     """
     used = sum(result.cpu_seconds for result in results) / 60 / slowness

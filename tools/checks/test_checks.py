@@ -164,7 +164,7 @@ def test_a_machine_that_stood_still_is_seen() -> None:
     assert meter.summary() == (
         "CPUs: 40 % idle (10 % waited for the disk), 30 % stolen; "
         "the longest pause between two looks at them: 20.5 s, at 22 s; "
-        "the same work takes 1.00 times as long as it did for the budget"
+        "the same work takes 1.00 times as long as the budget is counted in"
     )
 
 
