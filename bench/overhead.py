@@ -174,8 +174,8 @@ def family(pid: int) -> list[int]:
     """Return a process and all that descend from it."""
     found = [pid]
     for one in found:
-        with contextlib.suppress(FileNotFoundError):
-            for path in pathlib.Path(f"/proc/{one}/task").glob("*/children"):
+        for path in pathlib.Path(f"/proc/{one}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # it has ended
                 found += map(int, path.read_text().split())
     return found
 

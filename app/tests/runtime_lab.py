@@ -22,6 +22,7 @@ from celery import Celery
 from celery.result import ResultSet
 from celery_metal_runtime import configure
 from forks import Fork, Server
+from processes import children
 from redis import Redis as Client
 from redis_rules import user_rules
 
@@ -264,8 +265,7 @@ class Worker:
 
     @property
     def children(self) -> list[int]:
-        found = Path(f"/proc/{self.pid}/task").glob("*/children")
-        return [int(pid) for path in found for pid in path.read_text().split()]
+        return children(self.pid)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)

@@ -8,19 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import has_ended
 from runtime_lab import PASSWORD, PATIENCE, Producer, base_environ, constants, run, wait_until
 
 GIVE_UP = 70
 
 
 COUNT, WORK, INSIDE, TOUCH = (f"lab_app.{name}" for name in ("count", "work", "inside", "touch"))
-
-
-def gone(pid):
-    return (
-        not Path(f"/proc/{pid}").exists()
-        or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    )
 
 
 def wait_for_beats(worker, number, since):
@@ -187,7 +181,7 @@ def test_a_blocked_loop_ends_the_worker_and_its_pool(start, producer):
         assert "the consumer's loop has not turned for" in worker.log
         assert "s: this worker ends, systemd starts another" in worker.log
         assert "in block" in worker.log  # the stack that names the culprit
-    wait_until(lambda: all(map(gone, children["prefork"])), "no child is left")
+    wait_until(lambda: all(map(has_ended, children["prefork"])), "no child is left")
 
 
 def test_a_held_lock_or_a_loop_that_asks_for_no_tasks_ends_the_worker_too(start, producer):
@@ -201,7 +195,7 @@ def test_a_held_lock_or_a_loop_that_asks_for_no_tasks_ends_the_worker_too(start,
     assert held.process.wait(PATIENCE) == 1
     assert "Timeout" in held.log
     assert "in block" in held.log
-    wait_until(lambda: all(map(gone, children)), "no child is left")
+    wait_until(lambda: all(map(has_ended, children)), "no child is left")
     assert deaf.process.wait(PATIENCE) == GIVE_UP
     assert "the consumer has got no answer from the broker" in deaf.log
 
@@ -216,7 +210,7 @@ def test_a_pool_that_takes_no_task_ends_the_worker(start, producer, tmp_path):
     assert worker.process.wait(PATIENCE) == GIVE_UP
     # Two thirds of the watchdog's time, and at most two looks more.
     assert re.search(r"no process of the pool takes the task \S+ for [23] s: ", worker.log)
-    wait_until(lambda: all(map(gone, children)), "no child is left")
+    wait_until(lambda: all(map(has_ended, children)), "no child is left")
     start(CELERY_METAL_QUEUE=worker.queue).ready()
     wait_until((tmp_path / "one").exists, "the successor does it")
     wait_until((tmp_path / "two").exists, "the successor does it")

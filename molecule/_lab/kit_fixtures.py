@@ -19,6 +19,7 @@ import controller
 import lab as machinery
 import pytest
 from lab_fixtures import CommandError, LabUnderTest
+from processes import descendants
 
 if TYPE_CHECKING:
     from celery_metal_types import Fleet, Plan, PlannedQueue
@@ -56,17 +57,6 @@ class Played:
         """Changed tasks of each host, from the recap."""
         found = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", self.output, re.M)
         return {host: int(number) for host, number in found if host != "localhost"}
-
-
-def descendants(pid: int) -> list[int]:
-    """A process and all that it has started, whatever their groups and sessions."""
-    found = [pid]
-    for thread in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # it has ended
-            found += [
-                one for child in thread.read_text().split() for one in descendants(int(child))
-            ]
-    return found
 
 
 def end_all(pid: int) -> None:

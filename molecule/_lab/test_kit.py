@@ -4,7 +4,8 @@ import subprocess
 import sys
 import time
 
-from kit_fixtures import descendants, end_all
+from kit_fixtures import end_all
+from processes import descendants
 
 FAMILY = """
 import os, subprocess, sys, time
