@@ -59,6 +59,9 @@ def test_the_plan_follows_the_host(kit, lab):
         assert lab.show(HOST, unit, "MemoryMax") == str(row["memory_mb"] * 1024 * 1024)
         assert lab.show(HOST, unit, "CPUWeight") == str(row["cpu_weight"])
         assert lab.show(HOST, unit, "Slice") == "celery.slice"
+    # Others have systemd's 100.
+    assert lab.show(HOST, "celery.slice", "CPUWeight") == "500"
+    assert lab.show(HOST, "system.slice", "CPUWeight") in ("[not set]", "100")
 
 
 def test_redis_keeps_everything_and_evicts_nothing(kit):

@@ -4,7 +4,9 @@ import itertools
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,30 @@ configure(app)
 with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
     for number in range({count}):
         wait.apply_async(({seconds},), queue={queue!r}, producer=producer)
+"""
+# Tasks that wait for their time, and one that is never revoked; their IDs. Celery looks at stamps
+# when a task is due.
+SEND_LATER = """
+from celery_metal_runtime import configure
+from metal_sample.celery import app
+from metal_sample.tasks import wait
+
+configure(app)
+for batch in ("", "", "", {batch!r}, "another"):
+    seconds = 15 if batch == {batch!r} else 36000
+    task = wait.signature((0,), queue="add_queue", countdown=seconds)
+    if batch:
+        task.stamp(batch=batch)
+    print(task.apply_async().id)
+"""
+REVOKE = """
+import sys
+from celery_metal_runtime import configure
+from metal_sample.celery import app
+
+configure(app)
+app.control.revoke(sys.argv[2:])
+app.control.revoke_by_stamped_headers({"batch": sys.argv[1]})
 """
 # Of each task that is done: when, and who asked for how long.
 DONE = """
@@ -80,6 +106,12 @@ def done(kit):
         assert status == "SUCCESS"
         found.setdefault(float(seconds), []).append(datetime.fromisoformat(moment).timestamp())
     return {seconds: sorted(moments) for seconds, moments in found.items()}
+
+
+def state(kit, task):
+    """What Redis knows of a task: its state, or nothing while it waits."""
+    found = kit.redis(FIRST, "get", f"celery-task-meta-{task}").strip()
+    return json.loads(found)["status"] if found else ""
 
 
 def test_an_upgrade_pauses_no_queue_and_finishes_what_runs(kit, lab, version, send, images):
@@ -166,6 +198,40 @@ def test_rollback_goes_to_a_kept_version_only(kit, lab, images):
     assert images() == {host: {kept[0]} for host in HOSTS}
     report = kit.smoke(FIRST, "celery-add_queue-1", "add_queue", count=20)["add_queue"]
     assert report["done"] == report["sent"]
+
+
+def test_what_was_revoked_does_not_run_whatever_restarts_the_fleet(kit, lab, version):
+    def everywhere(command):
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(command, HOSTS))
+
+    def count(*words):
+        return int(kit.redis(FIRST, *words))
+
+    def is_heard(number):
+        return count("zcard", "celery-metal.revoked") == number
+
+    def are_revoked(tasks):
+        return {state(kit, one) for one in tasks} == {"REVOKED"}
+
+    source = version("next", "metal_sample/tasks.py", "NEXT = 1")
+    events = {
+        "restart": lambda: everywhere(
+            lambda host: lab.run(host, "systemctl restart celery.target")
+        ),
+        "upgrade": lambda: kit.play(playbook="playbooks/upgrade.yml", image_app_source=source),
+        "rotation": lambda: kit.play(playbook="playbooks/rotate-secrets.yml"),
+        "boot": lambda: everywhere(lab.reboot),
+    }
+    inside = ["podman", "exec", "celery-add_queue-1", "python", "-c"]
+    for number, (name, happens) in enumerate(events.items(), 1):
+        *sent, other = lab.run(FIRST, [*inside, SEND_LATER.format(batch=name)]).split()
+        lab.wait_for(lambda: count("llen", "add_queue") == 0, 60, "workers have them")
+        lab.run(FIRST, [*inside, REVOKE, name, *sent[:3]])
+        lab.wait_for(partial(is_heard, 4 * number), 60, "the revokes were heard")
+        happens()
+        lab.wait_for(partial(are_revoked, sent), 120, f"{name}: they are revoked")
+        assert state(kit, other) == ""
 
 
 def test_a_redis_that_does_not_come_up_goes_back(kit, lab):
