@@ -32,12 +32,19 @@ def rows(status):
     return {(row["host"], row["queue"], row["instance"]): row for row in status["workers"]}
 
 
-def test_both_hosts_take_part(kit):
+def test_both_hosts_take_part_although_they_have_one_hostname(kit, lab):
+    for host in WORKERS:
+        lab.run(
+            host, "hostnamectl hostname twin && systemctl restart 'celery-*@1.service'", timeout=120
+        )
+        assert lab.run(host, "hostname") == "twin\n"
     reports = kit.smoke("small", "celery-add_queue-1", *QUEUES, count=200)
     for queue, report in reports.items():
         assert report["done"] == report["sent"] >= 200, (queue, report)
         assert report["wrong"] == 0, (queue, report)
         assert set(report["workers"]) == {f"{queue}-1@{host}" for host in WORKERS}
+    for host in WORKERS:
+        lab.run(host, ["hostnamectl", "hostname", host])
 
 
 def test_each_host_is_sized_by_itself(kit):

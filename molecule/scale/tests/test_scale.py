@@ -53,12 +53,16 @@ def test_changing_a_queue_restarts_that_queue(site, kit):
     assert len(kit.children(HOST, "celery-multiply_queue-1")) == 3
 
 
-def test_adding_a_queue_starts_that_queue(site, kit):
-    done = site([*QUEUES, {"name": "reports", "concurrency": 1}])
-    assert done["new"] == {"celery-reports@1.service"}
+def test_adding_queues_whose_names_look_alike_starts_these_queues(site, kit):
+    names = ["media/thumbs", "media_thumbs"]
+    done = site([*QUEUES, *({"name": name, "concurrency": 1} for name in names)])
+    assert done["new"] == {"celery-media_2fthumbs@1.service", "celery-media_thumbs@1.service"}
     assert (done["restarted"], done["gone"]) == (set(), set())
-    report = kit.smoke(HOST, "celery-add_queue-1", "reports", count=20)["reports"]
-    assert report["done"] == report["sent"] >= 20
+    reports = kit.smoke(HOST, "celery-add_queue-1", *names, count=20)
+    for report in reports.values():
+        assert report["done"] == report["sent"] >= 20
+        assert len(report["workers"]) == 1
+    assert len({worker for report in reports.values() for worker in report["workers"]}) == 2
 
 
 def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
