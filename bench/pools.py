@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import math
 import os
 import pathlib
 import platform
@@ -93,10 +94,19 @@ def table(measured: Sequence[Measured]) -> str:
     rows = [f"{head[0]:8} {head[1]:>11} {head[2]:>8} {head[3]:>8} {head[4]:>13} {head[5]:>6}"]
     rows += [
         f"{one.pool:8} {one.concurrency:>11} {one.rate:>8.1f} {one.allowed:>8.0f} "
-        f"{min(one.possible, 99999):>13.0f} {one.ratio:>6.2f}"
+        f"{min(one.possible, 99999):>13.0f} {rounded_down(one.ratio):>6.2f}"
         for one in measured
     ]
     return "\n".join(rows)
+
+
+def rounded_down(ratio: float) -> float:
+    """Return a ratio with two digits: one that misses its target does not look as if it met it.
+
+    >>> rounded_down(0.799)
+    0.79
+    """
+    return math.floor(ratio * 100) / 100
 
 
 def missed(measured: Sequence[Measured]) -> list[str]:
@@ -211,7 +221,10 @@ def measure_all(
         for concurrency in POOLS[pool]:
             if concurrency in concurrencies:
                 one = measure(client, pool, concurrency, seconds, folder)
-                print(f"{pool} {concurrency}: {one.rate:.1f} tasks/s, {one.ratio:.2f}", flush=True)
+                print(
+                    f"{pool} {concurrency}: {one.rate:.1f} tasks/s, {rounded_down(one.ratio):.2f}",
+                    flush=True,
+                )
                 yield one
 
 
