@@ -153,6 +153,12 @@ class Redis:
         seen = [one for one in self.client.acl_log() if one["reason"] != "auth"]
         return [f"{one['username']}: {one['object']} ({one['reason']})" for one in seen]
 
+    def refused_as_full(self) -> int:
+        """How often it has taken nothing, for its maxmemory was reached."""
+        # redis-py takes it apart, or before 5.1 does not.
+        seen = str(self.client.info("errorstats").get("errorstat_OOM", ""))
+        return int(re.sub(r"\D", "", seen) or 0)
+
     def environ(self, url: str = "") -> dict[str, str]:
         return {
             "CELERY_METAL_BROKER": url or self.socket_url,

@@ -1,12 +1,13 @@
 """A header task that runs again counts once in its chord, with every supported Celery."""
 
+import signal
 from uuid import uuid4
 
 import pytest
 from celery import chord, signature
 from celery.app.task import Context
 from celery_metal_runtime import chords
-from runtime_lab import PATIENCE, wait_until
+from runtime_lab import PATIENCE, Producer, wait_until
 from test_runtime_transport import held, lines
 
 pytestmark = pytest.mark.versions
@@ -63,3 +64,26 @@ def test_a_task_that_died_before_it_sent_the_body_sends_it_when_it_runs_again(
         end("b", 1)
         end("a", 0)
         assert redis.client.llen(queue) == 1
+
+
+def test_a_header_task_that_ends_while_redis_is_full_is_counted_when_there_is_room(
+    start, own_redis
+):
+    producer = Producer(own_redis)
+    worker = start(server=own_redis, CONCURRENCY="1").ready()
+    worker.process.send_signal(signal.SIGSTOP)
+    add = producer.app.signature("lab_app.total", queue=worker.queue)
+    # Nothing but the count is to be kept.
+    header = [add.clone((numbers,)).set(ignore_result=True) for numbers in ([1, 2], [3])]
+    result = chord(header)(add)
+    own_redis.client.config_set("maxmemory", 1)
+    worker.process.send_signal(signal.SIGCONT)
+
+    key = f"celery-metal.held:{worker.node}:{worker.queue}"
+    wait_until(lambda: own_redis.client.llen(key), "it is taken")
+    first = own_redis.refused_as_full()
+    wait_until(lambda: own_redis.refused_as_full() > first + 2, "it is tried again")
+    own_redis.client.config_set("maxmemory", 0)
+    assert result.get(timeout=PATIENCE) == 6
+    wait_until(lambda: not own_redis.client.exists(key), "all are acknowledged")
+    result.backend = None  # its end would wait for a Redis that is gone, before 5.7

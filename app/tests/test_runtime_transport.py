@@ -422,15 +422,10 @@ def test_a_result_that_is_longer_than_its_message_waits_for_room(start, own_redi
     own_redis.client.config_set("maxmemory", 1)
     worker.process.send_signal(signal.SIGCONT)
 
-    def refusals():
-        # redis-py takes it apart, or before 5.1 does not.
-        seen = str(own_redis.client.info("errorstats").get("errorstat_OOM", ""))
-        return int(re.sub(r"\D", "", seen) or 0)
-
     # Its result alone is refused again and again, with growing pauses.
     wait_until(lambda: held(own_redis, worker), "it is taken")
-    first = refusals()
-    wait_until(lambda: refusals() > first + 2, "it is tried again")
+    first = own_redis.refused_as_full()
+    wait_until(lambda: own_redis.refused_as_full() > first + 2, "it is tried again")
     assert len(held(own_redis, worker)) >= 1
     assert not own_redis.client.exists(f"celery-task-meta-{long.id}")
     own_redis.client.config_set("maxmemory", 0)

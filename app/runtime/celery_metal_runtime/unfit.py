@@ -34,15 +34,15 @@ class Refusals:
         """It is kept."""
         self.sent.pop(key, None)
 
-    def check(self, client: Any, key: Any, value: Any, was_cut_off: bool) -> None:
-        """BackendStoreError with both sizes when `value` can never be kept under `key`.
+    def check(self, client: Any, key: Any, size: int, was_cut_off: bool) -> None:
+        """BackendStoreError with both sizes when so many bytes can never be kept under `key`.
 
         `was_cut_off`: the connection was lost while it was sent. That may have another cause; it
         counts when Redis has cut off clients since the check before it was sent.
         """
         try:
             limit = int(client.info("memory")["maxmemory"])
-            if not limit or PASSING_PART * len(value) <= limit:
+            if not limit or PASSING_PART * size <= limit:
                 return
             seen = int(client.info("stats").get("evicted_clients", 0))
         except (RedisError, KeyError, ValueError):
@@ -52,7 +52,7 @@ class Refusals:
         self.sent[key] = seen, count
         while len(self.sent) > MOST_KEYS:
             del self.sent[next(iter(self.sent))]
-        if COPIES * len(value) > limit:
+        if COPIES * size > limit:
             why = f"Redis has a maxmemory of {limit / MB:.1f} MB and holds it {COPIES} times"
         elif count >= CUT_OFFS:
             passing = limit / PASSING_PART / MB
@@ -63,6 +63,6 @@ class Refusals:
         else:
             return
         raise BackendStoreError(
-            f"a result of {len(value) / MB:.1f} MB can never be stored: {why}. Keep the data "
+            f"a result of {size / MB:.1f} MB can never be stored: {why}. Keep the data "
             "elsewhere and return where it is, or give Redis more memory"
         )
