@@ -39,6 +39,10 @@ def kept(address: Any) -> dict[str, Any]:
     return {"podman_host_state": {"listens_on": address}}
 
 
+def state(broker: Any) -> dict[str, Any]:
+    return {"podman_host_state": {"broker": broker}}
+
+
 def chosen(host: dict[str, Any], state: dict[str, Any] | None = None) -> str:
     return addresses.redis_address({"r1": host}, "r1", state)
 
@@ -100,19 +104,77 @@ def test_of_several_addresses_the_user_chooses_at_first(host: dict[str, Any]) ->
 def test_what_redis_has_stays_whatever_the_default_route_is(
     host: dict[str, Any], before: str
 ) -> None:
-    assert chosen({**host, **kept(before)}) == before
+    assert chosen({**host, **kept([before])}) == before
+    # In a move that did not end.
+    assert chosen({**host, **kept(["10.8.0.5", before, "10.0.0.5"])}) == before
     # With --limit somebody else has looked at it.
-    assert chosen(host, {"listens_on": before}) == before
-    assert chosen({**host, **kept(before), "redis_address": "10.0.0.9"}) == "10.0.0.9"
+    assert chosen(host, {"listens_on": [before]}) == before
+    assert chosen({**host, **kept([before]), "redis_address": "10.0.0.9"}) == "10.0.0.9"
+
+
+HERE, THERE = "10.0.0.5", "10.9.0.5"
+URL = "rediss://worker@{}:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("listens", "brokers", "expected"),
+    [
+        # Nothing moves.
+        ([THERE], [THERE], []),
+        ([], [HERE], []),
+        ([HERE], [HERE, HERE], [HERE]),
+        # Some have moved, some have not.
+        ([HERE], [THERE, HERE], [HERE]),
+        # All have: what a run left that failed later goes with the next one.
+        ([HERE, THERE], [THERE, THERE], []),
+        # What no worker uses is nothing to stay at.
+        (["10.8.0.5"], [HERE], []),
+        # A first worker, and one beside Redis.
+        ([HERE], [None, ""], []),
+        # By another port no worker would reach it.
+        ([HERE], [f"{HERE}:6380"], []),
+        (["fd00::5", "::1", "redis.example", "0.0.0.0"], ["[fd00::5]", "[::1]"], ["fd00::5"]),
+    ],
+)
+def test_redis_stays_where_workers_reach_it_while_it_moves(
+    listens: list[str], brokers: list[str | None], expected: list[str]
+) -> None:
+    workers = {f"w{n}": state(one and URL.format(one)) for n, one in enumerate(brokers)}
+    hosts = {"r1": {"redis_address": THERE, **kept(listens)}, **workers}
+    assert addresses.former(hosts, ["r1"], list(workers)) == expected
+    assert addresses.left(hosts, ["r1"], list(workers)) == expected
+
+
+def test_redis_stays_for_workers_that_are_no_part_of_the_run() -> None:
+    hosts = {"r1": {"redis_address": THERE, **kept([HERE, THERE])}, "w1": {}, "w2": state("")}
+    assert addresses.former(hosts, ["r1"], ["w1", "w2"]) == [HERE]
+    assert addresses.left(hosts, ["r1"], ["w1", "w2"]) == []
+    # And it does not move when it is none.
+    assert addresses.former({"r1": {"redis_address": THERE}, "w1": {}}, ["r1"], ["w1"]) == []
+
+
+def test_several_redis_have_one_address_each() -> None:
+    one = {"redis_address": THERE, **kept([HERE])}
+    hosts = {"r1": one, "r2": one, "r3": one, "w1": state(URL.format(HERE))}
+    assert addresses.former(hosts, ["r1", "r2", "r3"], ["w1"]) == []
+    assert addresses.former(hosts, [], ["w1"]) == []
+
+
+@pytest.mark.parametrize("broker", ["redis://[x", "redis://h:99999", 7, ["x"], "redis+socket:///x"])
+def test_what_is_no_url_of_a_broker_holds_no_address(broker: Any) -> None:
+    hosts = {"r1": {"redis_address": THERE, **kept([HERE])}, "w1": state(broker)}
+    assert addresses.former(hosts, ["r1"], ["w1"]) == []
 
 
 def test_an_interface_that_is_down_keeps_its_redis() -> None:
     host = facts("eth0", eth0=ETH0, eth1={**ETH1, "active": False})
     assert addresses.is_open({"r1": host}, "r1")
-    assert chosen({**host, **kept("10.9.0.5")}) == "10.9.0.5"
+    assert chosen({**host, **kept(["10.9.0.5"])}) == "10.9.0.5"
 
 
-@pytest.mark.parametrize("gone", ["10.8.0.5", "redis.example", "172.17.0.1", "", None, 7, ["x"]])
+@pytest.mark.parametrize(
+    "gone", [["10.8.0.5"], ["redis.example"], ["172.17.0.1"], [], None, 7, [7], "10.0.0.5"]
+)
 def test_an_address_that_the_host_does_not_have_is_not_kept(gone: Any) -> None:
     one = facts("eth0", eth0=ETH0, docker0=DOCKER)
     assert not addresses.is_open({"r1": one}, "r1")
@@ -120,8 +182,9 @@ def test_an_address_that_the_host_does_not_have_is_not_kept(gone: Any) -> None:
     two = {**TWO[0], **kept(gone)}
     assert chosen(two) == ""
     (said,) = addresses.problems(two, "")
-    is_told = isinstance(gone, str) and gone != ""
-    assert (f"; Redis listened on {gone} until now, which is gone\n" in said) == is_told
+    is_told = isinstance(gone, list) and "." in str(gone)
+    assert ("; Redis listened on " in said) == is_told
+    assert not is_told or f"; Redis listened on {gone[0]} until now, which is gone\n" in said
 
 
 def test_a_host_without_an_address_is_told() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible.errors import AnsibleError
 from jinja2 import UndefinedError
@@ -17,6 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import reported
 
 NAME = "redis_address"
+STATE = "podman_host_state"
+# Redis itself takes 16.
+MOST_KEPT = 16
 # What comes of looking at a value whose template fails.
 UNREADABLE = (AnsibleError, RecursionError, UndefinedError)
 # The ends of containers and virtual machines on a bridge: Podman's, Docker's, libvirt's, nspawn's.
@@ -44,8 +48,8 @@ def redis_address(
     if NAME in variables and (declared := variables[NAME]):
         return str(declared)
     facts = variables.get("ansible_facts", {})
-    own = _kept(variables, state)
-    if own not in held(facts):
+    own = next((one for one in _kept(variables, state) if one in held(facts)), "")
+    if not own:
         found = candidates(facts)
         if len(found) > 1:
             return ""
@@ -53,10 +57,69 @@ def redis_address(
     return reported.address(redis, "the address for Redis", own) if own else ""
 
 
-def _kept(variables: Mapping[str, Any], state: Mapping[str, Any] | None) -> str:
-    """What Redis was deployed to listen on; empty where it was not."""
-    kept = (state or variables.get("podman_host_state") or {}).get("listens_on", "")
-    return kept if isinstance(kept, str) else ""
+def _kept(variables: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> list[str]:
+    """What Redis was deployed to listen on, as its host reports it; nothing where it was not."""
+    kept = (state or variables.get(STATE) or {}).get("listens_on")
+    some = kept[:MOST_KEPT] if isinstance(kept, list) else []
+    return [one for one in some if isinstance(one, str)]
+
+
+def former(
+    hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str], workers: Sequence[str]
+) -> list[str]:
+    """Where Redis listens and workers reach it, besides the address that they get in this run.
+
+    Redis listens there as well until all workers have come to that address: those that do not come
+    up there go back to where they were. Of several hosts of Redis each has one address.
+
+    :param hosts: Ansible's hostvars, with what ``celery_host`` gave of the hosts of the run.
+    :param workers: the hosts that are to run workers; one that is no part of the run may use any.
+    """
+    if len(redis) != 1:
+        return []
+    variables = hosts[redis[0]]
+    wanted = redis_address(hosts, redis[0])
+    port = variables.get("redis_port", 6379)
+    away = _is_away(hosts, redis, workers)
+    used = {_endpoint(hosts[one].get(STATE, {}).get("broker", "")) for one in workers}
+    return [
+        one
+        for one in dict.fromkeys(_kept(variables))
+        if one != wanted and _is_literal(one) and (away or (one, port) in used)
+    ]
+
+
+def left(
+    hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str], workers: Sequence[str]
+) -> list[str]:
+    """The addresses that Redis leaves at the end of a run in which all workers have come up."""
+    return [] if _is_away(hosts, redis, workers) else former(hosts, redis, workers)
+
+
+def _is_away(
+    hosts: Mapping[str, Mapping[str, Any]], redis: Sequence[str], workers: Sequence[str]
+) -> bool:
+    """Whether a host with workers, besides that of Redis, is no part of the run."""
+    return any(not hosts[one].get(STATE) for one in {*workers} - {*redis})
+
+
+def _endpoint(broker: Any) -> tuple[str, int]:
+    """Address and port in the URL of a broker, as a host reports it; of a socket none."""
+    try:
+        url = urlsplit(broker if isinstance(broker, str) else "")
+        return url.hostname or "", url.port or 0
+    except ValueError:
+        return "", 0
+
+
+def _is_literal(text: str) -> bool:
+    """Whether it is the address of a network card, and no name."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    usual = address.is_loopback or address.is_multicast or address.is_unspecified
+    return not usual and not getattr(address, "scope_id", None)
 
 
 def is_open(hosts: Mapping[str, Mapping[str, Any]], redis: str) -> bool:
@@ -141,7 +204,7 @@ def problems(
     if address.strip():
         return []
     found = candidates(variables.get("ansible_facts", {}))
-    lost = _kept(variables, state)
+    lost = ", ".join(_kept(variables, state))
     before = f"; Redis listened on {reported.shown(lost)} until now, which is gone" if lost else ""
     if not found:
         return [
@@ -169,4 +232,6 @@ class FilterModule:
             "redis_address": redis_address,
             "redis_address_is_open": is_open,
             "redis_address_known": known,
+            "redis_former": former,
+            "redis_left": left,
         }

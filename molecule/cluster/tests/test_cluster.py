@@ -148,6 +148,54 @@ def test_a_host_may_serve_no_queue(kit, lab):
     assert set(reports["add_queue"]["workers"]) == {f"add_queue-1@{host}" for host in WORKERS}
 
 
+@pytest.fixture
+def other_network(lab):
+    """A second network of the broker, which only the large worker reaches; its address."""
+    add = """
+    ip link add second type veth peer name second-far
+    ip link set second up && ip link set second-far up
+    ip addr add 10.99.0.5/24 dev second
+    """
+    lab.run("broker", add)
+    lab.run("large", f"ip route add 10.99.0.5 via {lab.address('broker')}")
+    # By a router that is not there.
+    lab.run("small", f"ip route add 10.99.0.5 via {lab.address('small').rpartition('.')[0]}.250")
+    yield "10.99.0.5"
+    for host in WORKERS:
+        lab.run(host, "ip route del 10.99.0.5")
+    lab.run("broker", "ip link del second")
+
+
+def test_redis_stays_at_its_address_until_all_workers_have_come_to_another(kit, lab, other_network):
+    own = lab.address("broker")
+
+    def ends():
+        listening = lab.run("broker", "ss -ltnH 'sport = :6379'").splitlines()
+        urls = "grep -rhoP 'worker@\\K[0-9.]+' /etc/containers/systemd/celery-metal | sort -u"
+        return {line.split()[3].partition(":")[0] for line in listening}, {
+            host: lab.run(host, urls).split() for host in WORKERS
+        }
+
+    def all_work():
+        report = kit.smoke("small", "celery-add_queue-1", "add_queue", count=200)["add_queue"]
+        assert report["done"] == report["sent"]
+        assert set(report["workers"]) == {f"add_queue-1@{host}" for host in WORKERS}
+
+    before = lab.invocation_ids("small", "celery-multiply_queue@1.service")
+    said = kit.play(fails=True, redis_address=other_network).said
+    assert f"Redis moves to {other_network}, and still listens on {own} for workers of" in said
+    assert "The previous version is back, its unit files too, and all units are up." in said
+    assert "write another redis_address for broker. Fix: correct the cause" in said
+    assert ends() == ({own, other_network}, {"small": [own], "large": [other_network]})
+    assert lab.invocation_ids("small", "celery-multiply_queue@1.service") == before
+    all_work()
+    # Where it is mended there is no other address any more, and Redis has just restarted.
+    kit.play(redis_address=own)
+    assert ends() == ({own}, {"small": [own], "large": [own]})
+    all_work()
+    assert set(kit.play().changed.values()) == {0}
+
+
 def test_removal_asks_first_on_every_host(kit, lab):
     before = lab.invocation_ids("broker", "celery*")
     played = kit.play(playbook="playbooks/remove.yml", fails=True)

@@ -131,8 +131,9 @@ members:
   type: list
   returned: always
 listens_on:
-  description: What Redis here was configured to listen on, or empty
-  type: str
+  description:
+    - Addresses that Redis here was configured to listen on. In a move the earlier ones come first.
+  type: list
   returned: always
 is_sole:
   description: Whether there are data of a Redis here that was none of those
@@ -366,14 +367,15 @@ def known_primary() -> str:
     return ""
 
 
-def listens_on() -> str:
-    """The address that Redis here was configured to listen on; empty without one."""
+def listens_on() -> list[str]:
+    """The addresses that Redis here was configured to listen on."""
     try:
         # The first: redis_extra_config may have one of its own, which is for no worker.
-        found = re.search(r"^bind (\S+)$", REDIS.read_text(), re.M)
+        found = re.search(r"^bind (.+)$", REDIS.read_text(), re.M)
     except FileNotFoundError:
-        return ""
-    return found[1] if found else ""
+        return []
+    # With "-" where Redis starts without it, too.
+    return [one.removeprefix("-") for one in found[1].split()] if found else []
 
 
 def is_sole(members: Sequence[str]) -> bool:

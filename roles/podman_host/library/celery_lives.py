@@ -9,6 +9,7 @@ short_description: Report the workers that have left Redis no sign of life latel
 description:
   - Each worker leaves one every 5 seconds, with Redis's own time. Where all are fresh, one look is
     enough; otherwise the module looks again for I(seconds).
+  - One from before the last start of Redis does not count.
   - A Redis that does not answer is no failure; C(error) says so.
 options:
   expected:
@@ -52,14 +53,15 @@ silent:
 """
 
 import contextlib
+import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError
 from ansible.module_utils.celery_redis import SOCKET, Client, RedisError
 from ansible.module_utils.celery_redis_login import client_at, client_of
-from ansible.module_utils.celery_signs import silent, silent_in_each
+from ansible.module_utils.celery_signs import Clock, silent, silent_in_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -71,23 +73,35 @@ PAUSE_SECONDS = 0.3
 ERROR_SECONDS = 10
 
 
-def asked(client: Client, prefixes: Sequence[str]) -> tuple[int | None, list[dict[str, str]]]:
-    """Redis's own time in seconds, and the signs of life under each prefix.
+def asked(client: Client, prefixes: Sequence[str]) -> tuple[Clock, list[dict[str, str]]]:
+    """Redis's own time, and the signs of life under each prefix.
 
-    What the user may not read holds none of its app; a user of an external Redis may lack TIME.
+    What the user may not read holds none of its app; a user of an external Redis may lack TIME, and
+    INFO.
 
     :raises RedisError: when nothing may be read, or Redis answers with another error.
     """
     keys = [f"{prefix}celery-metal.nodes" for prefix in dict.fromkeys(["", *prefixes])]
-    answers = client.try_all(("TIME",), *(("HGETALL", key) for key in keys))
-    denied = [one for one in answers if isinstance(one, RedisError)]
+    commands = [("TIME",), ("INFO", "server"), *(("HGETALL", key) for key in keys)]
+    clock, info, *hashes = client.try_all(*commands)
+    denied = [one for one in (clock, *hashes) if isinstance(one, RedisError)]
     other = [one for one in denied if not str(one).startswith("NOPERM")]
-    clock, *hashes = answers
     if other or all(one in denied for one in hashes):
         raise (other or denied)[-1]
-    return None if clock in denied else int(clock[0]), [
+    now = None if clock in denied else int(clock[0])
+    return Clock(now, started(now, info)), [
         dict(zip(one[::2], one[1::2], strict=True)) for one in hashes if one not in denied
     ]
+
+
+def started(now: int | None, info: Any) -> int | None:
+    """When Redis was started, by its clock; None where it does not say.
+
+    >>> started(1700000000, "# Server\\r\\nuptime_in_seconds:60\\r\\n")
+    1699999940
+    """
+    found = re.search(r"^uptime_in_seconds:([0-9]{1,12})\r?$", str(info), re.M)
+    return None if found is None or now is None else now - int(found[1])
 
 
 def watch(
@@ -100,12 +114,12 @@ def watch(
     """Those that leave no sign of life within these seconds; `answered` is called at each look."""
     deadline, firsts, missing = time.monotonic() + seconds, None, expected
     while True:
-        now, looks = asked(client, prefixes)
+        clock, looks = asked(client, prefixes)
         answered()
         # The first look alone shows nothing of a worker whose life has no moment.
         firsts = looks if firsts is None else firsts
         pairs = zip(looks, firsts, strict=False)
-        found = silent_in_each(silent(missing, lives, first, now) for lives, first in pairs)
+        found = silent_in_each(silent(missing, lives, first, clock) for lives, first in pairs)
         if not found or time.monotonic() >= deadline:
             return found
         # Beats come one after the other: who has been seen needs not be seen again.

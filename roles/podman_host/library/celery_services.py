@@ -113,7 +113,6 @@ diff: {description: What was done to which unit and image, type: dict, returned:
 """
 
 import json
-import re
 import shutil
 import subprocess
 import time
@@ -124,6 +123,7 @@ from typing import Any
 
 from ansible.module_utils import celery_up
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_journal import described, journal, settings_told
 from ansible.module_utils.celery_kept import (
     kept,
     read_state,
@@ -141,10 +141,6 @@ LOOK_SECONDS = 2
 # A worker's start waits for Redis without end; whoever runs a playbook does not.
 REDIS_SECONDS = 60
 SETTLE_SECONDS = 60
-# A line of the journal begins with time, host and process.
-LOGGED = re.compile(r"\S+ \S+ ([^:\[]+)(?:\[[0-9]+\])?: (.*)")
-MANAGERS = ("conmon", "podman", "systemd")
-EXCEPTION = re.compile(r"([A-Za-z_][\w.]*\.)?[A-Z]\w*(Error|Exception|Exit|Interrupt)\b")
 # More MB than any host has.
 ALL = 1 << 40
 
@@ -172,59 +168,19 @@ def inactive(units: Iterable[str]) -> list[str]:
 
 def waiting_for_redis(units: Iterable[str], seconds: int = REDIS_SECONDS) -> dict[str, str]:
     """The workers whose start waits for Redis, and what each says, once one waits for so long."""
-    waiting, longest = {}, 0
-    for name, one in shown(units).items():
-        text = one.get("StatusText", "")
-        found = re.search(r": waiting for the broker since ([0-9]{1,9}) s", text)
-        if found and one["ActiveState"] == "activating":
-            waiting[name] = text
-            longest = max(longest, int(found.group(1)))
-    return waiting if longest >= seconds else {}
+    found = shown(units).items()
+    starting = {name: one for name, one in found if one["ActiveState"] == "activating"}
+    waiting = cut_off(starting)
+    return waiting if celery_up.waiting(waiting, seconds) else {}
 
 
-def cause(log: str) -> str:
-    """Return the last exception in a journal, or the last line of the program itself.
+def cut_off(states: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The workers that wait for Redis, whether they start or run, and what each says.
 
-    >>> cause("12:00 web1 a[7]: KeyError: 'x'\\n12:00 web1 systemd[1]: a.service: Failed")
-    "KeyError: 'x'"
-    """
-    logged = [one for line in log.splitlines() if (one := LOGGED.fullmatch(line))]
-    lines = [one[2] for one in reversed(logged) if one[1] not in MANAGERS and one[2].strip()]
-    return next(chain(filter(EXCEPTION.match, lines), lines), "it has no journal")
-
-
-def described(logs: dict[str, str], states: dict[str, dict[str, str]]) -> tuple[str, str]:
-    """Return why units failed, in one line, and the journal of one unit for each cause.
-
-    :param logs: unit to its last journal lines.
     :param states: of ``shown``.
     """
-    causes: dict[str, list[str]] = {}
-    for unit, log in logs.items():
-        causes.setdefault(cause(log), []).append(unit)
-    text = ""
-    for units in causes.values():
-        one = states.get(units[0], {})
-        words = ", ".join(f"{key}={one.get(key)}" for key in ("Result", "ExecMainStatus"))
-        text += f"== {', '.join(units)}: {words}\n{logs[units[0]]}\n"
-    return "; ".join(causes), text
-
-
-def journal(unit: str, lines: int) -> str:
-    """Return the last journal lines of a unit."""
-    return run("journalctl", "--no-pager", "-o", "short-iso", "-n", str(lines), "-u", unit).stdout
-
-
-def settings_told(log: str) -> list[str]:
-    """What workers have said of the app's settings, once for all queues.
-
-    >>> settings_told("celery-metal: a: setting: x is 1\\ncelery-metal: b: setting: x is 1")
-    ['x is 1 (workers of a, b)']
-    """
-    told: dict[str, set[str]] = {}
-    for queue, text in re.findall(r"^celery-metal: (\S+): setting: (.+)$", log, re.M):
-        told.setdefault(text, set()).add(queue)
-    return [f"{text} (workers of {', '.join(sorted(queues))})" for text, queues in told.items()]
+    texts = {unit: celery_up.plain(one.get("StatusText", "")) for unit, one in states.items()}
+    return celery_up.waiting(texts)
 
 
 def said_since(moment: float, params: dict[str, Any]) -> str:
@@ -241,7 +197,7 @@ def bring(verb: str, units: list[str], lines: int) -> None:
     """
     if not units:
         return
-    command = ("systemctl", verb, "--", *units)
+    command, begun = ("systemctl", verb, "--", *units), time.monotonic()
     # Standard output is the module's own, for its result.
     with subprocess.Popen(
         command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -251,14 +207,16 @@ def bring(verb: str, units: list[str], lines: int) -> None:
                 said = process.communicate(timeout=LOOK_SECONDS)[1].strip()
                 break
             except subprocess.TimeoutExpired:
-                if waiting := waiting_for_redis(units):
+                # One that has waited for long may reach a Redis that is back.
+                is_late = time.monotonic() - begun >= REDIS_SECONDS
+                if is_late and (waiting := waiting_for_redis(units)):
                     # It only waits itself, for what systemd goes on with.
                     process.terminate()
                     raise ServicesError(
                         f"systemctl {verb}: Redis does not answer {', '.join(waiting)} "
                         f"({next(iter(waiting.values()))}). Look at 'systemctl status "
                         "celery-redis' on its host, at the address where it listens, and at the "
-                        "firewall between. "
+                        "firewall between.\n"
                     ) from None
     failed = inactive(units)
     if process.returncode or failed:
@@ -299,11 +257,39 @@ def reload() -> None:
 
 
 def settle(units: Iterable[str], seconds: float = SETTLE_SECONDS) -> list[str]:
-    """Wait a while until the units are up; those that are not."""
+    """Wait a while until the units are up and reach Redis; those that are not, or do not."""
     deadline = time.monotonic() + seconds
-    while (down := inactive(units)) and time.monotonic() < deadline:
+    while True:
+        states = shown(units)
+        away = {name for name, one in states.items() if one["ActiveState"] != "active"}
+        down = sorted(away | cut_off(states).keys())
+        if not down or time.monotonic() >= deadline:
+            return down
         time.sleep(LOOK_SECONDS)
-    return down
+
+
+def way_told(down: list[str]) -> str:
+    """How the units are after a version was brought back.
+
+    :param down: those that are not up, or do not reach Redis.
+    """
+    text = "The previous version is back, its unit files too"
+    if not down:
+        return f"{text}, and all units are up."
+    waiting = cut_off(shown(down))
+    if others := [unit for unit in down if unit not in waiting]:
+        text += (
+            f", but these are not up: {', '.join(others)}. systemd goes on trying; see "
+            f"'journalctl -u {others[0]}'."
+        )
+    if waiting:
+        text += (
+            f"{' And' if others else ', but'} these do not reach Redis: {', '.join(waiting)} "
+            f"({next(iter(waiting.values()))}). They look for it where it was before this run. "
+            "If redis_address, redis_port, redis_tls or redis_extra_config were changed, write "
+            "their earlier values."
+        )
+    return text
 
 
 # ------------------------------------------------------------------------------------------
@@ -333,7 +319,9 @@ def way_back(
 def go_back(
     version: dict[str, dict[str, str]], touched: list[str], params: dict[str, Any]
 ) -> list[str]:
-    """Bring unit files and the units that were touched back to a version; those that are not up.
+    """Bring unit files and the units that were touched back to a version.
+
+    Returns those that are not up then, and workers that do not reach Redis.
 
     :raises ServicesError: when systemd does not read the files.
     """
@@ -453,15 +441,7 @@ def roll(params: dict[str, Any]) -> list[Turn]:
                 f"{problem}No earlier version has worked here that could come back: the unit files "
                 "stay as they are now, and systemd goes on trying."
             ) from None
-        down = go_back(version, touched, params)
-        text = "The previous version is back, its unit files too"
-        if down:
-            text += (
-                f", but these are not up: {', '.join(down)}. systemd goes on trying; see "
-                f"'journalctl -u {down[0]}'."
-            )
-        else:
-            text += ", and all units are up."
+        text = way_told(go_back(version, touched, params))
         raise ServicesError(f"{problem}{text}") from None
     return [*coming, *planned]
 

@@ -27,6 +27,13 @@ class Life(NamedTuple):
     queues: list[str]
 
 
+class Clock(NamedTuple):
+    """Redis's time, and when it was started, in seconds since 1970; None where it does not say."""
+
+    now: int | None
+    started: int | None = None
+
+
 def parsed(life: str) -> Life | None:
     """A sign of life; None where it is none. Earlier runtimes write no moment.
 
@@ -60,22 +67,23 @@ def silent(
     expected: Mapping[str, Sequence[str]],
     lives: Mapping[str, str],
     first: Mapping[str, str],
-    now: int | None,
+    clock: Clock,
 ) -> dict[str, Silent]:
     """The workers that leave no sign of life, or one without all of their queues.
 
     :param expected: node name to the queues that it is to consume.
     :param lives: node name to what is in Redis.
     :param first: the same, when this was first asked: a life without a moment must have changed.
-    :param now: seconds since 1970, by Redis's clock; None where it does not say.
+    :param clock: a life from before Redis was started tells nothing of the connections to it now.
     """
+    now = clock.now
     found: dict[str, Silent] = {}
     for node, queues in expected.items():
         name = node if node in lives else former_name(node)
         life = parsed(lives.get(name, ""))
         if life is None or (name != node and life.moment is not None):
             found[node] = {"seconds": None, "missing": []}
-        elif life.moment is not None and now is not None and abs(now - life.moment) > FRESH_SECONDS:
+        elif life.moment is not None and now is not None and not _is_fresh(life.moment, now, clock):
             # One from the future, by a clock that was set back, is as good as none.
             age = now - life.moment
             found[node] = {"seconds": min(age, MOST_SECONDS) if age > 0 else None, "missing": []}
@@ -84,6 +92,11 @@ def silent(
         elif missing := sorted(set(queues) - set(life.queues)):
             found[node] = {"seconds": None, "missing": missing}
     return found
+
+
+def _is_fresh(moment: int, now: int, clock: Clock) -> bool:
+    is_of_before = clock.started is not None and moment <= clock.started
+    return abs(now - moment) <= FRESH_SECONDS and not is_of_before
 
 
 def silent_in_each(some: Iterable[Mapping[str, Silent]]) -> dict[str, Silent]:

@@ -226,14 +226,15 @@ def test_whom_redis_admits_and_by_which_rules(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("unixsocket /x\n# bind 10.0.0.4\nbind 10.0.0.5\nport 0\nbind * -::*\n", "10.0.0.5"),
-        ("port 0\n", ""),
-        ("bind \n", ""),
+        ("unixsocket /x\n# bind 10.0.0.4\nbind 10.0.0.5\nport 0\nbind * -::*\n", ["10.0.0.5"]),
+        ("bind -10.0.0.4 -fd00::4 10.0.0.5\n", ["10.0.0.4", "fd00::4", "10.0.0.5"]),
+        ("port 0\n", []),
+        ("bind \n", []),
     ],
 )
 def test_where_redis_listens(monkeypatch, tmp_path, text, expected):
     monkeypatch.setattr(celery_host, "REDIS", tmp_path / "redis.conf")
-    assert celery_host.listens_on() == ""
+    assert celery_host.listens_on() == []
     (tmp_path / "redis.conf").write_text(text)
     assert celery_host.listens_on() == expected
 

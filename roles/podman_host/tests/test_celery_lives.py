@@ -5,7 +5,7 @@ import json
 import celery_lives
 import pytest
 from ansible.module_utils.celery_redis import RedisError
-from ansible.module_utils.celery_signs import FRESH_SECONDS, silent
+from ansible.module_utils.celery_signs import FRESH_SECONDS, Clock, silent
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,18 +33,18 @@ def life(age=0, queues=("mail",), beat=7):
 )
 def test_a_sign_of_life(left, found):
     expected = {} if found is None else {MAIL: found}
-    assert silent({MAIL: ["mail"]}, {MAIL: left}, {}, NOW) == expected
+    assert silent({MAIL: ["mail"]}, {MAIL: left}, {}, Clock(NOW)) == expected
 
 
 @given(st.text() | st.recursive(st.integers() | st.text(), st.lists).map(json.dumps))
 def test_whatever_is_left_there_ends_no_run(left):
-    silent({MAIL: ["mail"]}, {MAIL: left}, {}, NOW)
+    silent({MAIL: ["mail"]}, {MAIL: left}, {}, Clock(NOW))
 
 
 def test_a_runtime_of_before_has_to_beat_between_two_looks():
     before, after = '[7, 1, ["mail"]]', '[8, 1, ["mail"]]'
-    assert silent({MAIL: ["mail"]}, {MAIL: before}, {MAIL: before}, NOW)
-    assert not silent({MAIL: ["mail"]}, {MAIL: after}, {MAIL: before}, NOW)
+    assert silent({MAIL: ["mail"]}, {MAIL: before}, {MAIL: before}, Clock(NOW))
+    assert not silent({MAIL: ["mail"]}, {MAIL: after}, {MAIL: before}, Clock(NOW))
 
 
 class Redis:
@@ -53,17 +53,18 @@ class Redis:
     def __init__(self, *looks):
         self.looks, self.trips, self.keys = list(looks), 0, set()
         self.time = [str(NOW), "0"]
+        self.info = "# Server\r\nredis_version:8.0.2\r\nuptime_in_seconds:600\r\n"
 
     def try_all(self, *commands):
         self.trips += 1
         found = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
-        assert commands[0] == ("TIME",)
-        self.keys |= {words[1] for words in commands[1:]}
-        hashes = [found.get(words[1], {}) for words in commands[1:]]
+        assert commands[:2] == (("TIME",), ("INFO", "server"))
+        self.keys |= {words[1] for words in commands[2:]}
+        hashes = [found.get(words[1], {}) for words in commands[2:]]
         answers = [
             one if isinstance(one, RedisError) else [*sum(one.items(), ())] for one in hashes
         ]
-        return [self.time, *answers]
+        return [self.time, self.info, *answers]
 
 
 def test_one_trip_where_all_are_fresh():
@@ -79,6 +80,22 @@ def test_one_that_is_late_is_waited_for(monkeypatch):
     )
     assert celery_lives.watch(redis, {MAIL: ["mail"]}, ["shop:"], 60) == {}
     assert redis.keys == {"celery-metal.nodes", "shop:celery-metal.nodes"}
+
+
+def test_a_sign_of_life_from_before_the_start_of_redis_does_not_count(monkeypatch):
+    monkeypatch.setattr(celery_lives, "PAUSE_SECONDS", 0)
+    key = "celery-metal.nodes"
+    for looks, found in (
+        ([{key: {MAIL: life(3)}}], {MAIL: {"seconds": 3, "missing": []}}),
+        ([{key: {MAIL: life(3)}}, {key: {MAIL: life(1)}}], {}),
+    ):
+        redis = Redis(*looks)
+        redis.info = "uptime_in_seconds:2\r\n"
+        assert celery_lives.watch(redis, {MAIL: ["mail"]}, [], 0.2 if found else 60) == found
+    # One that does not say when it was started.
+    redis = Redis({key: {MAIL: life(3)}})
+    redis.info = RedisError("ERR unknown command")
+    assert celery_lives.watch(redis, {MAIL: ["mail"]}, [], 0) == {}
 
 
 def test_one_that_stays_silent_is_named():
@@ -133,6 +150,6 @@ def test_without_the_time_a_sign_of_life_must_change(monkeypatch):
 def test_an_earlier_runtime_has_names_of_its_own():
     node, left = "a=2F=b-1@fd00=3A==3A=1", "a_b-1@fd00::1"
     before, after = {left: '[7, 1, ["a/b"]]'}, {left: '[8, 1, ["a/b"]]'}
-    assert not silent({node: ["a/b"]}, after, before, NOW)
+    assert not silent({node: ["a/b"]}, after, before, Clock(NOW))
     # Another queue's, by a runtime of today.
-    assert silent({node: ["a/b"]}, {left: life(queues=["a/b"])}, {}, NOW)
+    assert silent({node: ["a/b"]}, {left: life(queues=["a/b"])}, {}, Clock(NOW))

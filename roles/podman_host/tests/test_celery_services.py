@@ -4,7 +4,7 @@ from pathlib import Path
 
 import celery_services
 import pytest
-from ansible.module_utils import celery_kept, celery_up
+from ansible.module_utils import celery_journal, celery_kept, celery_up
 from ansible.module_utils.celery_kept import kept
 from ansible.module_utils.celery_metal import HostError, template_of
 from ansible.module_utils.celery_turns import Turn, beside, exclusive, turns, yielding
@@ -122,11 +122,11 @@ def test_one_cause_in_many_units_is_told_once_with_one_journal():
     logs[C] = f"{prefix} celery-b-1[9]: celery-metal: CELERY_APP is wrong\n"
     logs[C] += f"{prefix} celery-b-1[9]: \n{prefix} systemd[1]: {C}: main process exited\n"
     states = {unit: {"Result": "exit-code", "ExecMainStatus": "1"} for unit in logs}
-    why, text = celery_services.described(logs, states)
+    why, text = celery_journal.described(logs, states)
     assert why == "shop.errors.SettingsError: no DSN; celery-metal: CELERY_APP is wrong"
     assert text.count("Traceback") == 1
     assert f"== {A}, {B}: Result=exit-code, ExecMainStatus=1\n" in text
-    assert celery_services.described({A: ""}, {}) == (
+    assert celery_journal.described({A: ""}, {}) == (
         "it has no journal",
         f"== {A}: Result=None, ExecMainStatus=None\n\n",
     )
@@ -242,6 +242,7 @@ def test_what_does_not_come_back_beside_the_new_version_is_restarted_and_waited_
         monkeypatch.setattr(celery_services, name, lambda *_: None)
     monkeypatch.setattr(celery_services, "run", lambda *argv: run.append(argv[1:]))
     monkeypatch.setattr(celery_services, "inactive", lambda units: [])
+    monkeypatch.setattr(celery_services, "shown", lambda units: {})
     monkeypatch.setattr(celery_services, "take", fail)
     monkeypatch.setattr(celery_services, "bring", lambda verb, units, _: done.append((verb, units)))
     params = {"start": [], "owned": [], "surge": SIZES, "free_mb": 1000}
@@ -250,6 +251,26 @@ def test_what_does_not_come_back_beside_the_new_version_is_restarted_and_waited_
     assert celery_services.go_back(version, [A], params) == []
     assert done == [("restart", [A])]
     assert run[0] == ("reload-or-restart", "--", "rules.service")
+
+
+def test_a_version_is_back_when_its_workers_reach_redis(monkeypatch):
+    lost = {"ActiveState": "active", "StatusText": "a: waiting for the broker since 2 s (refused)"}
+    works, failed = {"ActiveState": "active", "StatusText": "a: 1 process"}, {"ActiveState": "x"}
+    looks = iter([{A: lost, B: works}, {A: works, B: works}])
+    monkeypatch.setattr(celery_services, "shown", lambda units: next(looks))
+    monkeypatch.setattr(celery_services, "LOOK_SECONDS", 0)
+    assert celery_services.settle([A, B]) == []
+    states = {A: lost, B: works, C: failed}
+    monkeypatch.setattr(
+        celery_services, "shown", lambda units: {unit: states[unit] for unit in units}
+    )
+    assert celery_services.settle([A, B, C], 0) == [A, C]
+    assert celery_services.way_told([]).endswith("unit files too, and all units are up.")
+    assert (
+        f"but these do not reach Redis: {A} (a: waiting for the broker since 2 s (refused)). They "
+        "look for it where it was before this run."
+    ) in celery_services.way_told([A])
+    assert f"too, but these are not up: {C}. systemd goes" in celery_services.way_told([A, C])
 
 
 def test_what_still_starts_is_restarted_first_with_nothing_beside_it(monkeypatch):
@@ -290,11 +311,11 @@ def test_what_the_app_sets_and_does_not_get_is_told_once():
             "celery-metal: a-b.c: setting: visibility_timeout 60 of the app is raised",
         ]
     )
-    assert celery_services.settings_told(log) == [
+    assert celery_journal.settings_told(log) == [
         "visibility_timeout 60 of the app is raised (workers of a-b.c, reports)",
         "task_acks_late stays False (workers of a-b.c)",
     ]
-    assert celery_services.settings_told("") == []
+    assert celery_journal.settings_told("") == []
 
 
 def test_a_run_that_only_looks_changes_nothing_and_fails_while_units_are_cut_off(monkeypatch):
