@@ -292,3 +292,32 @@ def test_what_does_not_fit_beside_the_old_rolls_alone(kit, lab):
         log = lab.run(host, "journalctl --no-pager -o cat -u 'celery-large@surge1.service'")
         assert ("ready" in log) == beside
         assert "celery-large@1.service" in kit.services(host)
+
+
+def test_what_made_room_works_again_when_another_host_fails(kit, lab):
+    """It follows the test above: large runs on both hosts."""
+    unit, new = "celery-large@1.service", "celery-other@1.service"
+    before = lab.invocation_ids(FIRST, unit)
+    # Not beside large, which is removed.
+    size = kit.plan(FIRST)["totals"]["free_mb"]
+    other = {"name": "other", "concurrency": 1, "memory_per_process_mb": size, "hosts": [FIRST]}
+    folder = "/etc/containers/systemd/celery-add_queue@.container.d"
+    broken = "[Container]\nEnvironment=PYTHONHOME=/nowhere\n"
+    lab.run(SECOND, f"mkdir -p {folder} && cat > {folder}/broken.conf", stdin=broken)
+    played = kit.play(
+        fails=True,
+        celery_queues=[{"name": "add_queue", "concurrency": 1}, other],
+        celery_worker_log_level="warning",
+    )
+    assert f"{unit} had made room for workers of this run, which has failed" in played.said
+    assert "FAILED second: systemctl start failed for celery-add_queue@surge1" in played.said
+    assert new in lab.run(FIRST, "journalctl --no-pager -o cat -b _PID=1 | grep celery-other")
+    after = lab.invocation_ids(FIRST, unit)
+    assert after.keys() == before.keys() == {unit}
+    assert after != before
+    assert lab.run(FIRST, "find /etc /run/systemd -name '*celery-other*'") == ""
+    for host in HOSTS:
+        assert new not in kit.services(host)
+        assert unit in kit.services(host)
+    report = kit.smoke(FIRST, "celery-large-1", "large", count=20)["large"]
+    assert report["done"] == report["sent"]

@@ -82,6 +82,12 @@ options:
     description: Where the unit files and the images of versions that worked are kept.
     type: path
     default: /var/lib/celery-metal/workers.json
+  back:
+    description:
+      - Take back what the last call has done, where units of I(retired) had to make room. They run
+        again, and all else of I(owned) as before that call.
+    type: bool
+    default: false
   note:
     description: What an operator must also know when the units do not come up.
     type: str
@@ -108,6 +114,10 @@ turns:
   type: list
   returned: success
 told: {description: What workers say of the app's settings, type: list, returned: success}
+yielded:
+  description: Those of I(retired) that were stopped, where others needed their room
+  type: list
+  returned: success
 removed_images: {description: Images that were removed, type: list, returned: success}
 diff: {description: What was done to which unit and image, type: dict, returned: success}
 """
@@ -116,7 +126,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -125,18 +135,18 @@ from ansible.module_utils import celery_up
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_journal import described, journal, settings_told
 from ansible.module_utils.celery_kept import (
+    held_images,
     kept,
     read_state,
     restore,
     snapshot,
     units_of,
+    unneeded,
     write_state,
 )
 from ansible.module_utils.celery_metal import HostError, conclude, run, template_of
 from ansible.module_utils.celery_turns import Turn, exclusive, turns, yielding
 
-# Of an app's image: the reference of the one that it was built on.
-BASE_LABEL = "celery-metal.base"
 LOOK_SECONDS = 2
 # A worker's start waits for Redis without end; whoever runs a playbook does not.
 REDIS_SECONDS = 60
@@ -350,38 +360,6 @@ def go_back(
     return settle(declared | set(back))
 
 
-def held_images(units: Collection[str]) -> set[str]:
-    """IDs of the images of all containers but those of these units."""
-    listed = json.loads(run("podman", "ps", "--all", "--format", "json").stdout or "[]")
-    unit = "PODMAN_SYSTEMD_UNIT"
-    return {one["ImageID"] for one in listed if (one["Labels"] or {}).get(unit) not in units}
-
-
-def unneeded(
-    listed: list[dict[str, Any]], image: str, base: str, images: list[str], held: set[str]
-) -> list[str]:
-    """The images of the same name that are not kept, and what no app is built on any more.
-
-    :param listed: what ``podman images`` says.
-    :param image: the app's; it need not be there yet, and is built on ``base``.
-    :param images: the references that are kept.
-    :param held: IDs of images that stay, for containers of others use them.
-    """
-    name, bases = image.rpartition(":")[0], f"{image.rpartition(':')[0]}_base:"
-    ids = {reference: one["Id"] for one in listed for reference in one.get("Names") or []}
-    # App to what it is built on; what came from a registry is known by this alone.
-    built_on = {
-        reference: (one.get("Labels") or {}).get(BASE_LABEL, "")
-        for one in listed
-        for reference in one.get("Names") or []
-        if reference.rpartition(":")[0] == name
-    }
-    gone = [one for one in built_on if one not in images and ids[one] not in held]
-    needed = {of for one, of in built_on.items() if one not in gone} | {base}
-    known = {one for one in ids if one.startswith(bases)} | {built_on[app] for app in gone}
-    return gone + sorted(one for one in known - needed if one in ids and ids[one] not in held)
-
-
 def prune(params: dict[str, Any], images: list[str]) -> list[str]:
     """The images that go when only these are kept."""
     if not params["image"] or not shutil.which("podman"):  # a clean host, under --check
@@ -495,6 +473,39 @@ def lines_of(
     return "".join(f"{line}\n" for line in lines)
 
 
+def undo(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
+    """Bring back the version from before this run, where units of it had to make room.
+
+    :raises HostError: when not all of it comes up.
+    """
+    former = read_state(params["state_file"]).get("former")
+    if not former:
+        return {"changed": False}
+    version, start, touched = former["version"], former["start"], former["touched"]
+    gone, back = way_back(version, start, touched)
+    yielded = inactive({one for one in units_of(version) if "@." not in one} - {*touched})
+    lines = [f"stop {unit}" for unit in gone] + [f"restart {unit}" for unit in back]
+    lines += [f"start {unit}" for unit in yielded]
+    if not check_mode:
+        # In their own places: what made room needs it again.
+        alone = {**params, "start": start, "reload": former["reload"], "surge": {}, "free_mb": 0}
+        try:
+            down = go_back(version, touched, alone)
+        except ServicesError as problem:
+            raise HostError(str(problem)) from None
+        write_state(params["state_file"], {"version": version, "images": former["images"]})
+        if down:
+            raise HostError(way_told(down))
+    return {
+        "changed": True,
+        "told": [
+            f"{', '.join(yielded)} had made room for workers of this run, which has failed "
+            "elsewhere: the version from before it is back here."
+        ],
+        "diff": {"prepared": "".join(f"{line}\n" for line in lines)},
+    }
+
+
 def is_due(params: dict[str, Any]) -> bool:
     """Whether there is a unit to touch."""
     return bool(params["restart"] + params["start"] + params["reload"] + params["leftover"])
@@ -505,6 +516,8 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
 
     :raises HostError: when something did not come up, with all that there is to say of it.
     """
+    if params.get("back"):
+        return undo(params, check_mode=check_mode)
     if not is_due(params):
         if not check_mode:
             reconnected(params["waiting"], REDIS_SECONDS)
@@ -520,12 +533,17 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         raise HostError("\n".join(line for line in lines if line)) from None
     gone: list[str] = []
     if params["owned"]:
-        before = read_state(params["state_file"])["images"]
+        former = read_state(params["state_file"])
+        before = former["images"]
         images = kept(before, params["image"]) if params["image"] else before
         gone = prune(params, images)
         if not check_mode:
-            version = snapshot(params["owned"])
-            write_state(params["state_file"], {"version": version, "images": images})
+            state = {"version": snapshot(params["owned"]), "images": images}
+            if params["yielding"] and former["version"]:
+                taken = {"start": params["start"], "reload": params["reload"]}
+                taken["touched"] = params["start"] + params["restart"]
+                state["former"] = {"version": former["version"], "images": before, **taken}
+            write_state(params["state_file"], state)
             gone = [image for image in gone if removed(image)]
     if not check_mode:
         reconnected(params["waiting"], REDIS_SECONDS)
@@ -533,6 +551,7 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         "changed": True,
         "told": [] if check_mode else settings_told(said_since(since, params)),
         "turns": [turn._asdict() for turn in planned],
+        "yielded": params["yielding"],
         "removed_images": gone,
         "diff": {"prepared": lines_of(params, planned, gone, down)},
     }
@@ -554,13 +573,14 @@ def main() -> None:
             "image": {"type": "str", "default": ""},
             "base": {"type": "str", "default": ""},
             "state_file": {"type": "path", "default": "/var/lib/celery-metal/workers.json"},
+            "back": {"type": "bool", "default": False},
             "note": {"type": "str", "default": ""},
             "journal_lines": {"type": "int", "default": 30},
         },
         supports_check_mode=True,
     )
     params = module.params
-    if not is_due(params) and not params["waiting"]:
+    if not (is_due(params) or params["waiting"] or params["back"]):
         module.exit_json(changed=False, turns=[], removed_images=[])
     conclude(
         module, lambda: work(params, check_mode=module.check_mode), changes=True, warned="told"

@@ -13,6 +13,8 @@ from typing import Any
 from ansible.module_utils.celery_metal import run, write_durably
 
 KEPT_VERSIONS = 5
+# Of an app's image: the reference of the one that it was built on.
+BASE_LABEL = "celery-metal.base"
 
 
 def snapshot(patterns: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -91,3 +93,35 @@ def kept(versions: list[str], image: str, exists: Callable[[str], bool] = exists
     if len(others) >= KEPT_VERSIONS:
         others = [one for one in others if exists(one)]
     return [*others, image][-KEPT_VERSIONS:]
+
+
+def held_images(units: Collection[str]) -> set[str]:
+    """IDs of the images of all containers but those of these units."""
+    listed = json.loads(run("podman", "ps", "--all", "--format", "json").stdout or "[]")
+    unit = "PODMAN_SYSTEMD_UNIT"
+    return {one["ImageID"] for one in listed if (one["Labels"] or {}).get(unit) not in units}
+
+
+def unneeded(
+    listed: list[dict[str, Any]], image: str, base: str, images: list[str], held: set[str]
+) -> list[str]:
+    """The images of the same name that are not kept, and what no app is built on any more.
+
+    :param listed: what ``podman images`` says.
+    :param image: the app's; it need not be there yet, and is built on ``base``.
+    :param images: the references that are kept.
+    :param held: IDs of images that stay, for containers of others use them.
+    """
+    name, bases = image.rpartition(":")[0], f"{image.rpartition(':')[0]}_base:"
+    ids = {reference: one["Id"] for one in listed for reference in one.get("Names") or []}
+    # App to what it is built on; what came from a registry is known by this alone.
+    built_on = {
+        reference: (one.get("Labels") or {}).get(BASE_LABEL, "")
+        for one in listed
+        for reference in one.get("Names") or []
+        if reference.rpartition(":")[0] == name
+    }
+    gone = [one for one in built_on if one not in images and ids[one] not in held]
+    needed = {of for one, of in built_on.items() if one not in gone} | {base}
+    known = {one for one in ids if one.startswith(bases)} | {built_on[app] for app in gone}
+    return gone + sorted(one for one in known - needed if one in ids and ids[one] not in held)

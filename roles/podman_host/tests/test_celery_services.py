@@ -68,7 +68,7 @@ def test_a_version_whose_image_was_removed_takes_no_place_of_one_that_can_come_b
 
 
 def app(number, base):
-    labels = {celery_services.BASE_LABEL: f"here/app_base:{base}"}
+    labels = {celery_kept.BASE_LABEL: f"here/app_base:{base}"}
     return {"Id": f"app{number}", "Names": [f"here/app:{number}"], "Labels": labels}
 
 
@@ -94,7 +94,7 @@ LISTED = [
 )
 def test_what_no_kept_version_needs_is_removed(images, held, expected):
     kept_images = [f"here/app:{number}" for number in images]
-    found = celery_services.unneeded(LISTED, "here/app:4", "here/app_base:c", kept_images, held)
+    found = celery_kept.unneeded(LISTED, "here/app:4", "here/app_base:c", kept_images, held)
     assert found == expected
 
 
@@ -271,6 +271,55 @@ def test_a_version_is_back_when_its_workers_reach_redis(monkeypatch):
         "look for it where it was before this run."
     ) in celery_services.way_told([A])
     assert f"too, but these are not up: {C}. systemd goes" in celery_services.way_told([A, C])
+
+
+def test_what_made_room_runs_again_when_the_run_fails_elsewhere(monkeypatch, tmp_path):
+    files = {
+        tmp_path / "celery-a@.container": "a",
+        tmp_path / "celery-b@.container": "of before",
+    }
+    for path, text in files.items():
+        path.write_text(text)
+    for name in ("a", "b"):
+        (tmp_path / f"celery-{name}@1.container").symlink_to(f"celery-{name}@.container")
+    owned, state_file = [f"{tmp_path}/*.container"], str(tmp_path / "state")
+    version = celery_kept.snapshot(owned)
+    celery_kept.write_state(state_file, {"version": version, "images": ["old"]})
+    stopped, shown, run = [], {A}, []
+    new = "celery-c@1.service"
+
+    def look(units):
+        return {unit: {"ActiveState": "inactive" if unit in shown else "active"} for unit in units}
+
+    monkeypatch.setattr(celery_services, "shown", look)
+    monkeypatch.setattr(celery_services, "stop", stopped.append)
+    monkeypatch.setattr(celery_services, "run", lambda *argv: run.append(argv[1:]) or shown.clear())
+    monkeypatch.setattr(celery_services, "reload", lambda: None)
+    monkeypatch.setattr(celery_services, "memory_mb", lambda units: dict.fromkeys(units, 300))
+    monkeypatch.setattr(celery_services, "bring", lambda verb, units, _: run.append((verb, units)))
+    monkeypatch.setattr(celery_services, "said_since", lambda *_: "")
+    params = {"restart": [C], "start": [new], "reload": [], "leftover": [], "retired": [A]}
+    params |= {"surge": {}, "free_mb": 100, "owned": owned, "state_file": state_file}
+    params |= {"image": "", "base": "", "journal_lines": 0, "waiting": [], "back": False}
+    # What celery_units has written before.
+    (tmp_path / "celery-b@.container").write_text("new")
+    (tmp_path / "celery-c@.container").write_text("c")
+    done = celery_services.work(params, check_mode=False)
+    assert done["yielded"] == [A]
+    assert stopped[0] == [A]
+    nothing = {"restart": [], "start": [], "reload": []}
+    shown.add(A)
+    run.clear()
+    taken = celery_services.work({**params, **nothing, "back": True}, check_mode=False)
+    assert taken["diff"]["prepared"] == f"stop {new}\nrestart {C}\nstart {A}\n"
+    assert taken["told"][0].startswith(f"{A} had made room for workers of this run")
+    assert celery_kept.snapshot(owned) == version
+    assert ("restart", [C]) in run
+    assert ("start", "--no-block", "--", A, C) in run
+    assert celery_kept.read_state(state_file) == {"version": version, "images": ["old"]}
+    # Once.
+    again = celery_services.work({**params, **nothing, "back": True}, check_mode=False)
+    assert again == {"changed": False}
 
 
 def test_what_still_starts_is_restarted_first_with_nothing_beside_it(monkeypatch):
