@@ -272,8 +272,11 @@ def settle(units: Iterable[str], seconds: float = SETTLE_SECONDS) -> list[str]:
     while True:
         states = shown(units)
         away = {name for name, one in states.items() if one["ActiveState"] != "active"}
-        down = sorted(away | cut_off(states).keys())
-        if not down or time.monotonic() >= deadline:
+        waiting = cut_off(states)
+        down = sorted(away | waiting.keys())
+        # Those that have waited so long already get no more.
+        late = celery_up.waiting(waiting, int(seconds)).keys()
+        if late >= set(down) or time.monotonic() >= deadline:
             return down
         time.sleep(LOOK_SECONDS)
 

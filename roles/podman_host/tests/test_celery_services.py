@@ -260,6 +260,10 @@ def test_a_version_is_back_when_its_workers_reach_redis(monkeypatch):
     monkeypatch.setattr(celery_services, "shown", lambda units: next(looks))
     monkeypatch.setattr(celery_services, "LOOK_SECONDS", 0)
     assert celery_services.settle([A, B]) == []
+    # One that has waited for so long gets no more time.
+    long = {**lost, "StatusText": "a: waiting for the broker since 60 s (refused)"}
+    looks = iter([{A: lost, B: long}, {A: long, B: long}])
+    assert celery_services.settle([A, B]) == [A, B]
     states = {A: lost, B: works, C: failed}
     monkeypatch.setattr(
         celery_services, "shown", lambda units: {unit: states[unit] for unit in units}
