@@ -186,8 +186,6 @@ def _of_trust(found: Changes, task: str, result: Mapping[str, Any]) -> None:
 
 
 def _of_work(found: Changes, task: str, result: Mapping[str, Any]) -> None:
-    if task == "Set the variables of the build":  # not shown, for no_log
-        return
     place = result.get("path") or result["dest"]
     assert f"{place}/".startswith(f"{WORK}/"), (task, place)
 
@@ -201,7 +199,6 @@ READERS: dict[str, Callable[[Changes, str, Mapping[str, Any]], None]] = {
     "celery_units": _of_diff,
     "command": _of_trust,
     "copy": _of_work,
-    "debian_layers": lambda *_: None,  # unpacks under WORK
     "debug": _of_words,
     "file": _of_work,
     "lineinfile": _of_diff,

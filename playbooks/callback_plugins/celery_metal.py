@@ -6,19 +6,31 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from ansible.constants import COLOR_ERROR
+from ansible import context
+from ansible.constants import (
+    COLOR_DIFF_ADD,
+    COLOR_DIFF_LINES,
+    COLOR_DIFF_REMOVE,
+    COLOR_ERROR,
+)
 from ansible.plugins.callback.default import CallbackModule as Default
+from ansible.utils.color import stringc
 from ansible.utils.vars import load_extra_vars
+
+# Ansible takes each file in this directory for such a plugin.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "output"))
+import run_diff
+import run_summary
 
 DOCUMENTATION = """
     name: celery_metal
     type: stdout
-    short_description: Ansible's default output, and a summary; a status as JSON can be piped
+    short_description: Ansible's default output, short differences, and a summary
     description:
-      - Below the recap, what was changed and why, or what failed and its remedy, on one screen.
+      - Below the recap, what was changed and why, what is wrong and its remedy, on one screen.
+      - C(--diff) shows the lines that change, and files that change alike once; with C(-v) all.
       - With C(-e status_format=json), C(playbooks/status.yml) prints the JSON on stdout, and all
         else on stderr.
     extends_documentation_fragment:
@@ -26,141 +38,22 @@ DOCUMENTATION = """
       - result_format_callback
 """
 
-# A summary fits on a screen, and of a long message its first lines and its remedy.
-MOST_LINES, MOST_FAILURES, MOST_OF_MESSAGE, MOST_OF_LINE = 16, 8, 4, 400
 # Characters for private use; emoji are above U+FFFF.
 MOST_WIDE = 0xF8FF - 0xE000
 # What an assertion returns besides its message.
 NOISE = ("assertion", "evaluated_to")
 OWN = re.compile(r"ansible\.builtin\.(assert|fail)|(celery|debian|redis)_[a-z_]+")
-# What a module says of units, images, secrets and packages, a line each.
-DONE = re.compile(r"(start|restart|stop|reload|keep|remove|install|bring|renew) (.+)")
-# Of a unit that failed, up to an empty line.
-JOURNAL = re.compile(r"^== .*?(?:\n[ \t]*\n|\Z)", re.M | re.S)
-UNIT = re.compile(r"(.+@)[^@]+\.service")
-KEY = re.compile(r"(?:Environment=\"?)?([A-Za-z_][A-Za-z0-9_.-]*)\s?=")
-MARK = re.compile(r"Label=\"?celery-metal\.([a-z-]+)")
+MODULE = re.compile(r"(celery|debian|redis)_[a-z_]+")
+# Tasks that tell the operator something.
+TELLS = re.compile(r"(Report|Say) ")
+DEBUG = "ansible.builtin.debug"
+COLORS = {"+": COLOR_DIFF_ADD, "-": COLOR_DIFF_REMOVE, "@": COLOR_DIFF_LINES}
 
 
-def changed_keys(before: str, after: str) -> list[str]:
-    """Return the settings in which two versions of a unit file differ.
-
-    Marks of the project count where nothing else differs.
-
-    >>> changed_keys("CPUWeight=1\\nMemoryMax=5\\n", "CPUWeight=2\\nMemoryMax=5\\n")
-    ['CPUWeight']
-    """
-    lines = {*before.splitlines()} ^ {*after.splitlines()}
-    marks = {mark[1] for line in lines if (mark := MARK.match(line))} - {"generation"}
-    keys = {key[1] for line in lines if not MARK.match(line) and (key := KEY.match(line))}
-    return sorted(keys) or sorted(marks)
-
-
-def changes(task: str, result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what a task has changed: a verb and an object.
-
-    :param task: its name, for a module that does not report its changes.
-    """
-    diff = result.get("diff") or []
-    parts = [one for one in (diff if isinstance(diff, list) else [diff]) if isinstance(one, dict)]
-    found: list[tuple[str, str]] = []
-    for part in parts:
-        for line in str(part.get("prepared", "")).splitlines():
-            if done := DONE.fullmatch(line):
-                found.append((done[1], done[2].split(", ")[0]))
-        path = pathlib.PurePath(str(part.get("before_header", "")))
-        if "after" in part and path.is_absolute():
-            is_gone = part.get("after_header") == "/dev/null"
-            verb = "remove" if is_gone else "change" if part.get("before") else "write"
-            keys = changed_keys(str(part["before"]), str(part["after"]))
-            is_why = verb == "change" and keys
-            found.append((verb, f"{path.name} ({', '.join(keys[:4])})" if is_why else path.name))
-    yield from found or [("", task)]
-
-
-def phrases(done: Sequence[tuple[str, str]]) -> list[str]:
-    """Return a phrase for each verb; instances of one template are counted.
-
-    >>> phrases([("start", "a@1.service"), ("start", "a@2.service"), ("", "Load it")])
-    ['start a@ (2)', 'Load it']
-    """
-    verbs: dict[str, dict[str, int]] = {}
-    for verb, what in done:
-        unit = UNIT.fullmatch(what)
-        names = verbs.setdefault(verb, {})
-        name = unit[1] if unit else what.removesuffix(".service")
-        names[name] = names.get(name, 0) + 1
-    lines = []
-    for verb, names in verbs.items():
-        shown = [f"{name} ({count})" if count > 1 else name for name, count in names.items()]
-        more = [f"{len(shown) - 8} more"] if len(shown) > 9 else []
-        lines.append(f"{verb} {', '.join([*(shown[:8] if more else shown), *more])}".strip())
-    return lines
-
-
-def shortened(message: str) -> list[str]:
-    """Return the first lines of a message without a journal, and its remedy.
-
-    >>> shortened("a\\nb\\nc\\nd\\ne\\nf\\n  Fix: g")
-    ['a', 'b', 'c', 'd', '  ...', '  Fix: g']
-    >>> shortened("a\\n== a.service: failed\\n12:00 web1 a[7]: x\\n\\nIt is back.\\n  Fix: g")
-    ['a', 'It is back.', '  Fix: g']
-    """
-    lines = [line.rstrip() for line in JOURNAL.sub("", message).splitlines() if line.strip()]
-    first, rest = lines[:MOST_OF_MESSAGE], lines[MOST_OF_MESSAGE:]
-    remedies = [line for line in rest if line.lstrip().startswith("Fix:")]
-    hidden = ["  ..."] if len(rest) > len(remedies) else []
-    chosen = [line[:MOST_OF_LINE] for line in [*first, *hidden, *remedies[:3]]]
-    return ["".join(one if one.isprintable() else "?" for one in line) for line in chosen]
-
-
-def by_hosts(lines: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return each line with the hosts that have it."""
-    found: dict[str, list[str]] = {}
-    for host, ones in lines.items():
-        for line in dict.fromkeys(ones):
-            found.setdefault(line, []).append(host)
-    return found
-
-
-def summary(
-    done: Mapping[str, list[tuple[str, str]]], failed: Mapping[str, list[str]]
-) -> list[str]:
-    """Return the lines of a summary: what was changed, then what failed; each once for all hosts.
-
-    :param done: host to what was changed on it, as ``changes`` yields it.
-    :param failed: host to the messages of what failed.
-    """
-    lines = [
-        f"{named(hosts)}: {line}"
-        for line, hosts in by_hosts({host: phrases(ones) for host, ones in done.items()}).items()
-    ]
-    if len(lines) > MOST_LINES:
-        lines = [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more changes, see above"]
-    if not lines and not failed:
-        lines = ["nothing changed"]
-    reasons = by_hosts(failed)
-    for message, hosts in list(reasons.items())[:MOST_FAILURES]:
-        first, *rest = shortened(message) or ["no message"]
-        is_named = any(
-            re.search(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", first) for host in hosts
-        )
-        lines += [f"FAILED {first if is_named else f'{named(hosts)}: {first}'}", *rest]
-    if len(reasons) > MOST_FAILURES:
-        lines.append(f"... and {len(reasons) - MOST_FAILURES} more failures, see above")
-    return lines
-
-
-def named(hosts: Sequence[str]) -> str:
-    """Return the names of hosts; of many their number.
-
-    >>> named(["b", "a"]), named(list("abcdefg"))
-    ('a, b', 'a, b, c, d and 3 more hosts')
-    """
-    names = sorted(hosts)
-    if len(names) < 6:
-        return ", ".join(names)
-    return f"{', '.join(names[:4])} and {len(names) - 4} more hosts"
+def colored(line: str) -> str:
+    """Return a line of a difference in Ansible's colour for it."""
+    color = COLORS.get(line[:1])
+    return str(stringc(line, color)) if color else line
 
 
 class CallbackModule(Default):  # type: ignore[misc]
@@ -174,8 +67,11 @@ class CallbackModule(Default):  # type: ignore[misc]
         super().__init__()
         #: Whether a playbook is to end with a summary.
         self.sums_up = True
-        self.done: dict[str, list[tuple[str, str]]] = {}
+        self.done: dict[str, list[run_summary.Change]] = {}
         self.failed: dict[str, list[str]] = {}
+        self.notes: dict[str, list[str]] = {}
+        #: Task and difference to the first host that it was shown for.
+        self.differences: dict[tuple[str, str], str] = {}
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Have all but the JSON on stderr, where it is asked for."""
@@ -190,10 +86,18 @@ class CallbackModule(Default):  # type: ignore[misc]
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Print what a task has returned; of the one that shows the status its text alone."""
+        host, task = result.host.get_name(), result.task.get_name()
         if result.is_changed():
-            of_host = self.done.setdefault(result.host.get_name(), [])
-            of_host += changes(result.task.get_name(), result.result)
-        if self.pipe is not None and result.task.action == "ansible.builtin.debug":
+            for one in result.result.get("results", [result.result]):
+                if one.get("changed"):
+                    found = run_summary.changes(task, one, result.task.action)
+                    self.done.setdefault(host, []).extend(found)
+        elif result.task.action == DEBUG and TELLS.match(task.rpartition(" : ")[2]):
+            self.notes.setdefault(host, []).append(str(result.result.get("msg", "")))
+        if MODULE.fullmatch(result.task.action):
+            warnings = result.result.get("warnings") or []
+            self.notes.setdefault(host, []).extend(f"WARNING {one}" for one in warnings)
+        if self.pipe is not None and result.task.action == DEBUG:
             print(result.result["msg"], file=self.pipe, flush=True)
         else:
             super().v2_runner_on_ok(result)
@@ -209,6 +113,28 @@ class CallbackModule(Default):  # type: ignore[misc]
         if not result.task.ignore_unreachable:
             self._keep(result)
         super().v2_runner_on_unreachable(result)
+
+    def v2_on_file_diff(self, result: Any) -> None:
+        """Print what a task has changed in files, and the same on more hosts in a line."""
+        if self._display.verbosity:
+            super().v2_on_file_diff(result)
+            return
+        parts = [
+            part
+            for one in result.result.get("results", [result.result])
+            if one.get("changed") and not run_summary.is_of_a_build(one)
+            for part in run_diff.parts(one.get("diff"))
+        ]
+        lines = run_diff.shown(parts)
+        if not lines:
+            return
+        host = result.host.get_name()
+        first = self.differences.setdefault((result.task._uuid, "\n".join(lines)), host)
+        if self._last_task_banner != result.task._uuid:
+            self._print_task_banner(result.task)
+        if first != host:
+            lines = [f"{host}: the same as on {first}"]
+        self._display.display("\n".join(map(colored, lines)))
 
     def _dump_results(self, result: Any, *args: Any, **options: Any) -> Any:
         # Of a text with one character above U+FFFF libyaml makes a single line of escapes.
@@ -248,6 +174,13 @@ class CallbackModule(Default):  # type: ignore[misc]
             for host, said in self.failed.items()
             if (counts := stats.summarize(host))["failures"] or counts["unreachable"]
         }
+        lines = run_summary.summary(
+            self.done,
+            over,
+            self.notes,
+            check=bool(context.CLIARGS["check"]),
+            columns=self._display.columns,
+        )
         self._display.banner("SUMMARY")
-        for line in summary(self.done, over):
+        for line in lines:
             self._display.display(line, color=COLOR_ERROR if over else None)

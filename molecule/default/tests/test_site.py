@@ -2,9 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 
+GROUP_VARS = Path(__file__).parents[1] / "inventory/group_vars/all.yml"
 HOST = "metal"
 QUEUES = ["add_queue", "multiply_queue", "threaded", "green", "one_by_one"]
 
@@ -179,10 +182,19 @@ def test_an_operator_who_is_not_root_deploys_too(kit, lab):
 def test_check_mode_changes_nothing_and_prints_the_plan(kit, lab):
     before = lab.invocation_ids(HOST, "celery*")
     listing = lab.run(HOST, "find /etc -newermt '-1 hour' -type f | sort")
-    played = kit.play("--check", "--diff", celery_queues=[{"name": "add_queue", "weight": 3}])
-    assert "add_queue" in played.output
-    assert "weight 3 of 3" in played.output
+    declared = yaml.safe_load(GROUP_VARS.read_text())["celery_queues"]
+    declared[0]["concurrency"] = 1 + kit.queue(HOST, declared[0]["name"])["concurrency"]
+    played = kit.play("--check", "--diff", celery_queues=declared)
+    assert re.search(r"^ +add_queue .* explicit$", played.output, re.M)
     assert played.changed[HOST] >= 1
+    # What changes, and not what is around it.
+    assert len(played.stdout.splitlines()) <= 180, played.stdout
+    summary = played.stdout.partition("SUMMARY *")[2].splitlines()[1:]
+    assert len(summary) <= 24
+    concurrency = declared[0]["concurrency"]
+    unit = rf"celery-add_queue@\.container \(.*concurrency {concurrency - 1} -> {concurrency}[,)]"
+    assert any(re.match(f"{HOST}: would change {unit}", line) for line in summary), summary
+    assert any(line.startswith(f"{HOST}: would restart celery-add_queue@") for line in summary)
     assert lab.invocation_ids(HOST, "celery*") == before
     assert lab.run(HOST, "find /etc -newermt '-1 hour' -type f | sort") == listing
 

@@ -383,8 +383,7 @@ def check(files: dict[str, str], links: dict[str, str]) -> None:
     except InvalidUnitsError as refused:
         raise HostError(
             f"Nothing was written, and what runs goes on. {refused}\n{described(files, refused)}"
-            "Correct the variable whose value stands there (--diff shows the whole file), then run "
-            "again."
+            "Correct the variable whose value stands there, then run again."
         ) from None
 
 
