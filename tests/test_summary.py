@@ -115,6 +115,12 @@ def test_the_same_on_many_hosts_is_one_line_and_the_remedy_is_last() -> None:
     ]
 
 
+def test_a_task_that_another_explains_is_no_reason() -> None:
+    empty = "Task failed: Action failed: A 'failed_when' expression evaluated to 'True'."
+    assert run_summary.summary({}, {"web1": [empty, "no image"]}) == ["FAILED web1: no image"]
+    assert run_summary.summary({}, {"web1": [empty]}) == [f"FAILED web1: {empty}"]
+
+
 def test_check_reports_what_would_change_and_what_to_do() -> None:
     last = "--check changed nothing: the same command without it does this"
     done = {"web1": made(("change", "celery-mail@.container", "prefetch 1 -> 2"))}

@@ -93,7 +93,9 @@ class CallbackModule(Default):  # type: ignore[misc]
                     found = run_summary.changes(task, one, result.task.action)
                     self.done.setdefault(host, []).extend(found)
         elif result.task.action == DEBUG and TELLS.match(task.rpartition(" : ")[2]):
-            self.notes.setdefault(host, []).append(str(result.result.get("msg", "")))
+            text = result.result.get("msg", "")
+            lines = text if isinstance(text, list) else [text]
+            self.notes.setdefault(host, []).append("\n".join(map(str, lines)))
         if MODULE.fullmatch(result.task.action):
             warnings = result.result.get("warnings") or []
             self.notes.setdefault(host, []).extend(f"WARNING {one}" for one in warnings)

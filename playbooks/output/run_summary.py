@@ -25,6 +25,10 @@ IMAGE = re.compile(r"(Built|Pulled|Loaded) image (\S+)")
 IMAGE_VERBS = {"Built": "build", "Pulled": "pull", "Loaded": "load"}
 PACKAGES = re.compile(r"NEW packages will be installed:\n((?: .*\n)*)")
 FORETOLD = re.compile(r"Say which (image|package)s a run without --check would (\w+)")
+# Of a task that another one explains.
+EMPTY = re.compile(
+    r"(Task failed: )?(Action failed: )?A 'failed_when' expression evaluated to 'True'"
+)
 # Of a unit that failed, up to an empty line.
 JOURNAL = re.compile(r"^== .*?(?:\n[ \t]*\n|\Z)", re.M | re.S)
 UNIT = re.compile(r"(.+@)[^@]+\.service")
@@ -234,7 +238,10 @@ def summary(
     phrased = {host: phrases(with_reasons(ones)) for host, ones in done.items()}
     made = [[f"{named(hosts)}: {would}{one}"] for one, hosts in by_hosts(phrased).items()]
     told = [_message("", one, hosts) for one, hosts in by_hosts(notes or {}).items()]
-    wrong = [_message("FAILED ", one, hosts) for one, hosts in by_hosts(failed).items()]
+    reasons = {
+        host: [one for one in ones if not EMPTY.match(one)] or ones for host, ones in failed.items()
+    }
+    wrong = [_message("FAILED ", one, hosts) for one, hosts in by_hosts(reasons).items()]
     last = []
     if not made and not wrong:
         made = [["nothing would change" if check else "nothing changed"]]
