@@ -247,7 +247,12 @@ def test_without_the_variable_nothing_is_asked_for(signed: pathlib.Path) -> None
     assert "is no file on the controller" in problem(signed, signers="/nowhere")
     # Nothing of a bundle is used.
     hosts = {"a": {"image_app": "registry.example/app:1", "image_source": "registry"}}
-    assert bundle_signature.bundle_problem(hosts, ["a"], str(signed.parent / "signers")) == {}
+    signers = str(signed.parent / "signers")
+    assert bundle_signature.bundle_problem(hosts, ["a"], signers) == {}
+    # Of Redis alone it is.
+    redis = {"image_redis": str(signed / "images/redis.tar"), "image_redis_source": "archive"}
+    found = bundle_signature.bundle_problem({"a": {**hosts["a"], **redis}}, ["a"], signers)
+    assert "SHA256SUMS.sig cannot be read" in found["problem"]
 
 
 @pytest.mark.usefixtures("offline")

@@ -400,10 +400,17 @@ def test_a_number_from_the_command_line_is_text(site: Site) -> None:
             ],
         ),
         (
-            "{image_source: registry, image_app: 'app:1', image_redis: ''}",
+            "{image_source: registry, image_app: 'app:1', image_redis_source: registry}",
             [
                 "image_app ('app:1') is no image with its registry",
                 "image_redis is empty: name the image",
+            ],
+        ),
+        (
+            "{image_redis: 'registry.example/redis:8'}",
+            [
+                "image_redis is 'registry.example/redis:8', and image_redis_source is 'build'",
+                "write image_redis_source: registry or image_redis_source: archive, or remove",
             ],
         ),
         (

@@ -45,7 +45,7 @@ chmod 755 "$uv"
 "$python" - >bundle.yml <<END
 import json, os
 print("# Written by install.sh: where the images and packages of this bundle are.")
-print("image_source: archive")
+print("image_source: archive\nimage_redis_source: archive")
 for name, path in (("image_app", "images/app.tar"), ("image_redis", "images/redis.tar"),
                    ("podman_host_packages_archive", "packages.tar")):
     print(f"{name}: {json.dumps(os.path.abspath(path))}")

@@ -112,6 +112,28 @@ def test_images_from_a_registry_with_a_private_authority(kit, lab, built, clean_
     assert used.strip() == f"{REGISTRY}/metal/redis:1.0"
 
 
+def test_the_image_of_the_app_and_that_of_redis_come_from_places_of_their_own(kit, lab, built):
+    """From the target as the test before has left it: each run changes one of the two."""
+
+    def names():
+        inspect = "podman inspect -f '{{.ImageName}}' celery-redis celery-add_queue-1"
+        redis, app = lab.run(TARGET, inspect).split()
+        label = "podman inspect -f '{{index .Labels \"celery-metal.base\"}}' "
+        return redis, lab.run(TARGET, label + app).strip()
+
+    trusted = {"podman_host_ca_certificates": [built["authority"]]}
+    own, redis = (f"{REGISTRY}/metal/{name}:1.0" for name in ("app", "redis"))
+    # A base of the user's own; what it is made of is none of Redis's business.
+    site_works(kit, lab, image_source="registry", image_app=own, **trusted)
+    of_redis, of_app = names()
+    assert of_redis.startswith("localhost/celery-metal/redis:")
+    assert of_app == own
+    site_works(kit, lab, image_redis=redis, image_redis_source="registry", **trusted)
+    of_redis, of_app = names()
+    assert of_redis == redis
+    assert of_app.startswith("localhost/celery-metal/app_base:")
+
+
 def test_images_by_digest(kit, lab, built, clean_target):
     digests = {
         name: f"{REGISTRY}/metal/{name}@{lab.run('builder', f'cat /tmp/{name}.digest')}"

@@ -13,8 +13,12 @@ VARIABLE = "image_bundle_allowed_signers"
 # tools/bundle.py signs with the same: a signature for anything else is none for this.
 NAMESPACE = "celery-metal-bundle"
 SUMS, SIGNATURE = "SHA256SUMS", "SHA256SUMS.sig"
-# Each variable that names an archive of a bundle, and whether it does so by itself.
-ARCHIVES = {"image_app": False, "image_redis": False, "podman_host_packages_archive": True}
+# Each variable that names an archive of a bundle to the one that says so; or it does so by itself.
+ARCHIVES = {
+    "image_app": "image_source",
+    "image_redis": "image_redis_source",
+    "podman_host_packages_archive": "",
+}
 MAX_BYTES = 16 << 20
 SECONDS = 60
 NOTHING = "Nothing was changed on any host."
@@ -36,9 +40,11 @@ def used(hosts: Mapping[str, Mapping[str, Any]], played: Iterable[str]) -> dict[
     found: dict[Path, str] = {}
     for host in played:
         variables = hosts[host]
-        for name, always in ARCHIVES.items():
+        source = variables.get("image_source", "build")
+        for name, by in ARCHIVES.items():
             value = variables.get(name, "")
-            if value and (always or variables.get("image_source", "build") == "archive"):
+            # Redis's own says so only where it differs.
+            if value and (not by or variables.get(by, source) == "archive"):
                 found.setdefault(Path(value).expanduser(), name)
     return found
 

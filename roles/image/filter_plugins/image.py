@@ -35,6 +35,8 @@ SOURCES = ("build", "registry", "archive")
 # What the distribution's packages and the app's requirements make, and all images that are built.
 BASE = "app_base"
 BUILT = (BASE, "redis")
+# What says where an image comes from.
+VARIABLES = {"app": "image_source", "redis": "image_redis_source"}
 OURS = "localhost/celery-metal"
 RELEASE = re.compile(r"[a-z][a-z0-9]*")
 REFERENCE = re.compile(r"[A-Za-z0-9._:/@\[\]-]+")
@@ -213,7 +215,7 @@ def registry_problem(name: str, reference: str) -> str:
 
 def image_references(
     images: Mapping[str, str],
-    source: str,
+    sources: Mapping[str, str],
     recipes: Mapping[str, Mapping[str, Any]],
     version: str = "",
     build_host: str = "",
@@ -223,7 +225,7 @@ def image_references(
 
     :param images: ``app`` and, where one is deployed, ``redis`` to what the user wrote: a reference
         for ``registry``, a path for ``archive``, nothing for ``build``.
-    :param source: one of SOURCES.
+    :param sources: of ``app`` and ``redis``: one of SOURCES each.
     :param recipes: of ``app``, which goes on top of its base on each host; for ``build`` also of
         ``app_base`` and ``redis``.
     :param version: tag of an app's image that a host has kept, in place of what is declared.
@@ -232,34 +234,45 @@ def image_references(
     :raises ImageError: naming the variable, its value and the remedy; nothing was changed then.
     """
     try:
-        if source not in SOURCES:
-            raise ImageError(f"image_source is {source!r}; it must be one of {', '.join(SOURCES)}.")
-        if source == "build" and build_host and build_host not in hosts:
+        _check_sources(images, sources)
+        if "build" in sources.values() and build_host and build_host not in hosts:
             raise ImageError(
                 f"image_build_host is {build_host!r}, which is no host of the groups celery and "
                 "redis: write the name of one of them, or leave it out for the host of Redis."
             )
-        release = str(recipes[BASE].get("release", "")) if source == "build" else ""
+        is_built = sources["app"] == "build"
+        release = str(recipes[BASE].get("release", "")) if is_built else ""
         if release and not RELEASE.fullmatch(release):
             raise ImageError(
                 f"image_app_debian_release is {repr(release)[:LONGEST]}: write a codename such as "
                 "bookworm, or leave it out for the release of the build host."
             )
-        if source == "registry":
-            found = _of_registry(images)
-        elif source == "archive":
-            tags = {name: _of_archive(name, one) for name, one in images.items()}
-            found = {
-                name: f"{OURS}/{BASE if name == 'app' else name}:{tag}"
-                for name, tag in tags.items()
-            }
-        else:
-            found = {name: f"{OURS}/{name}:{_of_recipe(recipes[name])}" for name in BUILT}
-        base = found.pop("app", "") or found[BASE]
+        pulled = {name: one for name, one in images.items() if sources[name] == "registry"}
+        found = _of_registry(pulled)
+        for name, built in zip(("app", "redis"), BUILT, strict=True):
+            if sources[name] == "archive" and name in images:
+                found[name] = f"{OURS}/{built}:{_of_archive(name, images[name])}"
+            elif sources[name] == "build":
+                found[name] = f"{OURS}/{built}:{_of_recipe(recipes[built])}"
+        base = found.pop("app")
         tag = version or _of_recipe({**recipes["app"], "base": base})
         return {**found, BASE: base, "app": f"{OURS}/app:{tag}"}
     except ImageError as problem:
         raise ImageError(f"{problem}\nNothing was changed on any host.") from None
+
+
+def _check_sources(images: Mapping[str, str], sources: Mapping[str, str]) -> None:
+    """See that each source is one, and that no image is declared that would not be used."""
+    for name, source in sources.items():
+        variable = VARIABLES[name]
+        if source not in SOURCES:
+            raise ImageError(f"{variable} is {source!r}; it must be one of {', '.join(SOURCES)}.")
+        if source == "build" and images.get(name):
+            raise ImageError(
+                f"image_{name} is {repr(images[name])[:LONGEST]}, and {variable} is 'build', which "
+                f"uses no such image: write {variable}: registry or {variable}: archive, or remove "
+                f"image_{name}."
+            )
 
 
 def image_references_or_problem(*args: Any) -> dict[str, str]:
@@ -333,7 +346,7 @@ def _of_registry(images: Mapping[str, str]) -> dict[str, str]:
 def _of_archive(name: str, path: str) -> str:
     if not path:
         raise ImageError(
-            f"image_{name} is empty: with image_source 'archive' it is the path of an image "
+            f"image_{name} is empty: with {VARIABLES[name]} 'archive' it is the path of an image "
             "archive on the controller."
         )
     try:

@@ -33,6 +33,10 @@ def tag(app, layers=LAYERS):
     return image.image_tag(recipe_of(app, layers))
 
 
+def every(source):
+    return {"app": source, "redis": source}
+
+
 def recipes(app):
     """What the role hands over, each image with something of its own."""
     return {
@@ -298,16 +302,16 @@ def test_references_without_one(reference, text):
 
 def test_references_from_a_registry_are_what_the_app_is_put_on(app):
     wanted = {"app": "registry.example/app:1", "redis": "registry.example/redis:8"}
-    found = image.image_references(wanted, "registry", recipes(app))
+    found = image.image_references(wanted, every("registry"), recipes(app))
     assert found["app_base"] == wanted["app"]
     assert found["redis"] == wanted["redis"]
     assert found["app"].startswith("localhost/celery-metal/app:")
     other = image.image_references(
-        wanted | {"app": "registry.example/app:2"}, "registry", recipes(app)
+        wanted | {"app": "registry.example/app:2"}, every("registry"), recipes(app)
     )
     assert other["app"] != found["app"]
     with pytest.raises(image.ImageError) as caught:
-        image.image_references({"app": "", "redis": "registry.example/r"}, "registry", {})
+        image.image_references({"app": "", "redis": "registry.example/r"}, every("registry"), {})
     assert [line.split()[0] for line in str(caught.value).splitlines()] == [
         "image_app",
         "image_redis",
@@ -315,9 +319,50 @@ def test_references_from_a_registry_are_what_the_app_is_put_on(app):
     ]
 
 
+def test_each_image_comes_from_where_it_is_declared(app, tmp_path):
+    built = image.image_references({}, every("build"), recipes(app))
+    own, path = "registry.example/app:1", archive(tmp_path / "a.tar", oci())
+    # Whatever the app is, Redis is the same.
+    for source, wanted in (("registry", own), ("archive", path)):
+        found = image.image_references(
+            {"app": wanted, "redis": ""}, {"app": source, "redis": "build"}, recipes(app)
+        )
+        assert found["redis"] == built["redis"]
+        assert found["app_base"] != built["app_base"]
+    # A base of the user's own, and no recipe for another.
+    assert (
+        image.image_references(
+            {"app": own, "redis": ""},
+            {"app": "registry", "redis": "build"},
+            {name: one for name, one in recipes(app).items() if name != "app_base"},
+        )["app_base"]
+        == own
+    )
+    for source, wanted in (("registry", "registry.example/redis:8"), ("archive", path)):
+        found = image.image_references(
+            {"app": "", "redis": wanted}, {"app": "build", "redis": source}, recipes(app)
+        )
+        assert {**found, "redis": ""} == {**built, "redis": ""}
+        assert found["redis"] != built["redis"]
+    # And without a host of Redis.
+    found = image.image_references({"app": own}, every("registry"), recipes(app))
+    assert set(found) == {"app", "app_base"}
+
+
+@pytest.mark.parametrize("name", ["app", "redis"])
+def test_an_image_that_would_not_be_used_is_refused(app, name):
+    variable = {"app": "image_source", "redis": "image_redis_source"}[name]
+    with pytest.raises(image.ImageError) as caught:
+        image.image_references({name: "r.example/a:1"}, every("build"), recipes(app))
+    assert str(caught.value).splitlines()[0] == (
+        f"image_{name} is 'r.example/a:1', and {variable} is 'build', which uses no such image: "
+        f"write {variable}: registry or {variable}: archive, or remove image_{name}."
+    )
+
+
 def test_references_of_archives(app, tmp_path):
     path = archive(tmp_path / "a.tar", oci())
-    found = image.image_references({"app": path, "redis": path}, "archive", recipes(app))
+    found = image.image_references({"app": path, "redis": path}, every("archive"), recipes(app))
     assert found["app_base"] == f"localhost/celery-metal/app_base:{DIGEST[:16]}"
     assert found["redis"] == f"localhost/celery-metal/redis:{DIGEST[:16]}"
     assert found["app"].startswith("localhost/celery-metal/app:")
@@ -325,22 +370,22 @@ def test_references_of_archives(app, tmp_path):
 
 
 def test_another_code_leaves_what_it_requires_alone(app):
-    before = image.image_references({}, "build", recipes(app))
+    before = image.image_references({}, every("build"), recipes(app))
     assert set(before) == {"app", "app_base", "redis"}
     code = recipes(app)
     (app / "package" / "__init__.py").write_text("x = 2\n")
     code["app_base"] = {"sources": {}, "layers": LAYERS}
-    first = image.image_references({}, "build", code)
+    first = image.image_references({}, every("build"), code)
     (app / "package" / "__init__.py").write_text("x = 3\n")
-    second = image.image_references({}, "build", code)
+    second = image.image_references({}, every("build"), code)
     assert first["app_base"] == second["app_base"]
     assert first["app"] != second["app"]
     # And other requirements make another app, for it is built on them.
-    assert image.image_references({}, "build", recipes(app))["app"] != second["app"]
+    assert image.image_references({}, every("build"), recipes(app))["app"] != second["app"]
 
 
 def test_an_old_version_is_one_that_was_kept(app):
-    found = image.image_references({}, "build", recipes(app), "0123456789abcdef")
+    found = image.image_references({}, every("build"), recipes(app), "0123456789abcdef")
     assert found["app"] == "localhost/celery-metal/app:0123456789abcdef"
 
 
@@ -354,7 +399,7 @@ def test_an_old_version_is_one_that_was_kept(app):
 )
 def test_refused_references(images, source, text):
     with pytest.raises(image.ImageError) as caught:
-        image.image_references(images, source, {})
+        image.image_references(images, every(source), {})
     assert text in str(caught.value)
 
 
@@ -362,18 +407,18 @@ def test_an_app_that_cannot_be_built_is_refused(app):
     code = recipes(app)
     code["app_base"] = {"sources": {}}
     (app / "broken").symlink_to("nowhere")
-    said = image.image_references_or_problem({}, "build", code)["problem"].splitlines()
+    said = image.image_references_or_problem({}, every("build"), code)["problem"].splitlines()
     assert said == [
         f"image_app_source: {app}/broken is no file, or a link to none: remove it, or mend the "
         "link.",
         "Nothing was changed on any host.",
     ]
     (app / "broken").unlink()
-    assert "app" in image.image_references_or_problem({}, "build", code)
+    assert "app" in image.image_references_or_problem({}, every("build"), code)
 
 
 def test_a_build_host_outside_the_groups_is_refused(app):
-    arguments = ({}, "build", recipes(app), "")
+    arguments = ({}, every("build"), recipes(app), "")
     assert image.image_references(*arguments, "web1", ["web1", "r1"])
     with pytest.raises(image.ImageError, match="image_build_host is 'ci', which is no host of the"):
         image.image_references(*arguments, "ci", ["web1", "r1"])
@@ -437,4 +482,4 @@ def test_importable_without_ansible():
 def test_a_release_that_is_no_codename_is_refused(release):
     recipes = {"app_base": {"release": release}}
     with pytest.raises(image.ImageError, match=r"image_app_debian_release is .*: write a codename"):
-        image.image_references({}, "build", recipes)
+        image.image_references({}, every("build"), recipes)
