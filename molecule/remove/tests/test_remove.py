@@ -10,17 +10,23 @@ SEND = (
     "from celery_metal_runtime import configure; configure(app);"
     "print(add.apply_async((40, 2), queue='later').id)"
 )
-# Of a build that is killed at a step, Podman leaves the container of that step.
+OLD = "localhost/celery-metal/app:old"
+# Of a build that is killed at a step, Podman leaves the containers of its stages.
 INTERRUPTED_BUILD = """
 mkdir /run/build
 printf 'FROM %s\\nENV left=behind\\nRUN ["/usr/bin/busybox", "sleep", "600"]\\n' \
-    "$(podman images --format '{{.Repository}}:{{.Tag}}' | grep /app:)" > /run/build/Containerfile
+    {image} > /run/build/Containerfile
 podman build --network=host /run/build > /run/build/log 2>&1 < /dev/null & build=$!
 for _ in $(seq 600); do pgrep -f '^/usr/bin/busybox sleep 600' > /dev/null && break; sleep 0.1; done
 kill -KILL $build; wait $build
 pkill -KILL -f '^/usr/bin/busybox sleep 600'
 rm -r /run/build
 """
+
+
+def interrupt_a_build(lab, image):
+    lab.run(HOST, INTERRUPTED_BUILD.replace("{image}", image))
+    assert "buildah" in lab.run(HOST, "podman ps --all --external")
 
 
 def test_removal_asks_first(kit, lab):
@@ -110,7 +116,13 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     )
     # The kernel's own is that of the machine that runs the tests, and read-only.
     lab.run(HOST, f"echo 0 > /run/setting && mount --bind /run/setting {OVERCOMMIT}")
-    kit.play(celery_worker_secrets={"TOKEN": "x"})
+    # Of no version that is kept, and what an interrupted build has left still uses it.
+    app = lab.run(HOST, "podman images --format '{{.Repository}}:{{.Tag}}' | grep /app:").strip()
+    lab.run(HOST, f"podman build --tag {OLD} -", stdin=f"FROM {app}\nENV is=old\n")
+    interrupt_a_build(lab, OLD)
+    assert f"remove image {OLD}" in kit.play("--diff", celery_worker_secrets={"TOKEN": "x"}).output
+    assert not lab.succeeds(HOST, ["podman", "image", "exists", OLD])
+    assert "buildah" not in lab.run(HOST, "podman ps --all --external")
     assert lab.run(HOST, f"cat {OVERCOMMIT}") == "1\n"
     assert "celery-app-TOKEN" in lab.run(HOST, "podman secret ls --format '{{.Name}}'")
     # A host may be drained when it is removed.
@@ -118,8 +130,7 @@ def test_removal_leaves_the_data_and_what_is_not_ours(kit, lab):
     # So may Redis be full, and its alarm raised.
     kit.redis(HOST, "config", "set", "maxmemory", "1")
     assert not lab.succeeds(HOST, "systemctl start celery-redis-memory.service")
-    lab.run(HOST, INTERRUPTED_BUILD)
-    assert "buildah" in lab.run(HOST, "podman ps --all --external")
+    interrupt_a_build(lab, app)
     played = kit.play(playbook=REMOVE, remove_confirmed=True)
     assert "/var/lib/celery-metal/redis" in played.output
     assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery*'") == ""

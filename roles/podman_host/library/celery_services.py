@@ -71,7 +71,7 @@ options:
   image:
     description:
       - The image of this version. The last five that worked stay on the host, others of its name
-        are removed.
+        are removed, with the containers of interrupted builds on them.
     type: str
     default: ""
   base:
@@ -113,7 +113,10 @@ turns:
   description: The units that were restarted together, and the instances that ran beside them.
   type: list
   returned: success
-told: {description: What workers say of the app's settings, type: list, returned: success}
+told:
+  description: What workers report of the app's settings, and why an image stays.
+  type: list
+  returned: success
 yielded:
   description: Those of I(retired) that were stopped, where others needed their room
   type: list
@@ -146,6 +149,7 @@ from ansible.module_utils.celery_kept import (
 )
 from ansible.module_utils.celery_metal import HostError, conclude, run, template_of
 from ansible.module_utils.celery_turns import Turn, exclusive, turns, yielding
+from ansible.module_utils.podman_builds import removal
 
 LOOK_SECONDS = 2
 # A worker's start waits for Redis without end; whoever runs a playbook does not.
@@ -372,11 +376,6 @@ def prune(params: dict[str, Any], images: list[str]) -> list[str]:
     return unneeded(listed, params["image"], params["base"], images, held)
 
 
-def removed(image: str) -> bool:
-    """Whether an image could be removed: one that runs is not."""
-    return not run("podman", "rmi", image).returncode
-
-
 def memory_mb(units: Iterable[str]) -> dict[str, int]:
     """The memory in MB that each service may use; one without a limit may use all."""
     names = sorted(unit for unit in units if unit.endswith(".service"))
@@ -535,6 +534,7 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         lines = (str(problem), params["note"], remedy)
         raise HostError("\n".join(line for line in lines if line)) from None
     gone: list[str] = []
+    stays: list[str] = []
     if params["owned"]:
         former = read_state(params["state_file"])
         before = former["images"]
@@ -547,12 +547,14 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
                 taken["touched"] = params["start"] + params["restart"]
                 state["former"] = {"version": former["version"], "images": before, **taken}
             write_state(params["state_file"], state)
-            gone = [image for image in gone if removed(image)]
+            reasons = {image: removal(image) for image in gone}
+            gone = [image for image, why in reasons.items() if not why]
+            stays = [f"{one} stays on this host: {why}" for one, why in reasons.items() if why]
     if not check_mode:
         reconnected(params["waiting"], REDIS_SECONDS)
     return {
         "changed": True,
-        "told": [] if check_mode else settings_told(said_since(since, params)),
+        "told": [] if check_mode else [*settings_told(said_since(since, params)), *stays],
         "turns": [turn._asdict() for turn in planned],
         "yielded": params["yielding"],
         "removed_images": gone,

@@ -1,0 +1,1 @@
+from podman_builds import *
