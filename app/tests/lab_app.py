@@ -147,11 +147,40 @@ def fall():
     """A task that the worker's main process cannot take."""
 
 
+@app.task
+def kill_worker():
+    """A task at a moment of which its worker is killed: when it is parsed, received, or run."""
+    kill_main_process()
+
+
+def kill_main_process():
+    """Of the worker, in it or in a process of its pool; returns in none."""
+    os.kill(MAIN_PID if os.getppid() == MAIN_PID else os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+MAIN_PID = os.getpid()
+_killed_at = os.environ.get("LAB_KILLED_AT")
+if _killed_at == "parse":
+    _transport = pkgutil.resolve_name("celery_metal_runtime.transport")
+    _parse = _transport.parse
+
+    def parse_to_death(item):
+        """As where memory runs out."""
+        if b"lab_app.kill_worker" in item:
+            kill_main_process()
+        return _parse(item)
+
+    _transport.parse = parse_to_death
+
+
 @signals.task_received.connect
 def end_the_worker(request, **_):
     """As an app's own code may do there."""
     if request.name == fall.name:
         raise SystemExit(3)
+    if request.name == kill_worker.name and _killed_at == "receive":
+        kill_main_process()
 
 
 @app.task

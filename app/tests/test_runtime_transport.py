@@ -472,13 +472,16 @@ def test_what_is_no_task_is_put_aside(start, redis, producer, tmp_path):
 
 
 def test_a_task_that_always_kills_its_worker_is_put_aside(start, redis, producer, tmp_path):
-    worker = start()
+    worker = start().ready()
     worker.process.kill()
+    worker.process.wait()
     item = json.loads(message(producer, redis, worker.queue, str(tmp_path / "mark"), 0))
     for crashes in (9, 10):
         item["headers"]["celery_metal_crashes"] = crashes
-        redis.client.lpush(
-            f"celery-metal.held:{worker.node}:{worker.queue}", json.dumps(item | {"n": crashes})
+        one = json.dumps(item | {"n": crashes})
+        redis.client.lpush(f"celery-metal.held:{worker.node}:{worker.queue}", one)
+        redis.client.hset(
+            f"celery-metal.begun:{worker.node}", ledger.BEGUN + ledger.digest(one.encode()), ""
         )
     successor = start(CELERY_METAL_QUEUE=worker.queue).ready()
     wait_until(lambda: lines(tmp_path / "mark") == 1, "the one is done")

@@ -27,6 +27,10 @@ def untold(worker):
     return f"celery-metal.untold:{worker.queue}"
 
 
+def begun(worker):
+    return f"celery-metal.begun:{worker.node}"
+
+
 def all_are_told(server, worker):
     wait_until(lambda: not server.client.exists(untold(worker), TELLING), "no one is left")
 
@@ -159,7 +163,7 @@ def test_crashes_count_for_tasks_that_had_begun(start, redis, producer, tmp_path
     wait_until(lambda: redis.client.llen(f"celery-metal.dead:{name}") == 1, "it is a dead letter")
     assert worker.stop() == 0
     assert counts(redis, worker) == [1] * 50
-    assert not redis.client.exists(f"celery-metal.begun:{worker.node}")
+    assert not redis.client.exists(begun(worker))
 
 
 def test_what_is_given_back_in_parts_keeps_its_order(start, redis, producer, tmp_path):
@@ -176,7 +180,7 @@ def test_what_is_given_back_in_parts_keeps_its_order(start, redis, producer, tmp
     assert lines(tmp_path / "a") == [str(number) for number in range(450)]
 
 
-def test_without_a_note_of_what_had_begun_the_pool_s_tasks_count():
+def test_without_a_note_of_what_had_begun_no_task_counts_twice():
     old = [b'{"celery_metal_crashes": 1, "n": %d}' % number for number in range(3)]
 
     def counted(items, *begun):
@@ -188,7 +192,50 @@ def test_without_a_note_of_what_had_begun_the_pool_s_tasks_count():
     assert counted([b"new", *old]) == [b"new"]
     assert counted([b"new", *old], given) == [b"new", old[1]]
     assert counted([b"new", *old], given, (GIVEN, old[2]), begun) == [b"new", old[2]]
-    assert counted(old) == old
+    assert counted(old) == []
     # What ends a worker as it is taken counts, whatever else ran.
     assert counted([b"new", *old], taken, begun) == [b"new", old[0], old[2]]
     assert counted(old, taken) == [old[0]]
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_tasks_that_wait_for_their_time_survive_any_number_of_kills(start, redis, producer, pool):
+    """Nothing else is in the worker that could be the cause."""
+    worker, size = start(CELERY_METAL_POOL=pool), 20
+    name, held = worker.queue, f"celery-metal.held:{worker.node}:{worker.queue}"
+    noted = begun(worker)
+    for _ in range(size):
+        producer.app.send_task(COUNT, ("x", 0), queue=name, countdown=3600)
+    for number in range(12):
+        if number:
+            worker.says(f"{size} tasks of this worker's predecessor are back")
+        assert not redis.client.exists(f"celery-metal.dead:{name}")
+        wait_until(lambda: redis.client.llen(held) == size, "all are held")
+        wait_until(lambda: not redis.client.exists(noted), "none is being taken")
+        worker.process.kill()
+        worker.process.wait()
+        if number < 11:
+            worker = start(CELERY_METAL_QUEUE=name, CELERY_METAL_POOL=pool)
+    start(CELERY_METAL_QUEUE=name, CELERY_METAL_POOL=pool).ready().stop()
+    assert counts(redis, worker) == [1] * size
+    assert not redis.client.exists(f"celery-metal.dead:{name}")
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("moment", ["run", "receive", "parse"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
+def test_a_task_that_kills_its_worker_each_time_is_put_aside(start, redis, producer, pool, moment):
+    worker = start(CELERY_METAL_POOL=pool, LAB_KILLED_AT=moment)
+    name, headers = worker.queue, {CRASHES: 9}
+    for _ in range(3):
+        producer.app.send_task(COUNT, ("x", 0), queue=name, countdown=3600, headers={CRASHES: 10})
+    producer.app.send_task("lab_app.kill_worker", queue=name, headers=headers)
+    for _ in range(2):
+        worker.process.wait(PATIENCE)
+        worker = start(CELERY_METAL_POOL=pool, CELERY_METAL_QUEUE=name, LAB_KILLED_AT=moment)
+    worker.ready()
+    dead = [json.loads(one) for one in redis.client.lrange(f"celery-metal.dead:{name}", 0, -1)]
+    assert [one["headers"]["task"] for one in dead] == ["lab_app.kill_worker"]
+    assert worker.stop() == 0
+    assert counts(redis, worker) == [10] * 3

@@ -22,7 +22,7 @@ from kombu.exceptions import InconsistencyError, OperationalError
 from redis import exceptions as redis
 
 from celery_metal_runtime.broker import is_wrong_type
-from celery_metal_runtime.ledger import GIVEN, TAKEN, Ledger
+from celery_metal_runtime.ledger import GIVEN, Ledger
 from celery_metal_runtime.messages import (
     MOST_CLOCK,
     POLL_SECONDS,
@@ -71,7 +71,6 @@ def _guard_consumer(ledger: Ledger) -> None:
 
         def on_task_received(message: Any) -> None:
             tag = message.delivery_tag
-            ledger.begin(tag, TAKEN)
             try:
                 check_task(message, shortest)
                 ledger.deliver(tag)

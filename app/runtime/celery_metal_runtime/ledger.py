@@ -58,7 +58,7 @@ MOST_CRASHES = 10
 CRASHES = "celery_metal_crashes"
 # What a task that was there at a crash before has in its message.
 CRASHED = f'"{CRASHES}"'.encode()
-# What is written down of it then: that Celery takes it, that the pool has it, that it runs.
+# What is written down of it then: that it is being taken, that the pool has it, that it runs.
 TAKEN, GIVEN, BEGUN = "taken:", "given:", "begun:"
 # Tasks that go back to their queue in one request, and their bytes.
 AT_ONCE, MOST_BYTES = 200, 4 << 20
@@ -321,7 +321,7 @@ class Ledger:
         """A task begins. If it was there at a crash before, that is written down in Redis.
 
         So the next crash counts for tasks that had begun, and not for those that wait. Others
-        cost nothing. Other marks: TAKEN, Celery is about to take it; GIVEN, the pool has it.
+        cost nothing. Other marks: TAKEN, it is about to be read; GIVEN, the pool has it.
         """
         record = self._records.get(tag) if tag else None
         if record is None or CRASHED not in record.item or self.down_since is not None:
@@ -367,11 +367,6 @@ class Ledger:
         if record := self._records.get(tag):
             change = self._back("LPUSH", record.queue, record.item, crashed=crashed)
             self._change(tag, change)
-
-    def bury(self, queue: str, item: bytes, reason: str) -> None:
-        """Put aside what is no task: read again and again it would stop its queue."""
-        change = self._no_task(queue, item, reason)
-        self._move(self._clients[0], self.held_key(queue), item, change)
 
     def close(self) -> None:
         """Give back all that is held; errors are those of Redis.
@@ -753,30 +748,27 @@ class Suspects:
 
     The first time each one does: which of them had begun was not written down. From then on those
     that had begun; a task may have killed its worker before that was known, so else those that were
-    given to the pool; and if no other could be the cause, all.
+    given to the pool; and what was being taken, in any case. Where nothing is written down, none:
+    each of these is written down before anything reads the task.
     """
 
     def __init__(self, begun: set[bytes]) -> None:
         self._begun = begun
-        self._has_first = False
         self._mark = ""
 
     def look(self, items: list[bytes]) -> None:
         """Take note of tasks that were held; all of them, before any is counted."""
         for item in items:
-            if CRASHED not in item:
-                self._has_first = True
-            elif self._begun and self._mark != BEGUN:
+            if self._begun and self._mark != BEGUN and CRASHED in item:
                 # One that has begun was given to the pool, too.
                 found = (one for one in (BEGUN, GIVEN) if self._is(one, item))
                 self._mark = next(found, self._mark)
-                self._has_first = self._has_first or self._is(TAKEN, item)
 
     def count(self, item: bytes) -> bool:
         """Whether the crash counts for this one."""
         if CRASHED not in item or self._is(TAKEN, item):
             return True
-        return self._is(self._mark, item) if self._mark else not self._has_first
+        return bool(self._mark) and self._is(self._mark, item)
 
     def _is(self, mark: str, item: bytes) -> bool:
         return (mark + digest(item)).encode() in self._begun

@@ -19,7 +19,7 @@ from kombu.transport import redis, virtual
 
 from celery_metal_runtime import backports, channels, full, guard, replies, wake
 from celery_metal_runtime.broker import is_wrong_type
-from celery_metal_runtime.ledger import PUSH, Ledger, count_losses
+from celery_metal_runtime.ledger import PUSH, TAKEN, Ledger, count_losses
 from celery_metal_runtime.messages import RefusedError, brief, parse
 from celery_metal_runtime.notify import line, say
 from celery_metal_runtime.revokes import Revokes
@@ -215,12 +215,15 @@ class Claiming(channels.Careful):
             if hasattr(self, "_flush_brpop_reauth"):  # from kombu 5.7
                 self._flush_brpop_reauth()
         self._queue_cycle.rotate(queue)
+        tag = self.ledger.hold(queue, item, self)
+        self.ledger.begin(tag, TAKEN)
         try:
             message = parse(item)
         except RefusedError as error:
-            self.ledger.bury(queue, item, str(error))
+            # Read again and again it would stop its queue.
+            self.ledger.refuse(tag, str(error))
+            self.ledger.settle(tag)
             raise Empty from None
-        tag = self.ledger.hold(queue, item, self)
         message["properties"]["delivery_tag"] = tag
         try:
             self.connection._deliver(message, queue)
