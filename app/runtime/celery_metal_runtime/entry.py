@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from celery_metal_runtime import flush
-from celery_metal_runtime.ahead import most_ahead
+from celery_metal_runtime.ahead import Limit, most_ahead
 from celery_metal_runtime.broker import configure
 from celery_metal_runtime.names import node_name
 from celery_metal_runtime.notify import line
@@ -85,8 +85,8 @@ def _run(command: list[str], app_name: str) -> NoReturn:
     app = _load_after_patching(app_name, order.pool)
     sizing = size(os.environ, order.pool, lambda: _count_cpus(order.pool))
     safe = make_safe(app, os.environ, order.pool, order.queues)
-    limit, ahead = most_ahead(app, os.environ)
-    for reason in filter(None, [*sizing.lines, ahead, *_look_at_queues(app, order.queues)]):
+    ahead = most_ahead(app, os.environ, order.pool)
+    for reason in [*sizing.lines, *_look_at_queues(app, order.queues)]:
         _say(f"{order.name}: {reason}")
     # By this word a run of site.yml finds them in the journal, and tells them.
     for reason in safe:
@@ -96,7 +96,7 @@ def _run(command: list[str], app_name: str) -> NoReturn:
         put(app, worker_pool="prefork")
         prepare_children()
         flush.install()
-    _install_health(app, order, limit)
+    _install_health(app, order, ahead)
     with _blaming(app_name):  # it loads the modules of its tasks only now
         _start(app_name, app, ["worker", *_worker_options(order, sizing), *command[1:]])
 
@@ -260,7 +260,7 @@ def _blaming(app_name: str) -> Iterator[None]:
         raise
 
 
-def _install_health(app: "Celery", order: Order, limit: int | None) -> None:
+def _install_health(app: "Celery", order: Order, ahead: Limit) -> None:
     # Import Celery's worker: not before gevent has patched.
     from celery_metal_runtime import health, leftovers, revokes, transport
 
@@ -268,7 +268,7 @@ def _install_health(app: "Celery", order: Order, limit: int | None) -> None:
     ledger = transport.install(order.node)
     revokes.install(app, transport.Claiming.revokes)
     times = (order.watchdog, order.drain)
-    health.install(app, os.environ, order.name, order.pool, ledger, *times, limit, tmpfs)
+    health.install(app, os.environ, order.name, order.pool, ledger, *times, ahead, tmpfs)
 
 
 def _count_cpus(pool: str) -> int:

@@ -300,13 +300,13 @@ def install(
     ledger: "Ledger",
     watchdog: float,
     drain: float = 0,
-    ahead_limit: int | None = None,
+    limit: ahead.Limit = ahead.NONE,
     tmpfs: Sequence[str] = (),
 ) -> None:
     """Have the worker that `app` is about to start watched; see Health for the arguments.
 
     `drain` is how long tasks may go on after the worker was told to stop, in seconds; 0: for ever.
-    `ahead_limit`: see ahead.most_ahead. `tmpfs`: see leftovers.
+    `limit`: see ahead.most_ahead. `tmpfs`: see leftovers.
     Takes NOTIFY_SOCKET out of `environ`.
     """
     health, notifier = Health(app, queue, pool, ledger, watchdog), Notifier(environ)
@@ -330,7 +330,7 @@ def install(
 
         def start(self, consumer: "Consumer") -> None:
             health.connected()
-            ledger.most_claims = ahead.claims(ahead_limit, consumer)
+            ledger.most_claims = ahead.claims(limit.most, consumer)
             self.timers = [consumer.timer.call_repeatedly(health.tick, health.turn, (consumer,))]
             if not health.canary.proven:
                 health.canary.send(consumer)

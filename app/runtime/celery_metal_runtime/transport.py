@@ -15,9 +15,10 @@ from queue import Empty
 from time import monotonic
 from typing import Any, NamedTuple
 
+from kombu import common
 from kombu.transport import redis, virtual
 
-from celery_metal_runtime import backports, channels, full, guard, replies, wake
+from celery_metal_runtime import ahead, backports, channels, full, guard, replies, wake
 from celery_metal_runtime.broker import is_wrong_type
 from celery_metal_runtime.ledger import PUSH, TAKEN, Ledger, count_losses
 from celery_metal_runtime.messages import RefusedError, brief, parse
@@ -308,6 +309,7 @@ def install(node: str) -> Ledger:
     backports.install()
     full.install()
     replies.install()
+    common.PREFETCH_COUNT_MAX = ahead.MOST_PREFETCH
     Claiming.ledger = Ledger(node)
     Claiming.revokes = Revokes(Claiming.ledger)
     guard.install(Claiming.ledger)
