@@ -1,14 +1,16 @@
 """That nobody waits for a task that became a dead letter, and that no innocent task becomes one."""
 
 import json
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from attacks import task
 from celery import chord
-from celery.exceptions import ChordError, InvalidTaskError, WorkerLostError
+from celery.exceptions import ChordError, InvalidTaskError, NotRegistered, WorkerLostError
 from celery.result import AsyncResult
-from celery_metal_runtime.ledger import BEGUN, GIVEN, TAKEN, Suspects, digest
+from celery_metal_runtime.ledger import BEGUN, GIVEN, REASON, TAKEN, Suspects, digest, stub
+from celery_metal_runtime.messages import LARGEST
 from runtime_lab import PATIENCE, constants, wait_until
 
 DIE, COUNT, NOTE = "lab_app.die", "lab_app.count", "lab_app.note"
@@ -78,6 +80,76 @@ def test_who_waits_for_an_invalid_message_learns_of_it(start, redis, producer):
         result.get(timeout=PATIENCE)
     forget(result)
     all_are_told(redis, worker)
+
+
+@pytest.mark.versions
+def test_who_waits_for_a_task_that_the_app_does_not_define_learns_of_it(
+    start, redis, producer, tmp_path
+):
+    worker, errors = start(**QUICK).ready(), tmp_path / "errors"
+    sign, options = producer.app.signature, {"queue": worker.queue}
+    errback = sign(NOTE, (str(errors), "x"), immutable=True, **options)
+    lost = sign("lab_app.of_tomorrow", **options)
+    result = lost.apply_async(link_error=errback)
+    with pytest.raises(NotRegistered, match=r"lab_app\.of_tomorrow"):
+        result.get(timeout=PATIENCE)
+    wait_until(lambda: lines(errors) == ["x"], "its errback runs")
+    header, body = [lost, sign("lab_app.total", ([1],), **options)], sign("lab_app.total")
+    whole = chord(header, body.set(**options), app=producer.app).apply_async()
+    error = whole.get(timeout=PATIENCE, propagate=False)
+    assert isinstance(error, ChordError)
+    assert "of_tomorrow" in str(error)
+    after = (lost | sign("lab_app.total", **options)).apply_async()
+    with pytest.raises(NotRegistered):
+        after.get(timeout=PATIENCE)
+    forget(result, whole, *whole.parent.results, after, after.parent)
+    all_are_told(redis, worker)
+    assert lines(errors) == ["x"]
+    assert redis.client.llen(f"celery-metal.dead:{worker.queue}") == 3
+
+
+@pytest.mark.versions
+def test_who_waits_for_what_is_too_large_to_be_read_learns_of_it(start, redis, producer):
+    worker = start(fresh=True, **QUICK).ready()
+    large = producer.app.send_task("lab_app.total", ("x" * LARGEST,), queue=worker.queue)
+    many = task(str(uuid4()), many=[0] * 1_000_001)
+    redis.client.lpush(worker.queue, json.dumps(many))
+    # What is known of it by its reason is beyond the limit, and the message is not.
+    brim = task(str(uuid4()), eta="never")
+    brim["body"] += "A" * (LARGEST - len(json.dumps(brim)))
+    redis.client.lpush(worker.queue, json.dumps(brim))
+    numbers = [one["headers"]["id"] for one in (many, brim)]
+    results = [large, *(AsyncResult(number, app=producer.app) for number in numbers)]
+    reasons = ("its size is", "values; the limit", "invalid eta")
+    for result, reason in zip(results, reasons, strict=True):
+        with pytest.raises(InvalidTaskError, match=reason):
+            result.get(timeout=PATIENCE)
+    forget(*results)
+    all_are_told(redis, worker)
+    assert redis.client.llen(f"celery-metal.dead:{worker.queue}") == 3
+    peak = int(Path(f"/proc/{worker.pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    assert peak < 256, f"the main process used {peak:.0f} MiB"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"body": "x", "headers": {"id": "a"}, "properties": {}}',
+        '{"headers": {"id": "a"}, "body": "' + "x" * 100_000 + '"}',
+        '{"body": "' + "x" * 100_000 + '", "properties": {"correlation_id": "a"}}',
+        '"headers": {"headers": {"headers": {"headers": {"correlation_id": "a"',
+    ],
+)
+def test_the_id_of_a_message_that_cannot_be_read_is_found(text):
+    assert json.loads(stub(text.encode(), "why"))["headers"] == {"id": "a", REASON: "why"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\xff", '"headers": ' + "[" * 9999, '"headers": {"id": 5}', '"headers": {"id": ""}'],
+)
+def test_a_message_without_an_id_has_no_one_who_waits(text):
+    assert stub(text.encode(), "why") == b""
 
 
 def test_a_worker_tells_what_one_that_has_ended_did_not(start, own_redis, tmp_path):

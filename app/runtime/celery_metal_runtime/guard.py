@@ -22,7 +22,7 @@ from kombu.exceptions import InconsistencyError, OperationalError
 from redis import exceptions as redis
 
 from celery_metal_runtime.broker import is_wrong_type
-from celery_metal_runtime.ledger import GIVEN, Ledger
+from celery_metal_runtime.ledger import GIVEN, UNKNOWN, Ledger
 from celery_metal_runtime.messages import (
     MOST_CLOCK,
     POLL_SECONDS,
@@ -108,9 +108,8 @@ def _guard_consumer(ledger: Ledger) -> None:
         refuse(self, message, "no task name")
 
     def on_unknown_task(self: Consumer, body: Any, message: Any, exc: Exception) -> None:
-        # Celery marks the task as failed and discards its message.
-        reason = "the app does not define it"
-        ledger.refuse(message.delivery_tag, reason, is_task=True, is_told=True)
+        # Celery stores the failure of the task, as `verdict` does, which also does all else.
+        ledger.refuse(message.delivery_tag, UNKNOWN, is_task=True)
         try:
             unknown(self, body, message, exc)
         except redis.ResponseError as error:

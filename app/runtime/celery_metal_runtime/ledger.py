@@ -11,12 +11,13 @@ Time is only ever compared with the same process's monotonic clock: no clock of 
 
 import hashlib
 import json
+import re
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, islice
 from secrets import token_hex
 from time import monotonic
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from redis.exceptions import ResponseError
 from celery_metal_runtime.broker import client_of, is_wrong_type
 from celery_metal_runtime.messages import (
     LARGEST,
+    LONGEST_NAME,
     RefusedError,
     crashes_of,
     name_of,
@@ -64,8 +66,14 @@ TAKEN, GIVEN, BEGUN = "taken:", "given:", "begun:"
 AT_ONCE, MOST_BYTES = 200, 4 << 20
 
 REASON = "celery_metal_reason"
+UNKNOWN = "the app does not define it"
 # Reasons that are logged. A sender can invent new ones without end.
 MOST_SAID = 20
+# Bytes at both ends of a message that cannot be read in which its headers are looked for, and how
+# often: each place is read from there on.
+LONGEST_HEADERS, MOST_HEADERS = 65536, 3
+HEADERS = re.compile(r'"headers"\s*:\s*(?=\{)')
+CORRELATION = re.compile(rf'"correlation_id"\s*:\s*"([^"\\]{{1,{LONGEST_NAME}}})"')
 # Bytes of what a worker writes down of itself.
 LONGEST_LIFE = 65536
 
@@ -92,7 +100,7 @@ if failure then
   push('LPUSH', KEYS[1], ARGV[1])
   return failure
 end
-if KEYS[3] then push('LPUSH', KEYS[3], ARGV[3]) end
+if KEYS[3] then push('LPUSH', KEYS[3], ARGV[4] or ARGV[3]) end
 return 1
 """
 )
@@ -133,8 +141,8 @@ class Record(NamedTuple):
 class Change(NamedTuple):
     """What is to become of a task: acknowledged, or (back to) the `push` end of the list `key`.
 
-    Where `key` is not a list, the task goes to the list `dead`. What goes to the list `untold` too
-    has failed, and whoever waits for its result does not know yet.
+    Where `key` is not a list, the task goes to the list `dead`. What goes to the list `untold` too,
+    as `stub` if that is not empty, has failed, and whoever waits for its result does not know yet.
     """
 
     push: str = ""
@@ -142,11 +150,13 @@ class Change(NamedTuple):
     item: bytes = b""
     dead: str = ""
     untold: str = ""
+    stub: bytes = b""
 
     def arguments(self, held: str, item: bytes) -> list[Any]:
         """The arguments of EVAL for the script MOVE, which takes `item` out of the list `held`."""
         keys = [held, self.key, *([self.untold] if self.untold else [])]
-        return [MOVE, len(keys), *keys, item, self.push, self.item]
+        more = [self.stub] if self.stub else []
+        return [MOVE, len(keys), *keys, item, self.push, self.item, *more]
 
 
 class Ledger:
@@ -180,7 +190,7 @@ class Ledger:
         #: Tags of tasks that run here and were there at a crash before, as written down in Redis.
         self._begun: dict[str, list[str]] = {}
         #: Tags of what is put aside as soon as it is acknowledged or refused, and why.
-        self._refused: dict[str, tuple[str, bool]] = {}
+        self._refused: dict[str, str] = {}
         #: What Celery is about to take, and whether this worker ends by a failure of its own.
         self._delivered: str | None = None
         self.failed = False
@@ -275,16 +285,11 @@ class Ledger:
         """Note which task Celery is taking; None once it has."""
         self._delivered = tag
 
-    def refuse(
-        self, tag: str, reason: str, *, is_task: bool = False, is_told: bool = False
-    ) -> None:
-        """Make a message a dead letter as soon as it is acknowledged or rejected.
-
-        `is_told`: Celery has stored the failure of this task.
-        """
+    def refuse(self, tag: str, reason: str, *, is_task: bool = False) -> None:
+        """Make a message a dead letter as soon as it is acknowledged or rejected."""
         if record := self._records.get(tag):
             what = f"cannot run {name_of(record.item)}" if is_task else ""
-            self._refused[tag] = self._tell_refused(record.queue, reason, what), is_told
+            self._refused[tag] = self._tell_refused(record.queue, reason, what)
         else:
             self.drop(f"dropped a message without acknowledgement: {reason}")
 
@@ -312,8 +317,7 @@ class Ledger:
         self._lost.discard(tag)
         record, refused = self._records.get(tag), self._refused.pop(tag, None)
         if record and refused:
-            reason, is_told = refused
-            self._change(tag, self._buried(record.queue, record.item, reason, is_told=is_told))
+            self._change(tag, self._buried(record.queue, record.item, refused))
         else:
             self._change(tag, Change())
 
@@ -556,11 +560,15 @@ class Ledger:
         self._tell_refused(queue, reason)
         return self._buried(queue, item, reason)
 
-    def _buried(self, queue: str, item: bytes, reason: str, *, is_told: bool = False) -> Change:
+    def _buried(self, queue: str, item: bytes, reason: str) -> Change:
         """The way out; a worker then fails the task for its callers, see `verdict`."""
-        untold = "" if is_told or len(item) > LARGEST else self.untold_key(queue)
-        self.has_untold = self.has_untold or bool(untold)
-        return Change("LPUSH", self._dead(queue), noted(item, reason), untold=untold)
+        kept, short = noted(item, reason), b""
+        if kept is item or len(kept) > LARGEST:
+            short = stub(item, reason)
+            if not short:  # nobody waits for it
+                return Change("LPUSH", self._dead(queue), kept)
+        self.has_untold = True
+        return Change("LPUSH", self._dead(queue), kept, untold=self.untold_key(queue), stub=short)
 
     def _tell_refused(self, queue: str, reason: str, what: str = "") -> str:
         self.refused += 1
@@ -810,6 +818,29 @@ def noted(item: bytes, reason: str) -> bytes:
         return kept
     except Exception:  # noqa: BLE001 - whatever is wrong with it, it is kept as it is
         return item
+
+
+def stub(item: bytes, reason: str) -> bytes:
+    """A message that has no more than the ID of one which cannot be read; empty where none is seen.
+
+    What is large is in its body, mostly: Celery's headers are behind it, those of others before.
+    """
+    for part in (item[-LONGEST_HEADERS:], item[:LONGEST_HEADERS]):
+        if number := _id_in(part.decode(errors="replace")):
+            headers = {"id": number, REASON: reason}
+            return json.dumps({"headers": headers, "properties": {}}).encode()
+    return b""
+
+
+def _id_in(text: str) -> str:
+    for found in islice(HEADERS.finditer(text), MOST_HEADERS):
+        with suppress(ValueError, RecursionError):
+            number = json.JSONDecoder().raw_decode(text, found.end())[0].get("id")
+            if isinstance(number, str) and 0 < len(number) <= LONGEST_NAME:
+                return number
+    # Celery's, which is the ID.
+    correlated = CORRELATION.search(text)
+    return correlated[1] if correlated else ""
 
 
 def count_losses(ledger: Ledger) -> None:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from celery import signals, states
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
-from celery.exceptions import InvalidTaskError, WorkerLostError
+from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 from kombu.serialization import prepare_accept_content
 
 from celery_metal_runtime.broker import client_of, is_wrong_type
-from celery_metal_runtime.ledger import MOVE, REASON, UNTOLD, Ledger
+from celery_metal_runtime.ledger import MOVE, REASON, UNKNOWN, UNTOLD, Ledger
 from celery_metal_runtime.messages import (
     LONGEST_NAME,
     RefusedError,
@@ -140,6 +140,8 @@ def fail(app: "Celery", channel: Any, item: bytes) -> None:
     if context is None:
         return
     name = context.get("task")
+    if headers.get(REASON) == UNKNOWN and name:
+        error = NotRegistered(name)  # as Celery stores it at once
     task = app.tasks.get(name) if isinstance(name, str) else None
     backend = task.backend if task else app.backend
     is_ignored = context.ignore_result or (task is not None and task.ignore_result)
