@@ -305,6 +305,68 @@ def test_a_beat_that_cannot_send_fails_its_start(fleet, is_held):
     assert not broken.systemd.lines("READY=1")
 
 
+# From when a file is there, nothing can be sent.
+BREAKS = """
+from pathlib import Path
+from kombu.transport.redis import Channel
+ours.PROOF_SECONDS = 1.0
+whole = Channel._q_for_pri
+
+def fail(*_, **__):
+    if Path(os.environ["BROKEN"]).exists():
+        raise AttributeError("another kombu")
+
+def _q_for_pri(self, queue, pri):
+    fail()
+    return whole(self, queue, pri)
+
+"""
+HOW = {
+    "kombu": "Channel._q_for_pri = _q_for_pri\n",
+    "app": "app.conf.task_routes = (fail, {'*': {'exchange': 'other', 'routing_key': 'x'}})\n",
+    "scheduler": "Channel._q_for_pri = _q_for_pri\nclass Own(beat.Scheduler):\n    pass\n\n"
+    'app.conf.beat_scheduler = "ticking:Own"\n',
+}
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("how", HOW)
+def test_a_beat_that_can_send_no_more_ends(fleet, tmp_path, how):
+    fleet.write(APP + BREAKS + HOW[how])
+    broken = tmp_path / "broken"
+    beat = fleet.start(BROKEN=str(broken)).ready()
+    wait_until(lambda: beat.log.count("Sending due task") > 4, "tasks are sent")
+    assert beat.process.poll() is None
+    broken.touch()
+    assert beat.process.wait(PATIENCE) == 1
+    assert "schedule: this Beat cannot send tasks: AttributeError: another kombu" in beat.log
+    assert "cannot be loaded" not in beat.log
+    # Another one can follow at once.
+    assert fleet.client.get(fence.LOCK) is None
+
+
+def test_a_beat_of_which_no_entry_can_be_sent_ends(fleet):
+    fleet.write(
+        APP + "ours.PROOF_SECONDS = 1.0\napp.on_after_configure.disconnect(add_one)\n"
+        "app.on_after_finalize.disconnect(add_another)\n"
+        'app.conf.beat_schedule = {"one": entry(0.3, kwargs={"no": object()})}\n'
+    )
+    beat = fleet.start()
+    beat.systemd.wait_for("1 entry, 1 cannot be sent (one: ")
+    assert beat.process.wait(PATIENCE) == 1
+    assert "schedule: this Beat cannot send tasks: no entry can be sent (one: " in beat.log
+
+
+def test_a_beat_with_nothing_to_send_shows_that_it_could(fleet, tmp_path):
+    fleet.write(APP + BREAKS + HOW["kombu"])
+    broken = tmp_path / "broken"
+    beat = fleet.start(BROKEN=str(broken), SECONDS="3600").ready()
+    beat.systemd.wait_for("schedule: holds the lock")
+    broken.touch()
+    assert beat.process.wait(PATIENCE) == 1
+    assert "schedule: this Beat cannot send tasks: AttributeError: another kombu" in beat.log
+
+
 def test_the_message_that_proves_a_beat_leaves_nothing(fleet):
     fleet.start().ready()
     fleet.more()

@@ -23,7 +23,7 @@ from celery_metal_runtime.broker import REDIS
 from celery_metal_runtime.fence import UNANSWERED, Fence
 from celery_metal_runtime.messages import brief
 from celery_metal_runtime.notify import Notifier, line, say
-from celery_metal_runtime.settings import UsageError
+from celery_metal_runtime.settings import BrokenError, UsageError
 from celery_metal_runtime.versions import put
 from celery_metal_runtime.watch import Watch, Watched
 
@@ -35,6 +35,8 @@ CELERYS_SCHEDULER = "celery.beat:PersistentScheduler"
 LOOK_SECONDS = 1.0
 # Above the pause of 30 s that kombu makes between two attempts to connect.
 STUCK_SECONDS = 60.0
+# Who has sent nothing for so long shows that it still can.
+PROOF_SECONDS = 60.0
 MOST_TRIES = 3
 # Of two hosts: what has run later than this was written by none of them.
 FUTURE = timedelta(hours=1)
@@ -239,13 +241,28 @@ class Service(beat.Service):
                 f"schedule: this Beat cannot send tasks: {brief(error)}. Fix: check the versions "
                 "of celery, kombu and redis in the app's requirements. Its traceback follows"
             )
-            raise
+            raise BrokenError("this Beat cannot send tasks") from error
         self._is_proven = True
+
+    def _look(self, scheduler: beat.Scheduler) -> None:
+        """End this process, and so the lock, when it holds the lock and can send nothing."""
+        if monotonic() - self.fence.sent_at < PROOF_SECONDS:
+            return
+        failing = {name: Scheduler.failing.get(name) for name in scheduler.schedule}
+        if failing and all(failing.values()):
+            name, why = next(iter(failing.items()))
+            say(
+                f"schedule: this Beat cannot send tasks: no entry can be sent ({name}: {why}). "
+                "Fix: see the error of each in the lines above"
+            )
+            raise BrokenError("this Beat cannot send tasks")
+        self._prove()
 
     def _turn(self, scheduler: beat.Scheduler, tick: Callable[[], float]) -> float | None:
         """One tick, and the pause that it asks for; ends Celery's loop when the lock is lost."""
         try:
             interval = tick()
+            self._look(scheduler)
         except (UnsentError, *UNANSWERED) as error:
             say(f"schedule: a task was not sent, and is due still: {line(error)}")
             sleep(LOOK_SECONDS)
@@ -261,7 +278,9 @@ class Service(beat.Service):
             if now >= until:
                 # Not nothing, for which Celery would not sync.
                 return 1e-6 if interval else 0
-            sleep(min(until - now, LOOK_SECONDS))
+            sleep(min(until - now, LOOK_SECONDS, PROOF_SECONDS))
+            if monotonic() - self.fence.sent_at >= PROOF_SECONDS:
+                return 1e-6  # and the next turn looks
 
     def _end(self) -> None:
         self._is_shutdown.set()

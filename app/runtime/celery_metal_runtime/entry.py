@@ -19,6 +19,7 @@ from celery_metal_runtime.notify import line
 from celery_metal_runtime.safety import close_memory, make_safe, prepare_children
 from celery_metal_runtime.settings import (
     EX_USAGE,
+    BrokenError,
     UsageError,
     choice,
     export_secrets,
@@ -249,7 +250,7 @@ def _blaming(app_name: str) -> Iterator[None]:
     """Say that what fails in here is the app's own error, which goes its way."""
     try:
         yield
-    except UsageError:
+    except (UsageError, BrokenError):
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {line(error)}".rstrip(": ")

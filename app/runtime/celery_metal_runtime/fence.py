@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
+from kombu import Queue
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 from redis import RedisError
 from redis.exceptions import LockError, ResponseError
 from redis.lock import Lock
 
-from celery_metal_runtime import channels
+from celery_metal_runtime import canary, channels
 from celery_metal_runtime.broker import client_of, is_wrong_type
 from celery_metal_runtime.notify import line, say
 
@@ -86,6 +87,8 @@ class Fence:
         self.failed_at = 0.0
         self.down_since: float | None = None
         self.error = ""
+        #: When something was last sent.
+        self.sent_at = 0.0
         #: Entry and record to write with the next push.
         self.pending: tuple[str, str] | None = None
         #: From the lock's taking to the end of all that was done under it, lost or not.
@@ -173,6 +176,7 @@ class Fence:
             arguments += self.pending
         self._run(PUSH, keys, arguments)
         self.pending = None
+        self.sent_at = monotonic()
 
     def prove(self) -> None:
         """Send a message as a due task is sent, to show that this Beat can.
@@ -184,8 +188,14 @@ class Fence:
         try:
             # Not of a pool, whose connections an app may have made while it was loaded.
             with self.app.connection_for_write() as connection:
-                producer = self.app.amqp.Producer(connection, auto_declare=False)
-                producer.publish({}, exchange="", routing_key=PROOF, serializer="json", retry=False)
+                self.app.send_task(
+                    canary.TASK,
+                    queue=Queue(PROOF, exchange="", routing_key=PROOF),
+                    exchange="",  # whatever the app's task_routes say
+                    connection=connection,
+                    retry=False,
+                    ignore_result=True,
+                )
         except NotHeldError:
             if self.is_held():
                 raise

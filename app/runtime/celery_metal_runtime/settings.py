@@ -12,6 +12,10 @@ class UsageError(Exception):
     """A setting cannot be used; the text is one line for the operator."""
 
 
+class BrokenError(Exception):
+    """This process cannot do its work; why is in the journal already."""
+
+
 def text(environ: Mapping[str, str], name: str, default: str = "") -> str:
     """The variable without surrounding blanks, or `default` where it is unset or empty."""
     return environ.get(name, "").strip() or default
