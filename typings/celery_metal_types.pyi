@@ -371,6 +371,33 @@ class AskOptions(TypedDict, total=False):
     database: int
     external: Endpoint
 
+class DeadLetter(TypedDict):
+    """A row of the list of dead letters; what a letter does not tell is null or empty."""
+
+    task: str
+    id: str
+    queue: str
+    at: int | None
+    crashes: int | None
+    worker: str
+    reason: str
+    arguments: str
+    size: int
+
+class DeadLetters(TypedDict):
+    """What the module celery_dead returns."""
+
+    total: int
+    is_complete: bool
+    all_queues: bool
+    lists: dict[str, int]
+    rows: list[DeadLetter]
+    whole: Mapping[str, Any]
+    text: str
+    done: int
+    gone: int
+    refused: int
+
 class Finding(TypedDict):
     kind: str
     seen: str

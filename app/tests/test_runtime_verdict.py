@@ -1,6 +1,7 @@
 """That nobody waits for a task that became a dead letter, and that no innocent task becomes one."""
 
 import json
+import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -215,6 +216,9 @@ def test_a_dead_letter_that_is_sent_back_begins_anew(start, redis, producer, tmp
     producer.app.send_task(DIE, (str(mark),), queue=worker.queue, headers={CRASHES: 10})
     wait_until(lambda: redis.client.llen(dead) == 1, "it is a dead letter")
     assert len(lines(mark)) == 1
+    note = json.loads(redis.client.lrange(dead, 0, -1)[0])["headers"]["celery_metal_dead"]
+    assert time.time() - PATIENCE < note.pop("at") <= time.time()
+    assert note == {"worker": worker.node, "crashes": 11, "priority": 0}
     redis.client.lmove(dead, worker.queue, "LEFT", "RIGHT")
     wait_until(lambda: len(lines(mark)) == 3, "it runs, crashes, and runs again")
     assert redis.client.llen(dead) == 0

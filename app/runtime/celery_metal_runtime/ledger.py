@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain, count, islice
 from secrets import token_hex
-from time import monotonic
+from time import monotonic, time
 from typing import Any, NamedTuple
 
 from billiard.exceptions import Terminated
@@ -67,6 +67,9 @@ AT_ONCE, MOST_BYTES = 200, 4 << 20
 
 REASON = "celery_metal_reason"
 UNKNOWN = "the app does not define it"
+# When, where and after how many crashes it became a dead letter, for `playbooks/dead.yml`, and the
+# priority of the list that it goes back to.
+DEAD = "celery_metal_dead"
 # Reasons that are logged. A sender can invent new ones without end.
 MOST_SAID = 20
 # Bytes at both ends of a message that cannot be read in which its headers are looked for, and how
@@ -439,7 +442,8 @@ class Ledger:
                     f"now: redis-cli lrange {change.dead} 0 -1. Fix: delete that key"
                 )
                 untold = change.dead.replace("celery-metal.dead:", UNTOLD, 1)
-                dead = Change("LPUSH", change.dead, noted(item, reason), untold=untold)
+                kept = self._noted(item, reason)
+                dead = Change("LPUSH", change.dead, kept, untold=untold)
                 self.has_untold = True
                 moved = client.eval(*dead.arguments(held, item))
         else:
@@ -548,7 +552,7 @@ class Ledger:
                         "Look for the cause (memory, time_limit_seconds), then send it back: see "
                         "'Tasks that were put aside' in docs/safety.md"
                     )
-                    return self._buried(queue, item, reason)
+                    return self._buried(queue, _encoded(task), reason)
             priority = self.channel._get_message_priority(task, reverse=False)
             key = self.key(self.channel._q_for_pri(queue, priority))
             return Change(push, key, _encoded(task), self._dead(queue))
@@ -562,13 +566,23 @@ class Ledger:
 
     def _buried(self, queue: str, item: bytes, reason: str) -> Change:
         """The way out; a worker then fails the task for its callers, see `verdict`."""
-        kept, short = noted(item, reason), b""
+        kept, short = self._noted(item, reason), b""
         if kept is item or len(kept) > LARGEST:
             short = stub(item, reason)
             if not short:  # nobody waits for it
                 return Change("LPUSH", self._dead(queue), kept)
         self.has_untold = True
         return Change("LPUSH", self._dead(queue), kept, untold=self.untold_key(queue), stub=short)
+
+    def _noted(self, item: bytes, reason: str) -> bytes:
+        """A dead letter with what is known of it in its headers, where it has headers."""
+
+        def note(message: dict[str, Any]) -> dict[str, Any]:
+            priority = self.channel._get_message_priority(message, reverse=False)
+            step = self.channel.priority(priority)
+            return {"at": int(time()), "worker": self.node, "priority": step}
+
+        return noted(item, reason, note)
 
     def _tell_refused(self, queue: str, reason: str, what: str = "") -> str:
         self.refused += 1
@@ -806,14 +820,14 @@ def _encoded(task: Any) -> bytes:
         return json.dumps(task, separators=(",", ":")).encode()
 
 
-def noted(item: bytes, reason: str) -> bytes:
-    """The message with the reason in its headers, where it has headers."""
+def noted(item: bytes, reason: str, note: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
+    """The message with the reason and a note in its headers, where it has headers."""
     try:
         message = parse(item)
         headers = message["headers"]
         headers[REASON] = reason
         # Sent back, it begins anew.
-        headers.pop(CRASHES, None)
+        headers[DEAD] = {**note(message), "crashes": crashes_of(headers.pop(CRASHES, None))}
         kept: bytes = dumps(message).encode()
         return kept
     except Exception:  # noqa: BLE001 - whatever is wrong with it, it is kept as it is

@@ -378,6 +378,62 @@ def test_a_host_that_died_and_came_back_works_again(kit, lab):
     assert "add_queue-1@small" in reports["add_queue"]["workers"]
 
 
+DEAD = "playbooks/dead.yml"
+# One that a worker puts aside, and one that it can run.
+TWO = """
+from celery_metal_runtime import configure
+from metal_sample.celery import app
+from metal_sample.tasks import add
+
+configure(app)
+print(app.send_task("shop.gone", (5,), queue="add_queue").id)
+print(add.apply_async((1, 2), queue="put_aside").id)
+"""
+
+
+def test_dead_letters_are_listed_shown_sent_back_and_deleted(kit, lab, tmp_path):
+    lists = ("celery-metal.dead:add_queue", "celery-metal.dead:removed")
+    command = ["podman", "exec", "celery-add_queue-1", "python", "-c", TWO]
+    gone, good = lab.run("large", command).split()
+    lab.wait_for(lambda: kit.redis("broker", "llen", lists[0]) == "1", 30, "it is put aside")
+    # As a worker of earlier versions has left it; and one of a queue that is gone.
+    kit.redis("broker", "lmove", "put_aside", lists[0], "RIGHT", "LEFT")
+    kit.redis("broker", "rpush", lists[1], "no task\x1b[2J")
+
+    played = kit.play(playbook=DEAD)
+    assert set(played.changed.values()) == {0}
+    assert "\x1b" not in played.output
+    row = rf"shop\.gone +{gone} +add_queue +20\S+ \S+ +0 +add_queue-1@\S+ +the app does not def"
+    assert re.search(row, played.output), played.output
+    assert re.search(rf"metal_sample\.tasks\.add +{good} +add_queue +- +- +- +- ", played.output)
+    assert "3 dead letters: add_queue 2, removed 1" in played.output
+    shown = kit.play(playbook=DEAD, dead_action="show", dead_id=gone).output
+    assert '"celery_metal_reason": "the app does not define it"' in shown
+
+    said = kit.play("--check", playbook=DEAD, dead_action="send", dead_all=True)
+    assert "2 dead letters would be sent back: add_queue 2" in said.output
+    assert "1 dead letter cannot be sent back" in said.output
+    assert kit.redis("broker", "llen", lists[0]) == "2"
+    said = kit.play(playbook=DEAD, dead_action="send", dead_id=good).output
+    assert "1 dead letter sent back: add_queue 1" in said
+    lab.wait_for(lambda: result(kit, good).get("status") == "SUCCESS", 30, "it is done")
+    assert result(kit, good)["result"] == 3
+
+    file = tmp_path / "dead.jsonl"
+    kit.play(playbook=DEAD, dead_action="export", dead_task="shop.gone", dead_file=str(file))
+    (line,) = file.read_text().splitlines()
+    assert json.loads(json.loads(line)["message"])["headers"]["id"] == gone
+    choice = {"dead_action": "delete", "dead_id": gone}
+    said = kit.play(playbook=DEAD, fails=True, **choice).output
+    assert "dead_action is delete, and dead_confirmed is False." in said
+    assert kit.redis("broker", "llen", lists[0]) == "1"
+    said = kit.play(playbook=DEAD, dead_confirmed=True, **choice).output
+    assert "1 dead letter deleted: add_queue 1" in said
+    kit.play(playbook=DEAD, dead_action="delete", dead_queue="removed", dead_confirmed=True)
+    assert "no dead letter" in kit.play(playbook=DEAD).output
+    assert kit.redis("broker", "exists", *lists) == "0"
+
+
 @pytest.fixture(scope="module")
 def waiting(kit, lab):
     """Three tasks wait in multiply_queue, which nobody serves until the end of this file."""

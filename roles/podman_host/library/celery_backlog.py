@@ -108,7 +108,7 @@ from ansible.module_utils.celery_redis import (
     Client,
     RedisError,
     fields,
-    queues_of,
+    lives_of,
 )
 from ansible.module_utils.celery_redis_login import client_at, client_of
 from ansible.module_utils.podman_store import labels
@@ -148,17 +148,6 @@ def backlog(client: Client, queues: list[str], prefixes: Sequence[str] = ()) -> 
         "waiting": waiting,
         "dead": {queue: tasks for queue, tasks in dead.items() if tasks},
         "held": [one for one in held if one["tasks"]],
-    }
-
-
-def lives_of(client: Client, prefixes: Sequence[str]) -> dict[tuple[str, str], list[str]]:
-    """Prefix and node name of each worker to the queues that it consumes."""
-    beats = client.try_all(*(("HGETALL", f"{prefix}celery-metal.nodes") for prefix in prefixes))
-    return {
-        (prefix, node): queues_of(life)
-        for prefix, said in zip(prefixes, beats, strict=True)
-        if isinstance(said, list)  # what the user may not read holds none of its app
-        for node, life in zip(said[::2], said[1::2], strict=True)
     }
 
 

@@ -71,15 +71,20 @@ def is_task(message: Any) -> bool:
         return False
 
 
-def lists_of(client: Client, seconds: float = LOOK_SECONDS) -> tuple[list[str], bool]:
+def lists_of(
+    client: Client, seconds: float = LOOK_SECONDS, match: str = "*"
+) -> tuple[list[str], bool]:
     """The names of all lists, and whether all keys were looked at.
 
     :param seconds: how long to look at most.
+    :param match: a pattern of Redis's for the names.
     :raises RedisError: when the user may not ask.
     """
     until, cursor, found = time.monotonic() + seconds, "0", []
     while True:
-        (answer,) = client.ask(("SCAN", cursor, "COUNT", str(AT_ONCE), "TYPE", "list"))
+        (answer,) = client.ask(
+            ("SCAN", cursor, "MATCH", match, "COUNT", str(AT_ONCE), "TYPE", "list")
+        )
         cursor, keys = answer
         # A key may come twice.
         found += keys

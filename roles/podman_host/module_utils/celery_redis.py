@@ -54,14 +54,15 @@ def encoded(words: tuple[str, ...]) -> bytes:
     >>> encoded(("LLEN", "é"))
     b'*2\\r\\n$4\\r\\nLLEN\\r\\n$2\\r\\n\\xc3\\xa9\\r\\n'
     """
-    parts = [word.encode() for word in words]
+    parts = [word.encode(errors="surrogateescape") for word in words]
     body = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
     return b"*%d\r\n%b" % (len(parts), body)
 
 
-def answer(stream: BinaryIO) -> Any:
+def answer(stream: BinaryIO, errors: str = "replace") -> Any:
     """The next answer: text, a number, a list of answers, or None.
 
+    :param errors: what becomes of bytes that are not UTF-8, as for bytes.decode.
     :raises RedisError: when it is an error.
     :raises ClosedError: when it ends before its time.
     """
@@ -74,9 +75,9 @@ def answer(stream: BinaryIO) -> Any:
     if kind == b":":
         return int(rest)
     if kind == b"*":
-        return [answer(stream) for _ in range(int(rest))]
+        return [answer(stream, errors) for _ in range(int(rest))]
     if kind == b"$":
-        return None if rest == "-1" else stream.read(int(rest) + 2)[:-2].decode(errors="replace")
+        return None if rest == "-1" else stream.read(int(rest) + 2)[:-2].decode(errors=errors)
     return rest
 
 
@@ -91,6 +92,8 @@ class Client:
         self, where: str | tuple[str, int], seconds: float, tls: ssl.SSLContext | None = None
     ) -> None:
         self.where = where
+        #: What becomes of bytes that are not UTF-8; "surrogateescape" keeps them.
+        self.errors = "replace"
         if isinstance(where, str):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(seconds)
@@ -108,7 +111,7 @@ class Client:
     def ask(self, *commands: tuple[str, ...]) -> list[Any]:
         """The answers to commands that are sent together."""
         self.socket.sendall(b"".join(map(encoded, commands)))
-        return [answer(self.stream) for _ in commands]
+        return [answer(self.stream, self.errors) for _ in commands]
 
     def try_all(self, *commands: tuple[str, ...]) -> list[Any]:
         """The same, with an error of Redis's in the place of the answer."""
@@ -116,7 +119,7 @@ class Client:
         answers: list[Any] = []
         for _ in commands:
             try:
-                answers.append(answer(self.stream))
+                answers.append(answer(self.stream, self.errors))
             except RedisError as problem:
                 answers.append(problem)
         return answers
@@ -144,6 +147,17 @@ def queues_of(life: str) -> list[str]:
     except (ValueError, TypeError, LookupError):
         return []
     return [queue for queue in queues if not queue.startswith("celery-metal.")]
+
+
+def lives_of(client: Client, prefixes: Sequence[str]) -> dict[tuple[str, str], list[str]]:
+    """Prefix and node name of each worker to the queues that it consumes."""
+    beats = client.try_all(*(("HGETALL", f"{prefix}celery-metal.nodes") for prefix in prefixes))
+    return {
+        (prefix, node): queues_of(life)
+        for prefix, said in zip(prefixes, beats, strict=True)
+        if isinstance(said, list)  # what the user may not read holds none of its app
+        for node, life in zip(said[::2], said[1::2], strict=True)
+    }
 
 
 def tls_context(ca: str, certificate: str, directory: str) -> ssl.SSLContext:
