@@ -8,7 +8,7 @@ from typing import Any
 
 import dead
 import pytest
-from test_refusals import LOCAL, Site, site  # noqa: F401 - the fixture
+from test_refusals import GOOD_VARIABLES, LOCAL, QUEUES, Site, site  # noqa: F401 - the fixture
 
 LIST = {
     "total": 30,
@@ -182,6 +182,7 @@ def test_no_host_is_contacted_for_nonsense(site: Site, number: int) -> None:  # 
 @pytest.mark.playbook
 def test_sense_gets_as_far_as_the_host_of_redis(site: Site, tmp_path: pathlib.Path) -> None:  # noqa: F811
     site.hosts(celery=["web1", "web2"], redis=["web2"])
+    site.variables(QUEUES + GOOD_VARIABLES)
     run = site.run(playbook="playbooks/dead.yml")
     assert run.status != 0
     assert "[web1 -> web2]: UNREACHABLE!" in run.said

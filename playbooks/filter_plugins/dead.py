@@ -49,7 +49,9 @@ def problems(variables: Mapping[str, Any], check: bool) -> str:
     :param variables: all of a host.
     :param check: whether nothing is changed anyway.
     """
-    found = _problem({k: v for k, v in variables.items() if k.startswith("dead_")}, check)
+    # Others may be templates that need facts.
+    given = {name: variables[name] for name in variables if name.startswith("dead_")}
+    found = _problem(given, check)
     return f"{found[0]}.\n  Fix: {found[1]}. Nothing was changed." if found else ""
 
 

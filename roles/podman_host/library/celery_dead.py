@@ -121,6 +121,8 @@ if TYPE_CHECKING:
 
 # Lines for a terminal, lists in a report, seconds for reading, characters of an export.
 MOST_ROWS, MOST_LISTS, LOOK_SECONDS, MOST_TEXT = 24, 100, 60.0, 32 << 20
+# What Redis says of a right that is missing, in a script, too.
+REFUSALS = ("NOPERM", "can't run this command", "no permissions", "can't access")
 RIGHTS = "+llen +lrange +lrem +lpush +rpush +eval, and +hgetall on celery-metal.nodes"
 
 
@@ -245,7 +247,7 @@ def main() -> None:
     except (RedisError, HostError, OSError) as problem:
         why = getattr(problem, "strerror", None) or str(problem)
         fix = "playbooks/status.yml shows what is wrong with it. Then run this again."
-        if str(problem).startswith("NOPERM"):
+        if any(one in why for one in REFUSALS):
             user = external["user"] if external else "admin"
             fix = f"give the user {user or 'default'} of that Redis {RIGHTS}."
         elif str(problem).startswith("WRONGTYPE"):
