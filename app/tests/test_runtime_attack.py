@@ -315,6 +315,14 @@ def test_what_cannot_go_back_to_its_queue_becomes_a_dead_letter(start, redis, pr
     assert "Redis does not answer" not in worker.log
 
 
+@pytest.mark.parametrize("quotes", [b'\\"' * 50_000, b'"' * 50_001])
+def test_a_text_without_an_end_is_refused_at_once(quotes):
+    begun = time.monotonic()
+    with pytest.raises(RefusedError):
+        parse(b"[" * 201 + b'"' + quotes)
+    assert time.monotonic() - begun < 20
+
+
 def test_no_clock_and_no_name_of_a_queue_in_a_command_does_harm(start, own_redis, tmp_path):
     producer = Producer(own_redis)
     worker = start(server=own_redis).ready()

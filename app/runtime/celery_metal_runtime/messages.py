@@ -51,7 +51,8 @@ STREAMS, XZ_MEMORY = 1000, 80 * MIB
 #: The highest logical clock that a control command can set.
 MOST_CLOCK = 1 << 52
 
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A text without an end matches, too: else each quote in it would be the begin of another search.
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 _NONE = type(None)
