@@ -57,7 +57,7 @@ A host that is down: others run its tasks once it was silent for 90 s.
 waiting, with no worker above: old 3: run site.yml, or undrain.yml, on a host that serves them
 held by workers: a/b 1, mail 6
 4 of mail held by mail-1@gone, which is not above: others run them once it was silent for 90 s
-put aside, see docs/safety.md: reports 1"""
+put aside, see playbooks/dead.yml: reports 1"""
 
 
 def test_the_table(fleet: ModuleType) -> None:
@@ -102,7 +102,7 @@ def test_where_only_some_hosts_are_looked_at_no_worker_is_missing(fleet: ModuleT
     said = fleet.fleet_text({"web10": HOSTS["web10"]}, BACKLOG, DB, "table", False).splitlines()
     assert said[4:] == [
         "held by workers: a/b 1, mail 6",
-        "put aside, see docs/safety.md: reports 1",
+        "put aside, see playbooks/dead.yml: reports 1",
     ]
 
 

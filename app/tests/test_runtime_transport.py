@@ -466,7 +466,7 @@ def test_what_is_no_task_is_put_aside(start, redis, producer, tmp_path):
     dead = f"celery-metal.dead:{worker.queue}"
     assert redis.client.lrange(dead, 0, -1) == ["{}", "5", "no JSON", "held, and no JSON"]
     assert worker.log.count(f"refused a message in queue {worker.queue}: ") == 4
-    assert worker.log.count(f"It is a dead letter now: redis-cli lrange {dead} 0 -1") == 4
+    assert worker.log.count(f"It is a dead letter now, in the list {dead}: look at it") == 4
     assert worker.stop() == 0
     assert held(redis, worker) == []
 
@@ -488,7 +488,7 @@ def test_a_task_that_always_kills_its_worker_is_put_aside(start, redis, producer
     dead = redis.client.lrange(f"celery-metal.dead:{worker.queue}", 0, -1)
     assert [json.loads(item)["n"] for item in dead] == [10]
     successor.says(f"[{item['headers']['id']}] was there at 11 ends")
-    successor.says("then send it back: see 'Tasks that were put aside' in docs/safety.md")
+    successor.says("then send it back by playbooks/dead.yml: see 'Tasks that were put aside'")
 
 
 @pytest.mark.versions

@@ -365,7 +365,7 @@ def _notes(found: Fleet) -> list[str]:
         if found["whole"] and not one["listed"]
     ]
     if found["dead"]:
-        notes.append(f"put aside, see docs/safety.md: {_counts(found['dead'])}")
+        notes.append(f"put aside, see playbooks/dead.yml: {_counts(found['dead'])}")
     notes += found["redis_reports"]
     return ["", *notes] if notes else []
 

@@ -439,7 +439,8 @@ class Ledger:
                 reason = f"{printable(change.key)} in Redis is not a list"
                 say(
                     f"{name_of(item)} cannot go back to its queue: {reason}. It is a dead letter "
-                    f"now: redis-cli lrange {change.dead} 0 -1. Fix: delete that key"
+                    f"now, in the list {change.dead}. Fix: delete that key, then send it back by "
+                    "playbooks/dead.yml"
                 )
                 untold = change.dead.replace("celery-metal.dead:", UNTOLD, 1)
                 kept = self._noted(item, reason)
@@ -549,8 +550,8 @@ class Ledger:
                     reason = f"it was there at {crashes} ends of its process or its worker"
                     say(
                         f"task {name_of(item)} was{reason[6:]}: it is kept in the list {dead}. "
-                        "Look for the cause (memory, time_limit_seconds), then send it back: see "
-                        "'Tasks that were put aside' in docs/safety.md"
+                        "Look for the cause (memory, time_limit_seconds), then send it back by "
+                        "playbooks/dead.yml: see 'Tasks that were put aside' in docs/safety.md"
                     )
                     return self._buried(queue, _encoded(task), reason)
             priority = self.channel._get_message_priority(task, reverse=False)
@@ -588,7 +589,10 @@ class Ledger:
         self.refused += 1
         dead = self._dead(queue)
         what = what or f"refused a message in queue {queue}"
-        say(f"{what}: {reason}. It is a dead letter now: redis-cli lrange {dead} 0 -1")
+        say(
+            f"{what}: {reason}. It is a dead letter now, in the list {dead}: look at it by "
+            "playbooks/dead.yml"
+        )
         return reason
 
     def _dead(self, queue: str) -> str:

@@ -457,7 +457,7 @@ def test_status_shows_what_nobody_works_on(kit, waiting):
     table = kit.play("-vvv", "--limit", "large", playbook="playbooks/status.yml").output
     assert kit.password("broker") not in table
     assert re.search(r"^ +large +multiply_queue +1 +inactive +- +- +- +3 +- ", table, re.M), table
-    assert re.search(r"^ +put aside, see docs/safety.md: multiply_queue 1$", table, re.M), table
+    assert re.search(r"^ +put aside, see playbooks/dead.yml: multiply_queue 1$", table, re.M), table
     assert " small " not in table
     assert kit.redis("broker", "del", "celery-metal.dead:multiply_queue") == "1"
 
