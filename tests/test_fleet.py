@@ -312,6 +312,18 @@ def test_tasks_that_no_worker_would_ever_take_are_said(fleet: ModuleType) -> Non
     assert (found["unconsumed"], found["is_complete"]) == ({"mial": 12, "shop:x": 1}, False)
 
 
+def test_who_consumes_an_undeclared_queue_is_named(fleet: ModuleType) -> None:
+    nodes = {"old": ["old-1@a", "old-2@a", "old-1@b", "old-1@c"], "empty": ["empty-1@a"]}
+    notes = fleet.fleet_text(HOSTS, {**BACKLOG, "consumers": nodes}, DB)
+    assert (
+        "\nwaiting in undeclared queues, consumed by workers that are not above: old 3 by old-1@a, "
+        "old-2@a, old-1@b and 1 more: declare the queues, or look at who runs these workers\n"
+        in notes
+    )
+    assert "with no worker above" not in notes
+    assert fleet.fleet(HOSTS, {**BACKLOG, "consumers": nodes}, DB, True)["consumers"] == nodes
+
+
 def test_another_format_is_refused(fleet: ModuleType) -> None:
     with pytest.raises(
         fleet.AnsibleFilterError, match="status_format is 'csv': write one of table, json"
@@ -371,6 +383,9 @@ def test_no_host_writes_to_the_operator_s_terminal(fleet: ModuleType, said: Any)
         {"held": [{"node": ESCAPE, "queue": ESCAPE, "tasks": 1, "beats": True}]},
         {"unconsumed": {ESCAPE: 7}},
         {"unconsumed": {"a": ESCAPE}},
+        {"consumers": {"old": [ESCAPE]}},
+        {"consumers": {"old": [7]}},
+        {"consumers": {"old": ESCAPE}},
         {"is_complete": ESCAPE},
         {"held": [{"node": ESCAPE}]},
         {"held": [7]},

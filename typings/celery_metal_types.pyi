@@ -257,9 +257,13 @@ class Replication(TypedDict):
     count: int | None
 
 class Lengths(TypedDict):
-    """Tasks by queue that wait and that were put aside, and those that workers hold."""
+    """Tasks by queue that wait and that were put aside, and those that workers hold.
+
+    consumers: undeclared queue to the workers that consume it.
+    """
 
     waiting: dict[str, int]
+    consumers: dict[str, list[str]]
     dead: dict[str, int]
     held: list[Held]
 
@@ -342,6 +346,7 @@ class Fleet(TypedDict):
     redis_replication: FleetReplication | None
     redis_reports: list[str]
     waiting: dict[str, int]
+    consumers: dict[str, list[str]]
     unconsumed: dict[str, int]
     is_complete: bool | None
     held: list[FleetHeld]

@@ -57,6 +57,8 @@ SILENT_SECONDS = 3
 # What a host may report: it may be compromised, and the terminal is the operator's.
 MAX_TEXT, MAX_WHY, MAX_ITEMS, MAX_DEPTH = 256, 1000, 10_000, 6
 MAX_NUMBER = 1 << 53
+# Workers that a line names.
+MOST_NAMES = 3
 MAX_SINCE = 253402300799  # the last second of the year 9999
 WORKER: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("queue", "instance", "state"), (str,)),
@@ -82,7 +84,7 @@ REPLICA: dict[str, tuple[type, ...]] = {
 }
 BACKLOG: dict[str, tuple[type, ...]] = {
     "error": (str,),
-    **dict.fromkeys(("waiting", "unconsumed", "dead", "memory"), (dict,)),
+    **dict.fromkeys(("waiting", "consumers", "unconsumed", "dead", "memory"), (dict,)),
     "is_complete": (bool, type(None)),
     "held": (list,),
     "replication": (dict, type(None)),
@@ -126,6 +128,7 @@ def fleet(
         "redis_replication": _replication(asked["replication"], redis),
         "redis_reports": [*redis.get("reports", [])],
         "waiting": waiting,
+        "consumers": asked["consumers"],
         "unconsumed": asked["unconsumed"],
         "is_complete": asked["is_complete"],
         "held": [{**one, "listed": one["node"] in nodes} for one in asked["held"]],
@@ -138,6 +141,7 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
     nothing: Backlog = {
         "error": reported.shown(backlog.get("msg", "no answer"), MAX_WHY).strip(),
         "waiting": {},
+        "consumers": {},
         "unconsumed": {},
         "is_complete": None,
         "dead": {},
@@ -158,6 +162,10 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
     fits = fits and all(isinstance(one, dict) and _is(one, HELD) for one in said["held"])
     fits = fits and (not said["memory"] or _is(said["memory"], MEMORY))
     fits = fits and (not said["replication"] or _is_replication(said["replication"]))
+    nodes = said["consumers"].values() if fits else []
+    fits = fits and all(
+        isinstance(some, list) and all(isinstance(one, str) for one in some) for some in nodes
+    )
     if not fits or any(type(one) is not int for one in numbers):
         return {**nothing, "error": "its report is invalid"}
     found: Backlog = said
@@ -334,6 +342,16 @@ def _notes(found: Fleet) -> list[str]:
     notes += [f"schedule on {host}: {what}" for host, what in found["beat"].items()]
     shown = {queue for worker in found["workers"] for queue in worker["queues"]}
     waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}
+    others = {queue: waiting.pop(queue) for queue in [*waiting] if queue in found["consumers"]}
+    if others and found["whole"]:
+        each = [
+            f"{queue} {number} by {_some(found['consumers'][queue])}"
+            for queue, number in sorted(others.items())
+        ]
+        notes.append(
+            f"waiting in undeclared queues, consumed by workers that are not above: "
+            f"{', '.join(each)}: declare the queues, or look at who runs these workers"
+        )
     if waiting and found["whole"]:
         notes.append(
             f"waiting, with no worker above: {_counts(waiting)}: run site.yml, or undrain.yml, "
@@ -402,6 +420,11 @@ def _distance(replica: Replica) -> str:
     lag = replica["lag_seconds"]
     silence = f", silent for {lag} s" if lag > SILENT_SECONDS else ""
     return f"{replica['behind_bytes']} bytes behind{silence}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def _counts(tasks: Mapping[str, int]) -> str:

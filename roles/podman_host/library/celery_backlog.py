@@ -70,6 +70,10 @@ replication:
     - Null for any other, and where the user may not ask.
   type: dict
   returned: always
+consumers:
+  description: For each queue of I(waiting) that is not in I(queues), the workers that consume it
+  type: dict
+  returned: always
 unconsumed:
   description: >-
     With I(all_lists), queue to tasks that wait in it, for each that is neither in I(queues) nor
@@ -144,8 +148,13 @@ def backlog(client: Client, queues: list[str], prefixes: Sequence[str] = ()) -> 
         {"node": node, "queue": queue, "tasks": next(lengths), "beats": True}
         for _, node, queue in pairs
     ]
+    consumers: dict[str, list[str]] = {}
+    for _, node, queue in pairs:
+        if queue not in queues and node not in consumers.setdefault(queue, []):
+            consumers[queue].append(node)
     return {
         "waiting": waiting,
+        "consumers": consumers,
         "dead": {queue: tasks for queue, tasks in dead.items() if tasks},
         "held": [one for one in held if one["tasks"]],
     }
@@ -254,6 +263,7 @@ def main() -> None:
     found: Backlog = {
         "error": "",
         "waiting": {},
+        "consumers": {},
         "dead": {},
         "held": [],
         "unconsumed": {},

@@ -45,6 +45,7 @@ def test_all_lists_in_two_trips():
     )
     assert celery_backlog.backlog(redis, ["mail", "reports"]) == {
         "waiting": {"mail": 8, "reports": 0, "by hand": 4},
+        "consumers": {"by hand": ["x-1@b"]},
         "dead": {"mail": 3},
         "held": [
             {"node": "mail-1@a", "queue": "mail", "tasks": 2, "beats": True},
@@ -66,6 +67,7 @@ def test_a_queue_counts_under_each_prefix():
     )
     assert celery_backlog.backlog(redis, ["mail"], ["shop:", "none:"]) == {
         "waiting": {"mail": 3},
+        "consumers": {},
         "dead": {"mail": 3},
         "held": [{"node": "mail-1@a", "queue": "mail", "tasks": 4, "beats": True}],
     }
@@ -230,4 +232,9 @@ def test_only_one_that_was_elected_tells_who_follows_if_it_does(
 
 
 def test_nothing_is_known_of_nothing():
-    assert celery_backlog.backlog(Redis({}, {}), []) == {"waiting": {}, "dead": {}, "held": []}
+    assert celery_backlog.backlog(Redis({}, {}), []) == {
+        "waiting": {},
+        "consumers": {},
+        "dead": {},
+        "held": [],
+    }
