@@ -145,7 +145,7 @@ class Change(NamedTuple):
     """What is to become of a task: acknowledged, or (back to) the `push` end of the list `key`.
 
     Where `key` is not a list, the task goes to the list `dead`. What goes to the list `untold` too,
-    as `stub` if that is not empty, has failed, and whoever waits for its result does not know yet.
+    as `stub` if that is not empty, has failed, and those who wait for its result do not know yet.
     """
 
     push: str = ""
