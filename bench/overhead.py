@@ -38,6 +38,10 @@ import kombu
 import redis
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "molecule" / "_lab"))
+
+from processes import descendants  # noqa: E402
+
 TASK = "metal_sample.tasks.add"
 QUEUE = "overhead"
 # Most of this runtime's CPU time : the other one's.
@@ -170,19 +174,9 @@ def broker(folder: pathlib.Path) -> Iterator[redis.Redis]:
         process.wait()
 
 
-def family(pid: int) -> list[int]:
-    """Return a process and all that descend from it."""
-    found = [pid]
-    for one in found:
-        for path in pathlib.Path(f"/proc/{one}/task").glob("*/children"):
-            with contextlib.suppress(OSError):  # it has ended
-                found += map(int, path.read_text().split())
-    return found
-
-
 def cpu_seconds(pid: int) -> float:
     """Return the CPU seconds of a process and of all that descend from it."""
-    stats = (pathlib.Path(f"/proc/{one}/stat").read_text() for one in family(pid))
+    stats = (pathlib.Path(f"/proc/{one}/stat").read_text() for one in descendants(pid))
     return sum(map(cpu_ticks, stats)) / TICKS
 
 

@@ -54,7 +54,8 @@ end
 return found
 """
 # In one step: a letter leaves its list, and is in its queue. Removing first: a Redis that is full
-# refuses a script that begins with adding. Nobody else is to learn that it has failed.
+# refuses a script that begins with adding. Those who wait for it are no longer to learn that it
+# has failed.
 TAKE = """
 local item = redis.call('LRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
 if not item or redis.sha1hex(item) ~= ARGV[2] then return 0 end
