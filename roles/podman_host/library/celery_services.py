@@ -17,6 +17,9 @@ description:
   - What the app sets, and a worker does not take as it is, is a warning.
   - What failed is shown with its last journal lines. With I(owned), all unit files are brought back
     to what they were when this module last succeeded, and all units to that version.
+  - Beat is restarted after all others. Where it alone fails, it alone is brought back. The others
+    have worked, so they stay, and are kept as the version that did. Where it would go back to
+    another broker than theirs, all go back.
 options:
   restart:
     description:
@@ -129,8 +132,9 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -140,11 +144,14 @@ from ansible.module_utils.celery_journal import described, journal, settings_tol
 from ansible.module_utils.celery_kept import (
     held_images,
     kept,
+    only,
     read_state,
     restore,
     snapshot,
     units_of,
     unneeded,
+    values,
+    with_earlier,
     write_state,
 )
 from ansible.module_utils.celery_metal import HostError, conclude, run, template_of
@@ -157,10 +164,17 @@ REDIS_SECONDS = 60
 SETTLE_SECONDS = 60
 # More MB than any host has.
 ALL = 1 << 40
+BEAT = celery_up.BEAT
+# In a unit file.
+IMAGE, BROKER = r"^Image=(\S+)$", r"^Environment=.*\bCELERY_METAL_BROKER=.*$"
 
 
 class ServicesError(Exception):
     """Units did not come up; the text names them and holds their journal."""
+
+    def __init__(self, text: str, units: Iterable[str] = ()) -> None:
+        super().__init__(text)
+        self.units = sorted(units)
 
 
 def shown(units: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -223,21 +237,40 @@ def bring(verb: str, units: list[str], lines: int) -> None:
             except subprocess.TimeoutExpired:
                 # One that has waited for long may reach a Redis that is back.
                 is_late = time.monotonic() - begun >= REDIS_SECONDS
-                if is_late and (waiting := waiting_for_redis(units)):
+                waiting = waiting_for_redis(units) if is_late else {}
+                if [*waiting] == [BEAT] and units != [BEAT]:
+                    # celery.target would wait for it.
+                    run("systemctl", "stop", "--", BEAT)
+                elif waiting:
                     # It only waits itself, for what systemd goes on with.
                     process.terminate()
                     raise ServicesError(
                         f"systemctl {verb}: Redis does not answer {', '.join(waiting)} "
                         f"({next(iter(waiting.values()))}). Look at 'systemctl status "
                         "celery-redis' on its host, at the address where it listens, and at the "
-                        "firewall between.\n"
+                        "firewall between.\n",
+                        waiting,
                     ) from None
     failed = inactive(units)
     if process.returncode or failed:
         logs = {unit: journal(unit, lines) for unit in failed}
         why, text = described(logs, shown(failed)) if failed else (said, "")
         names = ", ".join(failed or units)
-        raise ServicesError(f"systemctl {verb} failed for {names}: {why}\n{text}")
+        raise ServicesError(f"systemctl {verb} failed for {names}: {why}\n{text}", failed or units)
+
+
+def unless_beat(act: Callable[[], None]) -> str:
+    """Bring units up; why Beat is not, where it alone has failed.
+
+    :raises ServicesError: when another one is not up.
+    """
+    try:
+        act()
+    except ServicesError as problem:
+        if problem.units != [BEAT]:
+            raise
+        return str(problem)
+    return ""
 
 
 def take(turn: Turn, touched: list[str], lines: int) -> None:
@@ -285,12 +318,14 @@ def settle(units: Iterable[str], seconds: float = SETTLE_SECONDS) -> list[str]:
         time.sleep(LOOK_SECONDS)
 
 
-def way_told(down: list[str]) -> str:
+def way_told(
+    down: list[str], text: str = "The previous version is back, its unit files too"
+) -> str:
     """How the units are after a version was brought back.
 
     :param down: those that are not up, or do not reach Redis.
+    :param text: what was brought back.
     """
-    text = "The previous version is back, its unit files too"
     if not down:
         return f"{text}, and all units are up."
     waiting = cut_off(shown(down))
@@ -367,6 +402,43 @@ def go_back(
     return settle(declared | set(back))
 
 
+def worked(params: dict[str, Any]) -> dict[str, dict[str, str]] | None:
+    """The version that last worked here, if one has."""
+    version: dict[str, dict[str, str]] | None = read_state(params["state_file"])["version"]
+    return version if params["owned"] else None
+
+
+def beat_back(params: dict[str, Any]) -> str:
+    """Bring Beat alone back to its version that last worked; how it is then.
+
+    :raises ServicesError: when systemd does not read its file.
+    """
+    now = snapshot(params["owned"])
+    earlier, failed = only(worked(params), BEAT), only(now, BEAT)
+    shown_as = {
+        name: ", ".join(one.rpartition("/")[2] for one in values(part, IMAGE))
+        for name, part in (("new", failed), ("earlier", earlier))
+    }
+    text = ""
+    if any("@" in unit for unit in units_of(now)):
+        text = f"The workers have come up, and stay on {shown_as['new']}.\n"
+    if not earlier["files"]:
+        return (
+            f"{text}No earlier version of Beat has worked here that could come back: its unit file "
+            "stays as it is now, and systemd goes on trying."
+        )
+    if earlier == failed:
+        return f"{text}Beat's unit file is the one that has worked before; systemd goes on trying."
+    stop([BEAT])
+    restore(earlier, earlier["files"])
+    reload()
+    run("systemctl", "start", "--no-block", "--", BEAT)
+    back = (
+        f"Beat alone is back in its previous version, on {shown_as['earlier']}, its unit file too"
+    )
+    return text + way_told(settle([BEAT]), back)
+
+
 def prune(params: dict[str, Any], images: list[str]) -> list[str]:
     """The images that go when only these are kept."""
     if not params["image"] or not shutil.which("podman"):  # a clean host, under --check
@@ -396,8 +468,8 @@ def make_room(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "yielding": first, "free_mb": free_mb}
 
 
-def roll(params: dict[str, Any]) -> list[Turn]:
-    """Start and restart everything; the turns that were taken.
+def roll(params: dict[str, Any]) -> tuple[list[Turn], str]:
+    """Start and restart everything; the turns that were taken, and why Beat alone is not up.
 
     :raises ServicesError: with what failed, and what was done about it.
     """
@@ -405,36 +477,47 @@ def roll(params: dict[str, Any]) -> list[Turn]:
     coming, planned = order(params)
     # An earlier run may have been cut off after it wrote and before systemd read.
     reload()
+    beat = ""
     try:
         stop(params["leftover"] + params["yielding"])
         for turn in coming:
             # Before the targets, whose start waits for theirs.
             take(turn, touched, lines)
-        bring("start", params["start"], lines)
+        beat = unless_beat(partial(bring, "start", params["start"], lines))
         for turn in planned:
-            take(turn, touched, lines)
+            beat += unless_beat(partial(take, turn, touched, lines))
         bring("reload-or-restart", params["reload"], lines)
+        if beat and not is_apart(params):
+            raise ServicesError("Its previous version has another broker than the workers now.\n")
     except ServicesError as problem:
-        version = read_state(params["state_file"])["version"] if params["owned"] else None
+        version = worked(params)
         if version is None:
             raise ServicesError(
-                f"{problem}No earlier version has worked here that could come back: the unit files "
-                "stay as they are now, and systemd goes on trying."
+                f"{beat}{problem}No earlier version has worked here that could come back: the unit "
+                "files stay as they are now, and systemd goes on trying."
             ) from None
         text = way_told(go_back(version, touched, params))
-        raise ServicesError(f"{problem}{text}") from None
-    return [*coming, *planned]
+        raise ServicesError(f"{beat}{problem}{text}") from None
+    return [*coming, *planned], beat
+
+
+def is_apart(params: dict[str, Any]) -> bool:
+    """Whether Beat may go back alone: it sends to the Redis from which these workers take tasks."""
+    earlier, now = only(worked(params), BEAT), only(snapshot(params["owned"]), BEAT)
+    return not earlier["files"] or values(earlier, BROKER) == values(now, BROKER)
 
 
 def order(params: dict[str, Any]) -> tuple[list[Turn], list[Turn]]:
     """The turns in which units are restarted: those that still start, which drain nothing; others.
 
-    Beside those that still start nothing runs.
+    Beside those that still start nothing runs. Beat is last: it fails by itself.
     """
-    coming = inactive(params["restart"])
-    others = [unit for unit in params["restart"] if unit not in coming]
+    workers = [unit for unit in params["restart"] if unit != BEAT]
+    coming = inactive(workers)
+    others = [unit for unit in workers if unit not in coming]
     found = turns(others, params["surge"], params["free_mb"])
-    return ([Turn(coming, [])] if coming else []), found
+    last = [Turn([BEAT], [])] if BEAT in params["restart"] else []
+    return ([Turn(coming, [])] if coming else []), [*found, *last]
 
 
 def reconnected(units: Iterable[str], seconds: float) -> None:
@@ -513,6 +596,12 @@ def is_due(params: dict[str, Any]) -> bool:
     return bool(params["restart"] + params["start"] + params["reload"] + params["leftover"])
 
 
+def with_remedy(problem: str, params: dict[str, Any]) -> str:
+    """What failed, what else an operator must know, and what to do."""
+    remedy = "  Fix: correct the cause above, then run the same playbook again."
+    return "\n".join(line for line in (problem, params["note"], remedy) if line)
+
+
 def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     """Bring all units up, and keep what has worked; under --check only say so.
 
@@ -527,21 +616,29 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     since = time.time()
     params = make_room(params)
     down = inactive(params["reload"])
+    beat = ""
     try:
-        planned = list(chain(*order(params))) if check_mode else roll(params)
+        if check_mode:
+            planned = list(chain(*order(params)))
+        else:
+            planned, beat = roll(params)
+            beat += beat_back(params) if beat else ""
     except ServicesError as problem:
-        remedy = "  Fix: correct the cause above, then run the same playbook again."
-        lines = (str(problem), params["note"], remedy)
-        raise HostError("\n".join(line for line in lines if line)) from None
+        raise HostError(with_remedy(str(problem), params)) from None
     gone: list[str] = []
     stays: list[str] = []
     if params["owned"]:
         former = read_state(params["state_file"])
-        before = former["images"]
+        before, version = former["images"], snapshot(params["owned"])
+        if beat:
+            version = with_earlier(version, former["version"], BEAT)
         images = kept(before, params["image"]) if params["image"] else before
-        gone = prune(params, images)
+        # Under --check the files are those of before.
+        gone = prune(
+            params, images if check_mode else [*images, *values(only(version, BEAT), IMAGE)]
+        )
         if not check_mode:
-            state = {"version": snapshot(params["owned"]), "images": images}
+            state = {"version": version, "images": images}
             if params["yielding"] and former["version"]:
                 taken = {"start": params["start"], "reload": params["reload"]}
                 taken["touched"] = params["start"] + params["restart"]
@@ -550,6 +647,8 @@ def work(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
             reasons = {image: removal(image) for image in gone}
             gone = [image for image, why in reasons.items() if not why]
             stays = [f"{one} stays on this host: {why}" for one, why in reasons.items() if why]
+    if beat:
+        raise HostError(with_remedy(beat, params))
     if not check_mode:
         reconnected(params["waiting"], REDIS_SECONDS)
     return {

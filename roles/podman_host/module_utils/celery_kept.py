@@ -40,11 +40,45 @@ def restore(wanted: dict[str, dict[str, str]], patterns: Iterable[str]) -> None:
             os.chmod(path, 0o644)
 
 
+def unit_of(path: str) -> str:
+    """The unit that a file makes: ``a@1.container`` gives ``a@1.service``; others their name."""
+    return re.sub(r"\.container$", ".service", Path(path).name)
+
+
 def units_of(version: dict[str, dict[str, str]]) -> set[str]:
     """The units that a version's files make, templates too."""
-    names = {Path(path).name for kind in version.values() for path in kind}
-    units = {re.sub(r"\.container$", ".service", name) for name in names}
+    units = {unit_of(path) for kind in version.values() for path in kind}
     return {unit for unit in units if unit.endswith((".service", ".target"))}
+
+
+def only(version: dict[str, dict[str, str]] | None, unit: str) -> dict[str, dict[str, str]]:
+    """What a version has of one unit.
+
+    >>> only({"links": {}, "files": {"/q/a.container": "x", "/q/b.container": "y"}}, "b.service")
+    {'links': {}, 'files': {'/q/b.container': 'y'}}
+    """
+    kinds = version or {"links": {}, "files": {}}
+    return {
+        kind: {path: text for path, text in found.items() if unit_of(path) == unit}
+        for kind, found in kinds.items()
+    }
+
+
+def with_earlier(
+    version: dict[str, dict[str, str]], earlier: dict[str, dict[str, str]] | None, unit: str
+) -> dict[str, dict[str, str]]:
+    """A version, with what an earlier one has of one unit; without it where that has nothing."""
+    own, before = only(version, unit), only(earlier, unit)
+    return {
+        kind: {path: text for path, text in found.items() if path not in own[kind]} | before[kind]
+        for kind, found in version.items()
+    }
+
+
+def values(version: dict[str, dict[str, str]], pattern: str) -> list[str]:
+    """What a pattern finds in the lines of a version's files, sorted, each once."""
+    texts = version["files"].values()
+    return sorted({one for text in texts for one in re.findall(pattern, text, re.M)})
 
 
 def read_state(path: str) -> dict[str, Any]:

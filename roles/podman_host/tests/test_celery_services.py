@@ -12,6 +12,7 @@ from celery_services import way_back
 from hypothesis import given
 from hypothesis import strategies as st
 
+BEAT = celery_up.BEAT
 A, B, C = "celery-a@1.service", "celery-a@2.service", "celery-b@1.service"
 SIZES = {"celery-a@.service": 300, "celery-b@.service": 700}
 
@@ -332,7 +333,7 @@ def test_what_still_starts_is_restarted_first_with_nothing_beside_it(monkeypatch
     monkeypatch.setattr(celery_services, "bring", lambda verb, units, _: done.append((verb, units)))
     for name in ("reload", "stop"):
         monkeypatch.setattr(celery_services, name, lambda *_: None)
-    params = {"restart": [A, B], "start": ["q.target"], "leftover": [], "yielding": []}
+    params = {"restart": [BEAT, A, B], "start": ["q.target"], "leftover": [], "yielding": []}
     params |= {
         "surge": {template_of(A): 9},
         "free_mb": 10,
@@ -340,14 +341,16 @@ def test_what_still_starts_is_restarted_first_with_nothing_beside_it(monkeypatch
         "journal_lines": 0,
     }
     params["reload"] = ["rules.service"]
-    planned = celery_services.roll(params)
+    planned, _ = celery_services.roll(params)
     surge = beside(A)
-    assert planned == [Turn([B], []), Turn([A], [surge])]
+    # Beat last: where it fails, the others have come up.
+    assert planned == [Turn([B], []), Turn([A], [surge]), Turn([BEAT], [])]
     assert [one for one in done if one[1]] == [
         ("restart", [B]),
         ("start", ["q.target"]),
         ("start", [surge]),
         ("restart", [A]),
+        ("restart", [BEAT]),
         # Last: what was restarted may have loaded them itself, between its stop and its start.
         ("reload-or-restart", ["rules.service"]),
     ]
