@@ -16,6 +16,8 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "meta
 UNPREFIXED = {
     *("celery_app", "celery_beat", "celery_beat_hosts"),
     *("celery_queue_overrides", "celery_queues"),
+    *("celery_beat_environment", "celery_beat_quadlet"),
+    *("celery_beat_secrets", "celery_beat_volumes"),
 }
 
 

@@ -41,6 +41,7 @@ GIVEN = {
     if "given by the playbook" in str(option["description"])
 }
 BROKEN = object()
+QUADLET = "celery_beat_quadlet"
 # It declares nothing of its own.
 PLAIN_HOST = "plain"
 
@@ -140,8 +141,9 @@ def of_variables(rng: random.Random) -> Iterator[Case]:
                 yield Case(f"{name}: {{q: {block(text)}}}", name, value)
                 yield Case(f"{name}: {{q: {{weight: {block(text)}}}}}", name, value)
         elif option.get("type") == "dict" and name not in GIVEN:
+            where = "{Container: {ShmSize: %s}}" if name == QUADLET else "{maxclients: %s}"
             for text, value in odd(rng, name, 2 * SAMPLE):
-                yield Case(f"{name}: {{maxclients: {block(text)}}}", name, {"k": value}, secret)
+                yield Case(f"{name}: {where % block(text)}", name, {"k": value}, secret)
                 # YAML itself takes keys of at most 1024 characters, and Ansible fills in none.
                 if isinstance(value, str) and len(value) < 1000 and "'{{" not in text:
                     yield Case(f"{name}: {{{block(text)}: '1'}}", name, value)
@@ -199,8 +201,8 @@ def of_environments(rng: random.Random) -> Iterator[Case]:
     for _ in range(60):
         value = "".join(rng.choices(letters[: rng.choice((95, 200))], k=rng.randint(2, 60)))
         quoted = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=9999).strip()
-        text = f"celery_worker_environment: {{A: !unsafe {quoted}}}"
-        yield Case(text, "celery_worker_environment", {"A": value})
+        name = rng.choice(("celery_worker_environment", "celery_beat_environment"))
+        yield Case(f"{name}: {{A: !unsafe {quoted}}}", name, {"A": value})
 
 
 def near(rng: random.Random) -> Iterator[Case]:
@@ -423,6 +425,7 @@ def worker_of(text: str) -> dict[str, Any]:
         "watchdog": service["WatchdogSec"],
         "memory": service["MemoryMax"],
         "stop": container["StopTimeout"],
+        "shm": [value for key, value in unit["Container"] if key == "ShmSize"],
         "secrets": {
             value.split(",")[0].removeprefix("celery-app-")
             for key, value in unit["Container"]
@@ -473,6 +476,23 @@ def worker_wanted(queue: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str
     }
 
 
+def faults_of_beat(beat: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+    """Where Beat's unit differs from what is declared."""
+    wanted = {**said[ENVIRONMENT], **said.get("celery_beat_environment", {})}
+    got = {name: value for name, value in beat["environment"].items() if name != "CELERY_APP"}
+    got = {name: value for name, value in got.items() if not name.startswith("CELERY_METAL_")}
+    chosen = said.get("celery_beat_secrets", "all")
+    secrets = set(said["celery_worker_secrets"] if chosen == "all" else chosen)
+    faults = [f"Beat's environment: {got}"] if got != wanted else []
+    sizes = said.get(QUADLET, {}).get("Container", {}).get("ShmSize", [])
+    sizes = [
+        str(one).lower() if isinstance(one, bool) else str(one)
+        for one in (sizes if isinstance(sizes, list) else [sizes])
+    ]
+    faults += [f"Beat's ShmSize: {beat['shm']}"] if beat["shm"] != sizes else []
+    return [*faults, "Beat's secrets"] if beat["secrets"] != secrets else faults
+
+
 def directives(deployed: Mapping[str, Any]) -> list[str]:
     """The lines of redis.conf that Redis reads."""
     lines = deployed["redis_conf"].split("\n")
@@ -487,7 +507,9 @@ def faults_of_deployment(
     said = {**role_defaults(), "redis_address": "192.0.2.1", **declared}
     said["redis_address"] = said["redis_address"] or "192.0.2.1"
     files, links = deployed["units"]["files"], deployed["units"]["links"]
-    workers = [worker_of(text) for path, text in files.items() if path.endswith(".container")]
+    units = {p: worker_of(text) for p, text in files.items() if p.endswith(".container")}
+    beat = units.pop("/etc/containers/systemd/celery-metal/celery-beat.container")
+    workers = list(units.values())
     got = {worker["environment"]["CELERY_METAL_QUEUE"]: worker for worker in workers}
     faults = []
     # On no host by the user's own word, or on this one.
@@ -514,9 +536,10 @@ def faults_of_deployment(
         ]
     instances = sum(queue.get("instances", 1) for queue in served)
     # One more brings Podman's rules back, where there are any.
-    networks = {worker["network"] for worker in workers} - {"host", "none"}
+    networks = {worker["network"] for worker in [*workers, beat]} - {"host", "none"}
     if len(links) != instances + len(workers) + len(networks):
         faults.append(f"{len(links)} links")
+    faults += faults_of_beat(beat, said)
     conf = directives(deployed)
     extra = [f"{name} {value}" for name, value in sorted(said["redis_extra_config"].items())]
     durability = {"none": "no"}.get(said["redis_durability"], said["redis_durability"])

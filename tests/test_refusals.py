@@ -209,6 +209,17 @@ def test_a_bad_override(site: Site) -> None:
     )
 
 
+def test_a_volume_and_a_key_that_beat_cannot_have(site: Site) -> None:
+    quadlet = "celery_beat_quadlet: {Container: {Environment: A=1}}\n"
+    site.variables(f"{QUEUES}celery_beat_volumes: ['schedule:/schedule']\n{quadlet}")
+    site.refuses(
+        "host web1: ",
+        'celery_beat_volumes has "schedule:/schedule": write HOST:CONTAINER',
+        "celery_beat_quadlet.Container: Environment is not taken: use celery_beat_environment",
+        "Nothing was changed.",
+    )
+
+
 def test_a_bad_environment_of_an_override(site: Site) -> None:
     site.variables(QUEUES + "celery_queue_overrides: {emails: {environment: {DEBUG: no}}}\n")
     site.refuses('celery_queue_overrides ("emails"): environment has DEBUG as False')
@@ -314,6 +325,12 @@ BAD_VARIABLES = {
     "celery_worker_log_level: loud": "it must be one of debug, info, warning, error, critical",
     "celery_beat: 'yes'": 'celery_beat is "yes": it must be true or false, without quotes',
     "celery_beat_hosts: [web9]": "names web9, which is no host of the group celery: write others",
+    "celery_beat_environment: {DEBUG: no}": "celery_beat_environment has DEBUG as False, which is",
+    "celery_beat_secrets: [TOKEN]": (
+        'celery_beat_secrets names "TOKEN", which is none of celery_worker_secrets: it has no'
+    ),
+    "celery_beat_volumes: /a:/b": 'celery_beat_volumes is "/a:/b": it must be a list',
+    "celery_beat_quadlet: [ShmSize=1g]": "celery_beat_quadlet is ['ShmSize=1g']: it must be a map",
     "podman_host_packages: podman": 'podman_host_packages is "podman": it must be a list',
     "podman_host_ca_certificates: [1]": "podman_host_ca_certificates[0] is 1: it must be text",
     "image_source: dockerhub": 'image_source is "dockerhub": it must be one of build, registry,',

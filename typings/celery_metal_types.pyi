@@ -59,6 +59,14 @@ class Host(TypedDict):
 class RedisLimits(TypedDict):
     memory_mb: Literal["auto"] | int
 
+class BeatKeys(TypedDict):
+    """What Beat has besides its memory, as a queue has it."""
+
+    environment: Mapping[str, str]
+    secrets: Literal["all"] | list[str]
+    volumes: list[str]
+    quadlet: Quadlet
+
 class Limits(TypedDict):
     """What the planner keeps to; redis is None, beat_mb and sentinel_mb are 0 where none runs."""
 
@@ -68,6 +76,7 @@ class Limits(TypedDict):
     greenlets_per_vcpu: int
     main_process_mb: int
     beat_mb: int
+    beat: BeatKeys
     sentinel_mb: int
     redis: RedisLimits | None
 
@@ -120,6 +129,8 @@ class Share(TypedDict):
     cpu_weight: int
     reasons: ShareReasons
 
+class PlannedBeat(BeatKeys, Share): ...
+
 class RedisReasons(ShareReasons):
     maxmemory_mb: str
 
@@ -147,7 +158,7 @@ class Plan(TypedDict):
 
     host: Host
     queues: list[PlannedQueue]
-    beat: Share | None
+    beat: PlannedBeat | None
     redis: RedisShare | None
     sentinel: Share | None
     totals: Totals

@@ -444,14 +444,23 @@ def app_problems(variables: Mapping[str, Any]) -> list[str]:
                 f"{where} has ports, and celery_worker_network is {network}, where there are none "
                 "to lead anywhere: remove them, or take bridge"
             )
-        wanted = queue.get("secrets", "all")
-        for name in wanted if isinstance(wanted, list) else []:
-            if isinstance(name, str) and name not in secrets:
-                problems.append(
-                    f"{where}: secrets names {shown(name)}, which is none of {prefix}secrets: "
-                    f"{_known(secrets)}"
-                )
+        problems += chosen_problems(f"{where}: secrets", queue.get("secrets"), secrets)
+    problems += environment_problems(
+        "celery_beat_environment", variables.get("celery_beat_environment"), exported
+    )
+    problems += chosen_problems(
+        "celery_beat_secrets", variables.get("celery_beat_secrets"), secrets
+    )
     return problems
+
+
+def chosen_problems(where: str, chosen: Any, secrets: Iterable[str]) -> list[str]:
+    """What is wrong with the choice of some of the app's secrets."""
+    return [
+        f"{where} names {shown(name)}, which is none of celery_worker_secrets: {_known(secrets)}"
+        for name in (chosen if isinstance(chosen, list) else [])
+        if isinstance(name, str) and name not in secrets
+    ]
 
 
 def beat_problems(variables: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,8 @@ BOTH = """
 return {redis.call('HGET', 'celery-metal.beat', 'heartbeat'),
         redis.call('LLEN', 'metal_sample.heartbeats')}
 """
+# On a file system whose owners can be mapped.
+SCHEDULE = "/var/lib/containers/schedule"
 DRAIN, UNDRAIN = "playbooks/drain.yml", "playbooks/undrain.yml"
 
 
@@ -239,18 +241,35 @@ def test_another_schedule_is_taken_over_by_a_run(kit, lab):
     kit.play()
 
 
-def test_a_schedule_that_is_broken_goes_back(kit, lab):
+def test_a_schedule_that_is_broken_goes_back_alone(kit, lab):
     """Also on the host that stands by, which would schedule only later."""
     begin_anew(kit, lab)
-    played = kit.play(
-        fails=True, celery_worker_environment={"METAL_SAMPLE_HEARTBEAT_SECONDS": "often"}
-    )
-    said = played.said
+    seconds = "METAL_SAMPLE_HEARTBEAT_SECONDS"
+    new = {"celery_worker_environment": {seconds: str(EVERY), "MARK": "new"}}
+    new |= {"celery_worker_secrets": {"TOKEN": "hush", "OTHER": "hush"}}
+    said = kit.play(fails=True, **new, celery_beat_environment={seconds: "often"}).said
     assert "could not convert string to float: 'often'" in said
-    assert "The previous version is back" in said
+    assert "The workers have come up, and stay on app:" in said
+    assert "Beat alone is back in its previous version, on app:" in said
     more(kit, lab)
-    assert counted(kit, lab) < EVERY + 15
-    assert set(kit.play().changed.values()) == {0}
+    # The worker, too, was replaced meanwhile.
+    assert counted(kit, lab, late=EVERY) < EVERY + 15
+    assert kit.environment("one", "celery-beat-1")["MARK"] == "new"
+    for host in HOSTS:
+        assert "MARK" not in kit.environment(host, CONTAINER)
+        lab.run(host, f"mkdir -p {SCHEDULE} && chown 999:999 {SCHEDULE}")
+    # The next run completes it, here with what is of Beat alone.
+    own = {"celery_beat_environment": {"MARK": "Beat's"}, "celery_beat_secrets": ["TOKEN"]}
+    own["celery_beat_volumes"] = [f"{SCHEDULE}:/schedule:idmap"]
+    own["celery_beat_quadlet"] = {"Service": {"Nice": -5}}
+    kit.play(**new, **own)
+    for host in HOSTS:
+        assert kit.environment(host, CONTAINER)["MARK"] == "Beat's"
+        look = "ls /run/secrets | grep -v redis; touch /schedule/here"
+        assert lab.run(host, ["podman", "exec", CONTAINER, "sh", "-c", look]).split() == ["TOKEN"]
+        assert lab.run(host, f"stat -c %u {SCHEDULE}/here").strip() == "999"
+        assert lab.show(host, UNIT, "Nice") == "-5"
+    kit.play()
 
 
 def test_other_hosts_and_none(kit, lab):

@@ -31,10 +31,12 @@ except ImportError:  # the functions also serve where Ansible is not installed
 if TYPE_CHECKING:
     from celery_metal_types import (
         Autoscale,
+        BeatKeys,
         Findings,
         Host,
         Limits,
         Plan,
+        PlannedBeat,
         PlannedQueue,
         Queue,
         RedisLimits,
@@ -96,8 +98,13 @@ QUEUE_RULES: dict[str, Rule] = {
     "quadlet": Rule("sections", {}),
 }
 
+# The keys of a queue that Beat has, too: each is a variable of this prefix.
+BEAT = "celery_beat_"
+BEAT_KEYS = ("environment", "secrets", "volumes", "quadlet")
+
 SETTING_RULES: dict[str, Rule] = {
     "celery_queue_overrides": Rule("mapping", {}),
+    **{f"{BEAT}{key}": QUEUE_RULES[key] for key in BEAT_KEYS},
     "capacity_runs_workers": Rule("bool", True),
     "capacity_runs_beat": Rule("bool", False),
     "capacity_redis_host": Rule("bool", False),
@@ -246,6 +253,23 @@ QUADLET_SECTIONS: dict[str, dict[str, str]] = {
         "RootDirectory": RUNNING,
         "RootImage": RUNNING,
     },
+}
+
+# The same for Beat, whose variables have other names. It runs no task, and listens to nothing.
+BEAT_REASONS = {
+    "use the key environment": f"use {BEAT}environment",
+    "use the key environment, or secrets": f"use {BEAT}environment, or {BEAT}secrets",
+    "use celery_worker_secrets and the key secrets": f"use celery_worker_secrets and {BEAT}secrets",
+    "use the key volumes": f"use {BEAT}volumes",
+    "use the key ports": "Beat listens to nothing; use the key ports of a queue",
+    "use the keys devices and gpus": "Beat runs no task; use the keys devices and gpus of a queue",
+    "it would be Podman's; use the key environment": f"it would be Podman's; use {BEAT}environment",
+    STOPPING: "that another host schedules at once stands on it",
+    SIZING: "the plan sets it; use capacity_beat_memory_mb",
+}
+BEAT_SECTIONS = {
+    section: {key: BEAT_REASONS.get(why, why) for key, why in keys.items()}
+    for section, keys in QUADLET_SECTIONS.items()
 }
 
 # What tasks write there is the worker's memory: `tmp_mb` is its size.
@@ -463,7 +487,8 @@ def _queues_problem(value: Any) -> str | None:
 
 
 def _texts_problem(key: str, value: Any) -> str | None:
-    written = WRITTEN[key]
+    kind = key.removeprefix(BEAT)
+    written = WRITTEN[kind]
     if not isinstance(value, list):
         return f"{key} is {_show(value)}: write a list, each {written.wanted}"
     for place, one in enumerate(value):
@@ -472,7 +497,7 @@ def _texts_problem(key: str, value: Any) -> str | None:
             return f"{key} has {_show(one)}: write {written.wanted}"
         if one in value[:place]:
             return f"{key} has {_show(one)} twice: keep one"
-        problem = OWN_CHECKS[key](found) if key in OWN_CHECKS else None
+        problem = OWN_CHECKS[kind](found) if kind in OWN_CHECKS else None
         if problem:
             return f"{key} has {_show(one)}: {problem}"
     return None
@@ -510,14 +535,15 @@ def _sections_problem(key: str, value: Any) -> str | None:
     example = "write a mapping such as {Container: {ShmSize: 256m}}"
     if not isinstance(value, Mapping):
         return f"{key} is {_show(value)}: {example}"
+    known_keys = BEAT_SECTIONS if key.startswith(BEAT) else QUADLET_SECTIONS
     for section, keys in value.items():
-        if section not in QUADLET_SECTIONS:
-            known = " and ".join(QUADLET_SECTIONS)
+        if section not in known_keys:
+            known = " and ".join(known_keys)
             return f"{key} has the section {_show(section)}: there are {known}; {example}"
         if not isinstance(keys, Mapping):
             return f"{key}.{section} is {_show(keys)}: {example}"
         for name, given in keys.items():
-            problem = _unit_key_problem(QUADLET_SECTIONS[section], name, given)
+            problem = _unit_key_problem(known_keys[section], name, given)
             if problem:
                 return f"{key}.{section}: {problem}"
     return None
@@ -539,7 +565,11 @@ def _unit_key_problem(kept: Mapping[str, str], name: Any, given: Any) -> str | N
         if isinstance(one, str) and one.endswith("\\"):
             return f"{name} is {_show(one)}: a backslash at its end would join the next line"
         path = str(one).strip("\"' ").partition(":")[0]
-        if name == "Tmpfs" and posixpath.normpath("/" + path.lstrip("/")) in TMPFS:
+        if (
+            kept is QUADLET_SECTIONS["Container"]
+            and name == "Tmpfs"
+            and posixpath.normpath("/" + path.lstrip("/")) in TMPFS
+        ):
             return f"Tmpfs is {_show(one)}: the size of /tmp and /var/tmp is the key tmp_mb"
         if name == "Label" and "celery-metal." in str(one):
             return f"Label is {_show(one)}: labels with celery-metal. are the kit's own"
@@ -1212,9 +1242,10 @@ def _sentinel_share(limits: Limits) -> Share:
     }
 
 
-def _beat_share(limits: Limits) -> Share:
+def _beat_share(limits: Limits) -> PlannedBeat:
     """Return Beat's part of the plan."""
     return {
+        **limits["beat"],
         "memory_mb": limits["beat_mb"],
         "cpu_weight": BEAT_CPU_WEIGHT,
         "reasons": {
@@ -1471,6 +1502,7 @@ def limits_from_settings(settings: Mapping[str, Any]) -> Limits:
         "greenlets_per_vcpu": value["capacity_greenlets_per_vcpu"],
         "main_process_mb": value["capacity_main_process_mb"],
         "beat_mb": value["capacity_beat_memory_mb"] if value["capacity_runs_beat"] else 0,
+        "beat": cast("BeatKeys", {key: value[f"{BEAT}{key}"] for key in BEAT_KEYS}),
         "sentinel_mb": SENTINEL_MB if elects else 0,
         "redis": redis,
     }

@@ -23,6 +23,7 @@ def limits(**changed):
         "greenlets_per_vcpu": 100,
         "main_process_mb": 64,
         "beat_mb": 0,
+        "beat": capacity.limits_from_settings({})["beat"],
         "sentinel_mb": 0,
         "redis": None,
     }
@@ -442,6 +443,9 @@ def test_no_default_of_tmp_refuses_more_than_its_least_does(queue_list, limit, v
 def test_beat_is_in_the_sum_and_in_the_table():
     settings = {"capacity_runs_beat": True, "capacity_beat_memory_mb": 200}
     with_beat = capacity.limits_from_settings(settings)
+    # It has no tmp_mb: Podman's own is there, or one of the user's.
+    tmpfs = {"celery_beat_quadlet": {"Container": {"Tmpfs": "/tmp:size=1g"}}}
+    assert capacity.setting_problems(tmpfs) == []
     table = capacity.plan_table(capacity.plan(host(2, 2000), queues({"concurrency": 1}), with_beat))
     _, _, _, row, *_, total = table.splitlines()
     assert row.split()[:4] == ["Beat", "1", "1", "200"]

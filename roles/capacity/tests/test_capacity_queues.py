@@ -328,6 +328,9 @@ def test_defaults_and_argument_spec_agree():
 def test_every_setting_reaches_the_filters():
     settings = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__capacity_settings"]
     overrides = {"celery_queue_overrides": "{{ celery_queue_overrides | default({}) }}"}
+    for key in capacity.BEAT_KEYS:
+        default = repr(capacity.QUEUE_RULES[key].default)
+        overrides[f"celery_beat_{key}"] = f"{{{{ celery_beat_{key} | default({default}) }}}}"
     assert settings == {key: f"{{{{ {key} }}}}" for key in capacity.SETTING_RULES} | overrides
 
 
@@ -340,6 +343,26 @@ def test_every_setting_reaches_the_filters():
         ("capacity_redis_memory_mb", 63, "is 63: write auto, or a whole number from 64 to"),
         ("capacity_redis_host", "yes", 'is "yes": write true or false (-e key=value'),
         ("capacity_runs_workers", 1, "is 1: write true or false"),
+        ("celery_beat_environment", ["A=1"], "write a mapping such as {NAME: value}"),
+        ("celery_beat_secrets", "no", 'is "no": write all, or a list of names'),
+        ("celery_beat_volumes", ["data:/data"], 'has "data:/data": write HOST:CONTAINER'),
+        ("celery_beat_volumes", ["/a:/c:U"], "and the next one has others; use idmap"),
+        ("celery_beat_quadlet", {"Unit": {}}, 'has the section "Unit": there are Container and S'),
+        (
+            "celery_beat_quadlet",
+            {"Container": {"Volume": "/a:/c"}},
+            ".Container: Volume is not taken: use celery_beat_volumes",
+        ),
+        (
+            "celery_beat_quadlet",
+            {"Service": {"MemoryMax": "1G"}},
+            "MemoryMax is not taken: the plan sets it; use capacity_beat_memory_mb",
+        ),
+        (
+            "celery_beat_quadlet",
+            {"Container": {"User": 0}},
+            "User is not taken: the sandbox of all",
+        ),
     ],
 )
 def test_refused_setting(key, value, text):

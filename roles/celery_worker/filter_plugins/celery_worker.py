@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 if TYPE_CHECKING:
-    from celery_metal_types import Egress, Plan, PlannedQueue, Units
+    from celery_metal_types import Egress, Plan, PlannedBeat, PlannedQueue, Units
 
 # A task that the drain interrupts has 3 s for its `finally`; the rest is to give it back to Redis.
 INTERRUPT_SECONDS = 10
@@ -92,18 +92,23 @@ def unit_keys(keys: dict[str, Any]) -> str:
 
 
 def needed(plan: Plan) -> dict[str, str]:
-    """Paths that must be on the host before a worker starts, to the queues that need them.
+    """Paths that must be on the host before a worker or Beat starts, to who needs them.
 
-    >>> needed({"queues": [{"name": "a", "volumes": ["/x:/y:ro"], "devices": ["/dev/z"]}]})
-    {'/x': 'volumes of queue a', '/dev/z': 'devices of queue a'}
+    >>> queue = {"name": "a", "volumes": ["/x:/y:ro"], "devices": ["/dev/z"]}
+    >>> needed({"queues": [queue], "beat": {"volumes": ["/x:/y"]}})
+    {'/x': 'volumes of queue a, celery_beat_volumes', '/dev/z': 'devices of queue a'}
     """
+    wanted = [
+        (f"{key} of queue {queue['name']}", paths)
+        for queue in plan["queues"]
+        for key, paths in (("volumes", queue["volumes"]), ("devices", queue["devices"]))
+    ]
+    if beat := plan["beat"]:
+        wanted.append(("celery_beat_volumes", beat["volumes"]))
     found: dict[str, list[str]] = {}
-    for queue in plan["queues"]:
-        for key, paths in (("volumes", queue["volumes"]), ("devices", queue["devices"])):
-            for one in paths:
-                found.setdefault(one.partition(":")[0], []).append(
-                    f"{key} of queue {queue['name']}"
-                )
+    for who, paths in wanted:
+        for one in paths:
+            found.setdefault(one.partition(":")[0], []).append(who)
     return {path: ", ".join(dict.fromkeys(who)) for path, who in found.items()}
 
 
@@ -163,18 +168,16 @@ def visibility_seconds(drains: list[int]) -> int:
     return max(LEAST_VISIBILITY_SECONDS, 2 * max(drains, default=0))
 
 
-def of_the_app(queue: PlannedQueue | None, context: dict[str, Any]) -> dict[str, Any]:
-    """What a queue's workers have of the app's environment and secrets.
+def of_the_app(share: PlannedQueue | PlannedBeat, context: dict[str, Any]) -> dict[str, Any]:
+    """What a queue's workers, or Beat, have of the app's environment and secrets.
 
-    :param queue: a row of the plan; its own variables go before those of all. None for Beat, which
-        has all.
+    :param share: its part of the plan; its own variables go before those of all.
     :param context: the ``environment``, ``secrets`` and ``secrets_exported`` of all queues.
     """
     secrets, exported = context["secrets"], context["secrets_exported"]
-    wanted = queue["secrets"] if queue else "all"
-    names = secrets if wanted == "all" else wanted
+    names = secrets if share["secrets"] == "all" else share["secrets"]
     return {
-        "environment": {**context["environment"], **(queue["environment"] if queue else {})},
+        "environment": {**context["environment"], **share["environment"]},
         "secrets": {name: secrets[name] for name in sorted(names)},
         "secrets_exported": [name for name in sorted(names) if name in exported],
     }
@@ -345,7 +348,7 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
         files[f"{QUADLETS}/celery-beat.container"] = jinja.get_template(
             f"{QUADLETS[1:]}/celery-beat.container.j2"
         ).render(
-            **{**context, **of_the_app(None, context)},
+            **{**context, **of_the_app(beat, context)},
             **drain_chain(SEND_SECONDS),
             share=beat,
             tasks=tasks_limit(1, 0, vcpus),

@@ -439,10 +439,15 @@ def test_no_worker_runs_beside_one_that_has_a_port():
 # Beat
 
 
-def beat(*queues, **context):
-    """Beat's unit on a host of a plan with these queues, and all that was made."""
+def beat(*queues, own=(), **context):
+    """Beat's unit on a host of a plan with these queues, and all that was made.
+
+    `own` has variables of Beat's.
+    """
     host = {"name": "web1", "vcpus": 4, "memory_mb": 16000, "numa_nodes": 1}
-    limits = capacity.limits_from_settings({"capacity_runs_beat": True})
+    settings = {"capacity_runs_beat": True, **dict(own)}
+    assert capacity.setting_problems(settings) == []
+    limits = capacity.limits_from_settings(settings)
     plan = capacity.plan(host, capacity.validate_queues(list(queues)), limits)
     made = celery_worker.worker_units(plan, TEMPLATES, **{**CONTEXT, **context})
     made["files"] = without_network(made["files"])
@@ -481,6 +486,34 @@ def test_beat_has_what_all_workers_have():
     assert {"LEVEL", "TEXT", "CELERY_METAL_EXPORT", "CELERY_METAL_BROKER"} < set(found)
     assert not {"CELERY_METAL_QUEUE", "CELERY_METAL_DRAIN_SECONDS"} & set(found)
     assert ("ConditionPathExists", "!/etc/celery-metal/drained") in sections["Unit"]
+
+
+def test_beat_has_an_environment_secrets_volumes_and_keys_of_its_own():
+    volume = "/srv/schedule:/schedule:idmap"
+    own = {
+        "celery_beat_environment": {"LEVEL": "3", "ONLY": "50% of $HOME"},
+        "celery_beat_secrets": ["key.pem"],
+        "celery_beat_volumes": [volume],
+        "celery_beat_quadlet": {"Container": {"ShmSize": "9m"}, "Service": {"Nice": 5}},
+    }
+    queue = {"name": "a", "volumes": [volume]}
+    sections, made = beat(queue, own=own, **APP)
+    found = environment(sections)
+    assert found["LEVEL"] == "3"
+    assert found["ONLY"] == "50% of $HOME"
+    assert found["TEXT"] == APP["environment"]["TEXT"]
+    assert "CELERY_METAL_EXPORT" not in found
+    secrets = [one for one in values(sections, "Secret") if one.startswith("celery-app-")]
+    assert [one.partition(",")[0] for one in secrets] == ["celery-app-key.pem"]
+    assert values(sections, "Volume")[-1] == volume
+    assert ("ShmSize", "9m") in sections["Container"]
+    assert ("Nice", "5") in sections["Service"]
+    assert made["needed"] == {"/srv/schedule": "volumes of queue a, celery_beat_volumes"}
+    # Of workers' units nothing changes.
+    before = beat(queue, **APP)[1]["files"]
+    assert {path for path, text in made["files"].items() if before[path] != text} == {
+        f"{QUADLETS}/celery-beat.container"
+    }
 
 
 # The network of workers

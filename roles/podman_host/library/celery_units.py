@@ -408,7 +408,7 @@ def require(needed: dict[str, str]) -> None:
         raise HostError(
             f"Nothing was written, and what runs goes on. Not on this host: {', '.join(missing)}. "
             "Make the directory, mount its disk or attach the device there, or leave it out for "
-            "this host with celery_queue_overrides; then run again."
+            "this host (celery_queue_overrides; for Beat its host_vars); then run again."
         )
 
 
