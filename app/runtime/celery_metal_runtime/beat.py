@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from celery import beat
 from celery.apps import beat as apps_beat
+from redis.exceptions import NoPermissionError
 
 from celery_metal_runtime import fence as fences
+from celery_metal_runtime import redbeat
 from celery_metal_runtime.broker import REDIS
 from celery_metal_runtime.fence import UNANSWERED, Fence
 from celery_metal_runtime.messages import brief
 from celery_metal_runtime.notify import Notifier, line, say
 from celery_metal_runtime.settings import BrokenError, UsageError
-from celery_metal_runtime.versions import put
+from celery_metal_runtime.versions import is_set, put
 from celery_metal_runtime.watch import Watch, Watched
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ CELERYS_SCHEDULER = "celery.beat:PersistentScheduler"
 LOOK_SECONDS = 1.0
 # Above the pause of 30 s that kombu makes between two attempts to connect.
 STUCK_SECONDS = 60.0
+# Packages of schedulers that read their entries without the lock, and write none of them.
+ELSEWHERE = ("django_celery_beat.", "redbeat.")
 # Who has sent nothing for so long shows that it still can.
 PROOF_SECONDS = 60.0
 MOST_TRIES = 3
@@ -162,6 +166,8 @@ class Service(beat.Service):
     fence: Fence
     health: Health
     watch: Watch
+    #: Whether it is the app's own, with a state of its own.
+    is_foreign = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -181,6 +187,7 @@ class Service(beat.Service):
                 try:
                     super().start(embedded_process)
                 except UNANSWERED as error:
+                    self._refuse(error)
                     self.fence.fail(error)
                     sleep(LOOK_SECONDS)
                 self.__dict__.pop("scheduler", None)
@@ -242,7 +249,37 @@ class Service(beat.Service):
                 "of celery, kombu and redis in the app's requirements. Its traceback follows"
             )
             raise BrokenError("this Beat cannot send tasks") from error
+        if not self._is_proven:
+            self._read()
         self._is_proven = True
+
+    def _read(self) -> None:
+        """Find now, and not at a take-over, that a scheduler cannot read its entries elsewhere."""
+        scheduler = self.get_scheduler(lazy=True)
+        if not any(kind.__module__.startswith(ELSEWHERE) for kind in type(scheduler).__mro__):
+            return
+        try:
+            len(scheduler.schedule)
+        except UNANSWERED as error:
+            self._refuse(error)
+            raise
+        except Exception as error:
+            text = f"{self.app.conf.beat_scheduler} cannot read its entries: {brief(error)}"
+            say(
+                f"schedule: {text}. Fix: see that its database is reached and has its tables, as "
+                "'migrate' makes them"
+            )
+            raise BrokenError(text) from error
+
+    def _refuse(self, error: Exception) -> None:
+        """End this process where the app's own scheduler may not do in Redis what it does."""
+        if self.is_foreign and isinstance(error, NoPermissionError):
+            text = f"{self.app.conf.beat_scheduler} may not use its keys in Redis: {line(error)}"
+            say(
+                f"schedule: {text}. Fix: give the user worker rights to them in redis_user_rules, "
+                "see 'A scheduler of your app's own' in docs/beat.md"
+            )
+            raise BrokenError(text) from error
 
     def _look(self, scheduler: beat.Scheduler) -> None:
         """End this process, and so the lock, when it holds the lock and can send nothing."""
@@ -325,5 +362,12 @@ def install(app: "Celery", environ: MutableMapping[str, str], watchdog: float) -
     Service.health = health
     Service.watch = ScheduleWatch(fence, health, Notifier(environ))
     apps_beat.Beat.Service = Service
-    if app.conf.beat_scheduler == CELERYS_SCHEDULER:
+    Service.is_foreign = app.conf.beat_scheduler != CELERYS_SCHEDULER
+    if not Service.is_foreign:
         put(app, beat_scheduler=f"{__name__}:Scheduler")
+        return
+    redbeat.unlock(app)
+    if not is_set(app, "beat_sync_every"):
+        # Celery's own default keeps what was sent for three minutes: a killed Beat would send it
+        # again.
+        put(app, beat_sync_every=1)

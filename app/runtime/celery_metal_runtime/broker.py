@@ -80,6 +80,9 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
         own = [name for name in ("broker_read_url", "broker_write_url") if is_set(app, name)]
         put(app, **dict.fromkeys(own), broker_url=url, broker_use_ssl=tls[broker])
         _add_options(app, "broker_transport_options", options)
+        from celery_metal_runtime import redbeat
+
+        redbeat.lend(app, broker)
     if results:
         _forget(environ, CELERYS_RESULT_VARIABLES)
         url, options = _for_celery(RESULTS, results, password, tls[results])
@@ -99,16 +102,18 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
     _set_service_defaults(app)
 
 
-def client_of(channel: Any, *, is_shared: bool = False) -> "Redis":
+def client_of(channel: Any, *, is_shared: bool = False, decodes: bool = False) -> "Redis":
     """A client with connections of its own, to the Redis of one of kombu's channels.
 
     Under gevent each thread needs its own. `is_shared`: for more greenlets or threads at a time
-    than the pool has connections.
+    than the pool has connections. `decodes`: answers are text.
     """
     from redis import Redis  # not before gevent has patched
 
     pool = channel._get_pool()
     pool.connection_kwargs["socket_timeout"] = COMMAND_SECONDS
+    if decodes:
+        pool.connection_kwargs["decode_responses"] = True
     if not is_shared:
         return Redis(connection_pool=pool)
     # One is left for a pipeline.

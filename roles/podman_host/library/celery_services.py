@@ -415,28 +415,32 @@ def beat_back(params: dict[str, Any]) -> str:
     """
     now = snapshot(params["owned"])
     earlier, failed = only(worked(params), BEAT), only(now, BEAT)
-    shown_as = {
-        name: ", ".join(one.rpartition("/")[2] for one in values(part, IMAGE))
-        for name, part in (("new", failed), ("earlier", earlier))
-    }
     text = ""
     if any("@" in unit for unit in units_of(now)):
-        text = f"The workers have come up, and stay on {shown_as['new']}.\n"
-    if not earlier["files"]:
-        return (
-            f"{text}No earlier version of Beat has worked here that could come back: its unit file "
-            "stays as it is now, and systemd goes on trying."
-        )
-    if earlier == failed:
-        return f"{text}Beat's unit file is the one that has worked before; systemd goes on trying."
-    stop([BEAT])
-    restore(earlier, earlier["files"])
-    reload()
+        text = f"The workers have come up, and stay on {image_of(failed)}.\n"
+    is_back = bool(earlier["files"]) and earlier != failed
+    if is_back:
+        stop([BEAT])
+        restore(earlier, earlier["files"])
+        reload()
+    # Where it waited for Redis, it was stopped.
     run("systemctl", "start", "--no-block", "--", BEAT)
-    back = (
-        f"Beat alone is back in its previous version, on {shown_as['earlier']}, its unit file too"
+    if is_back:
+        back = (
+            f"Beat alone is back in its previous version, on {image_of(earlier)}, its unit file too"
+        )
+        return text + way_told(settle([BEAT]), back)
+    if earlier["files"]:
+        return f"{text}Beat's unit file is the one that has worked before; systemd goes on trying."
+    return (
+        f"{text}No earlier version of Beat has worked here that could come back: its unit file "
+        "stays as it is now, and systemd goes on trying."
     )
-    return text + way_told(settle([BEAT]), back)
+
+
+def image_of(version: dict[str, dict[str, str]]) -> str:
+    """The images of a version, as an operator names them, such as ``app:4d2af1cb9d7c3dfa``."""
+    return ", ".join(one.rpartition("/")[2] for one in values(version, IMAGE))
 
 
 def prune(params: dict[str, Any], images: list[str]) -> list[str]:

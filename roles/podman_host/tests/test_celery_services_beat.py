@@ -106,6 +106,7 @@ def test_a_beat_of_no_earlier_version_fails_and_the_workers_stay(fake_host):
     for units in ({"start": [C, BEAT]}, {"start": [BEAT]}):
         with pytest.raises(HostError, match=r"(?s)stay on app:1.*No earlier version of Beat has"):
             fake_host.services(1, **units)
+        assert fake_host.done[-1] == ("start", "--no-block", "--", BEAT)
         recorded = fake_host.state()["version"]["files"]
         assert [Path(path).name for path in recorded] == ["celery-b@.container"]
     # One that has worked and does not now, with the same file.
