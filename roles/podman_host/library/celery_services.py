@@ -19,7 +19,7 @@ description:
     to what they were when this module last succeeded, and all units to that version.
   - Beat is restarted after all others. Where it alone fails, it alone is brought back. The others
     have worked, so they stay, and are kept as the version that did. Where it would go back to
-    another broker than theirs, all go back.
+    another broker than theirs, or no worker is there, all go back.
 options:
   restart:
     description:
@@ -413,11 +413,8 @@ def beat_back(params: dict[str, Any]) -> str:
 
     :raises ServicesError: when systemd does not read its file.
     """
-    now = snapshot(params["owned"])
-    earlier, failed = only(worked(params), BEAT), only(now, BEAT)
-    text = ""
-    if any("@" in unit for unit in units_of(now)):
-        text = f"The workers have come up, and stay on {image_of(failed)}.\n"
+    earlier, failed = only(worked(params), BEAT), only(snapshot(params["owned"]), BEAT)
+    text = f"The workers have come up, and stay on {image_of(failed)}.\n"
     is_back = bool(earlier["files"]) and earlier != failed
     if is_back:
         stop([BEAT])
@@ -491,8 +488,8 @@ def roll(params: dict[str, Any]) -> tuple[list[Turn], str]:
         for turn in planned:
             beat += unless_beat(partial(take, turn, touched, lines))
         bring("reload-or-restart", params["reload"], lines)
-        if beat and not is_apart(params):
-            raise ServicesError("Its previous version has another broker than the workers now.\n")
+        if beat and (why := why_together(params)) is not None:
+            raise ServicesError(why)
     except ServicesError as problem:
         version = worked(params)
         if version is None:
@@ -505,10 +502,15 @@ def roll(params: dict[str, Any]) -> tuple[list[Turn], str]:
     return [*coming, *planned], beat
 
 
-def is_apart(params: dict[str, Any]) -> bool:
-    """Whether Beat may go back alone: it sends to the Redis from which these workers take tasks."""
-    earlier, now = only(worked(params), BEAT), only(snapshot(params["owned"]), BEAT)
-    return not earlier["files"] or values(earlier, BROKER) == values(now, BROKER)
+def why_together(params: dict[str, Any]) -> str | None:
+    """Why a Beat that has failed goes back with all else, a line or nothing; None where alone."""
+    now = snapshot(params["owned"])
+    if not any("@" in unit for unit in units_of(now)):
+        return ""  # no worker has shown that this version works
+    earlier = values(only(worked(params), BEAT), BROKER)
+    if earlier and earlier != values(only(now, BEAT), BROKER):
+        return "Its previous version has another broker than the workers now.\n"
+    return None
 
 
 def order(params: dict[str, Any]) -> tuple[list[Turn], list[Turn]]:

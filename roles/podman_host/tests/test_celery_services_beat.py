@@ -134,6 +134,15 @@ def test_a_beat_that_fails_is_not_parted_from_its_workers(fake_host):
     with pytest.raises(HostError, match=r"(?s)another broker.*The previous version is back"):
         fake_host.services(2, restart=[C, BEAT])
     assert fake_host.version() == version == fake_host.state()["version"]
+    # Where there are no workers, nothing has shown that this version works.
+    for path in fake_host.folder.glob("celery-b@*"):
+        path.unlink()
+    fake_host.services(1, restart=[BEAT])
+    fake_host.write("beat", 2, "broken")
+    with pytest.raises(HostError, match="The previous version is back"):
+        fake_host.services(2, restart=[BEAT])
+    assert fake_host.state()["images"] == ["here/app:1"]
+    assert version == former()
     # Its own reason is not lost where a worker fails, too.
     fake_host.write("b@", 2, "broken")
     fake_host.write("beat", 2, "broken")
