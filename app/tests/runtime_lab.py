@@ -66,13 +66,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def acl(control: Iterable[str] = ("producer",)) -> str:
+def acl(control: Iterable[str] = ("producer",), *, replies: bool = False) -> str:
     """The users of users.acl in Redis's own form, all with one password.
 
-    `control`: the users that may control workers.
+    `control`: the users that may control workers; `replies`: they hear replies.
     """
     digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
-    text = user_rules(USERS.read_text(), [], control)
+    text = user_rules(USERS.read_text(), [], control, replies=replies)
     rules = re.sub(r"^\s*#.*$", "", text, flags=re.M)
     users = [one.split() for one in rules.split("\nuser ")[1:]]
     text = "".join(f"user {name} on #{digest} {' '.join(rights)}\n" for name, *rights in users)

@@ -4,7 +4,8 @@ import json
 import uuid
 
 import pytest
-from runtime_lab import Producer, acl, run, wait_until
+from runtime_lab import Producer, run, wait_until
+from test_runtime_questions import grant
 
 pytestmark = pytest.mark.versions
 
@@ -33,10 +34,8 @@ QUESTIONS = (
 def lab(start, own_redis):
     """A worker, and the users that may control it."""
 
-    def begin(*users):
-        rules = [line.split() for line in acl(users).splitlines()]
-        for _, name, *rights in rules:
-            own_redis.client.execute_command("ACL", "SETUSER", name, "reset", *rights)
+    def begin(*users, replies=False):
+        grant(own_redis, *users, replies=replies)
         worker = start(server=own_redis).ready()
         ping = Producer(own_redis).operator.control.ping
         wait_until(lambda: ping([worker.node], timeout=0.5), "ping is answered")
@@ -56,10 +55,10 @@ def command(server, user, *words):
     return "" if is_done else f"{words}: {done.stdout[-500:]} {done.stderr[-500:]}"
 
 
-@pytest.mark.parametrize("user", ["worker", "monitor"])
+@pytest.mark.parametrize("user", ["worker", "monitor", "producer"])
 def test_a_user_who_may_control_and_wait_for_replies_can_use_each_command(lab, own_redis, user):
     # With a destination the command waits for no more replies than that one.
-    to = (f"--destination={lab('producer', 'monitor').node}", "--timeout=30")
+    to = (f"--destination={lab('producer', 'monitor', replies=True).node}", "--timeout=30")
     words = [("control", "--timeout=2", "revoke", str(uuid.uuid4())), ("inspect", "ping")]
     for name, *arguments in CONTROL:
         words.append(("control", *to, name, *(one.format(id=uuid.uuid4()) for one in arguments)))

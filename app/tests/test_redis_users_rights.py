@@ -1,6 +1,7 @@
 """What each user of Redis may do, by the answers of a real one."""
 
 import re
+import uuid
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from celery import chord, signature
 from kombu import Queue
 from kombu.exceptions import OperationalError
 from runtime_lab import PATIENCE, Producer
+from test_runtime_questions import grant
 
 DOCUMENT = Path(__file__).parents[2] / "docs/access.md"
 # Keys of Celery, kombu and the runtime, with the queue in them or without.
@@ -42,6 +44,30 @@ def allowed(redis, user, key):
 @pytest.mark.parametrize("key", OWN)
 def test_a_producer_has_no_right_on_keys_of_the_runtime_and_of_kombu(redis, key):
     assert allowed(redis, "producer", key) == set()
+
+
+@pytest.mark.versions
+def test_a_producer_that_hears_replies_has_the_rights_of_a_client_that_waits_for_them(own_redis):
+    grant(own_redis, "producer", replies=True)
+    found = {key: allowed(own_redis, "producer", key) for key in OWN}
+    assert {key: rights for key, rights in found.items() if rights} == {
+        "unacked_mutex": {"set", "get", "del"},
+        "unacked_index": {"zrange", "zrevrangebyscore"},
+    }
+    reply = f"{uuid.uuid4()}.reply.celery.pidbox"
+    assert allowed(own_redis, "producer", reply) == {
+        *("brpop", "del", "exists", "llen", "lpush", "pexpire")
+    }
+    questions = reply.replace("celery", "celery-inspect")
+    assert allowed(own_redis, "producer", questions) == {"llen", "lpush"}
+
+
+@pytest.mark.versions
+def test_a_producer_binds_no_queue_to_an_exchange_of_replies(redis):
+    for exchange in (".mail", ".reply", ".reply.cel", ".re", "_permanent.mail"):
+        assert allowed(redis, "producer", f"_kombu.binding{exchange}") == {"sadd", "smembers"}
+    for exchange in ("celery.pidbox", "celery-inspect.pidbox"):
+        assert allowed(redis, "producer", f"_kombu.binding.reply.{exchange}") == set()
 
 
 @pytest.mark.versions

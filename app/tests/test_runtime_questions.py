@@ -34,9 +34,9 @@ def celery(server, user, exchange, words):
     return run(environ, "-A", "stock_app", *words.split(), module="celery")
 
 
-def grant(server, *users):
+def grant(server, *users, replies=False):
     """Have these users control workers, and no others; no connection ends."""
-    for line in acl(users).splitlines():
+    for line in acl(users, replies=replies).splitlines():
         name, *rights = re.findall(r"\([^)]*\)|[^\s()]+", line)[1:]
         server.client.execute_command("ACL", "SETUSER", name, "reset", *rights)
 
@@ -194,3 +194,19 @@ def test_an_app_asks_by_the_exchange_of_its_user(user, own, expected):
         app.conf.control_exchange = own
     configure(app, {**os.environ, "CELERY_METAL_BROKER": f"redis://{user}@127.0.0.1:6379/0"})
     assert app.control.mailbox.namespace == expected
+
+
+@pytest.mark.versions
+def test_no_client_keeps_workers_from_giving_back_what_others_have_left(start, own_redis):
+    client, clients, queue = own_redis.client, Producer(own_redis), "mail"
+    result = clients.app.send_task("metal_sample.tasks.add", (3, 4), queue=queue)
+    # As a worker without the runtime leaves it that was killed.
+    left = json.dumps([json.loads(client.rpop(queue)), "", queue])
+    client.hset("unacked", "tag", left)
+    client.zadd("unacked_index", {"tag": 1})
+    app = stock(own_redis, "monitor")
+    app.connection().channel().client.set("unacked_mutex", "held for ever")
+    start(server=own_redis, CELERY_METAL_QUEUE=queue)
+    assert result.get(timeout=PATIENCE) == 7
+    assert not client.exists("unacked", "unacked_index")
+    assert own_redis.refused() == []

@@ -130,6 +130,8 @@ class Claiming(channels.Careful):
     ledger: Ledger
     waker: wake.Waker
     revokes: Revokes
+    # Every client that waits for replies takes kombu's own, and could hold it for ever.
+    unacked_mutex_key = f"{channels.OWN}unacked_mutex"
     # Kombu sets the one itself from 5.6, and the other from 5.7.
     brpop_timeout = 1
     _brpop_sent_at: float | None = None

@@ -77,8 +77,10 @@ RESERVED = ("_kombu.", "celery-metal.", "celery-task-meta-", "celery-taskset-met
 QUEUES, PREFIX = "<queues>", "<prefix>"
 # An app of its own can have these.
 APP_USERS = ("worker", "producer", "monitor")
-# A selector after it is for users that may control workers.
-CONTROL = "<control>"
+# What follows _kombu.binding in the keys of all exchanges but those of replies to remote control.
+EXCHANGES, REPLY_EXCHANGES = "<exchanges>", ".reply.celery"
+# Selectors after these: for users that may control workers, and for those that hear replies.
+CONTROL, REPLIES = "<control>", "<replies>"
 
 
 def complement(words: Iterable[str]) -> list[str]:
@@ -106,15 +108,17 @@ def user_rules(
     prefixes: Iterable[str],
     control: Iterable[str],
     apps: Mapping[str, str] = MappingProxyType({}),
+    replies: bool = False,
 ) -> str:
     """Return the text of users.acl with its queues and prefixes written out.
 
     :param prefixes: what apps set as ``global_keyprefix``.
     :param control: users that may control workers.
     :param apps: name to ``global_keyprefix``, of apps with users of their own.
+    :param replies: whether each user that may control workers hears their replies.
     """
     # Ansible's lookup of a file leaves out the newline at its end.
-    rules = _controlled("\n".join([rules, *_app_rules(rules, apps)]), {*control})
+    rules = _controlled("\n".join([rules, *_app_rules(rules, apps)]), {*control}, replies=replies)
     # Celery adds an underscore for the keys of results, unless it finds one of the others.
     every = _forms(prefixes)
     # A producer of all has no reserved key of an app's either.
@@ -124,7 +128,10 @@ def user_rules(
     for mark, values in ((QUEUES, queues), (PREFIX, every)):
         for word in set(re.findall(rf"(?:%[RW]+)?[~&]{mark}[^\s)]*", rules)):
             rules = rules.replace(word, " ".join(word.replace(mark, one) for one in values))
-    return rules
+    exchanges = complement([REPLY_EXCHANGES])
+    return re.sub(
+        rf"([^\s(]+){EXCHANGES}", lambda mark: " ".join(mark[1] + one for one in exchanges), rules
+    )
 
 
 def _forms(prefixes: Iterable[str]) -> list[str]:
@@ -179,15 +186,16 @@ def _blocks(rules: str) -> list[tuple[str, str]]:
     return [(one.split(maxsplit=2)[1], one) for one in parts if one.strip()]
 
 
-def _controlled(rules: str, control: set[str]) -> str:
-    """The rules without the selectors of control of all other users."""
+def _controlled(rules: str, control: set[str], *, replies: bool) -> str:
+    """The rules without the selectors of control, and of replies to it, of all other users."""
     blocks = []
-    for block in re.split(r"^(?=user )", rules, flags=re.M):
-        is_named = (user := re.match(r"user (\S+)", block)) and user[1].rpartition("-")[
-            2
-        ] in control
-        kept = r"\1" if is_named else ""
-        blocks.append(re.sub(rf"{CONTROL} (\([^)]*\))", kept, block))
+    for text in re.split(r"^(?=user )", rules, flags=re.M):
+        user, block = re.match(r"user (\S+)", text), text
+        may_control = user is not None and user[1].rpartition("-")[2] in control
+        for mark, is_granted in ((CONTROL, may_control), (REPLIES, may_control and replies)):
+            kept = r"\1" if is_granted else ""
+            block = re.sub(rf"{mark} (\([^)]*\))", kept, block)
+        blocks.append(block)
     return "".join(blocks)
 
 

@@ -69,9 +69,15 @@ def test_a_producer_reaches_no_reserved_key_under_a_declared_prefix():
 def test_rights_of_control_go_to_users_that_are_named():
     text = "user a\n  +get\n  <control> (&x\n    +publish)\nuser b\n  <control> (&y +publish)\n"
     assert " ".join(user_rules(text, [], ["b"]).split()) == "user a +get user b (&y +publish)"
+    text += "  <replies> (&z +publish)\n"
+    for replies, rights in ((False, ""), (True, " (&z +publish)")):
+        found = user_rules(text, [], ["b"], replies=replies)
+        assert " ".join(found.split()) == f"user a +get user b (&y +publish){rights}"
+        assert " ".join(user_rules(text, [], [], replies=replies).split()) == "user a +get user b"
     rules = ACL.read_text()
     for users in ([], ["producer"], ["monitor"], ["producer", "monitor"]):
-        found = user_rules(rules, [], users)
+        found = user_rules(rules, [], users, replies=True)
         blocks = {one.split()[0]: one for one in re.split(r"^user ", found, flags=re.M)[1:]}
         assert ("/*.*.pidbox +publish" in blocks["producer"]) is ("producer" in users)
+        assert ("+brpop" in blocks["producer"]) is ("producer" in users)
         assert (".celery.pidbox" in blocks["monitor"]) is ("monitor" in users)
