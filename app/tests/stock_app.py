@@ -4,6 +4,6 @@ import os
 
 from celery import Celery
 
-app = Celery("stock", broker=os.environ["LAB_URL"])
+app = Celery("stock", broker=os.environ["LAB_URL"], backend=os.environ["LAB_URL"])
 if "LAB_EXCHANGE" in os.environ:
     app.conf.control_exchange = os.environ["LAB_EXCHANGE"]
