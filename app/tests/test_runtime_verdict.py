@@ -10,7 +10,8 @@ from attacks import task
 from celery import chord
 from celery.exceptions import ChordError, InvalidTaskError, NotRegistered, WorkerLostError
 from celery.result import AsyncResult
-from celery_metal_runtime.ledger import BEGUN, GIVEN, REASON, TAKEN, Suspects, digest, stub
+from celery_metal_runtime.dead import REASON, stub
+from celery_metal_runtime.ledger import BEGUN, GIVEN, TAKEN, Suspects, digest
 from celery_metal_runtime.messages import LARGEST
 from runtime_lab import PATIENCE, constants, wait_until
 

@@ -22,7 +22,8 @@ from kombu.exceptions import InconsistencyError, OperationalError
 from redis import exceptions as redis
 
 from celery_metal_runtime.broker import is_wrong_type
-from celery_metal_runtime.ledger import GIVEN, UNKNOWN, Ledger
+from celery_metal_runtime.dead import UNKNOWN
+from celery_metal_runtime.ledger import GIVEN, Ledger
 from celery_metal_runtime.messages import (
     MOST_CLOCK,
     POLL_SECONDS,

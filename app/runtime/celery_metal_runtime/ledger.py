@@ -11,13 +11,12 @@ Time is only ever compared with the same process's monotonic clock: no clock of 
 
 import hashlib
 import json
-import re
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, count
 from secrets import token_hex
 from time import monotonic, time
 from typing import Any, NamedTuple
@@ -27,14 +26,13 @@ from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 from kombu.utils.compat import detect_environment
-from kombu.utils.json import dumps
 from redis import Redis, RedisError
 from redis.exceptions import ResponseError
 
 from celery_metal_runtime.broker import client_of, is_wrong_type
+from celery_metal_runtime.dead import CRASHES, UNTOLD, noted, stub
 from celery_metal_runtime.messages import (
     LARGEST,
-    LONGEST_NAME,
     RefusedError,
     crashes_of,
     name_of,
@@ -47,8 +45,6 @@ from celery_metal_runtime.twins import Twins
 from celery_metal_runtime.wake import Waker
 
 NODES = "celery-metal.nodes"
-# Dead letters of which those who wait for the result do not know yet.
-UNTOLD = "celery-metal.untold:"
 BEAT_SECONDS = 5.0
 SWEEP_BEATS = 3
 UNTOLD_BEATS = 3
@@ -57,26 +53,14 @@ LEASE_SECONDS = 90.0
 SUSPECT_SECONDS = 2.0
 # A task that was running each time its worker or its process died is taken for the cause.
 MOST_CRASHES = 10
-CRASHES = "celery_metal_crashes"
 # What a task that was there at a crash before has in its message.
 CRASHED = f'"{CRASHES}"'.encode()
 # What is written down of it then: that it is being taken, that the pool has it, that it runs.
 TAKEN, GIVEN, BEGUN = "taken:", "given:", "begun:"
 # Tasks that go back to their queue in one request, and their bytes.
 AT_ONCE, MOST_BYTES = 200, 4 << 20
-
-REASON = "celery_metal_reason"
-UNKNOWN = "the app does not define it"
-# When, where and after how many crashes it became a dead letter, for `playbooks/dead.yml`, and the
-# priority of the list that it goes back to.
-DEAD = "celery_metal_dead"
 # Reasons that are logged. A sender can invent new ones without end.
 MOST_SAID = 20
-# Bytes at both ends of a message that cannot be read in which its headers are looked for, and how
-# often: each place is read from there on.
-LONGEST_HEADERS, MOST_HEADERS = 65536, 3
-HEADERS = re.compile(r'"headers"\s*:\s*(?=\{)')
-CORRELATION = re.compile(rf'"correlation_id"\s*:\s*"([^"\\]{{1,{LONGEST_NAME}}})"')
 # Bytes of what a worker writes down of itself.
 LONGEST_LIFE = 65536
 
@@ -822,43 +806,6 @@ def _encoded(task: Any) -> bytes:
         return json.dumps(task, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:  # half of a pair
         return json.dumps(task, separators=(",", ":")).encode()
-
-
-def noted(item: bytes, reason: str, note: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
-    """The message with the reason and a note in its headers, where it has headers."""
-    try:
-        message = parse(item)
-        headers = message["headers"]
-        headers[REASON] = reason
-        # Sent back, it begins anew.
-        headers[DEAD] = {**note(message), "crashes": crashes_of(headers.pop(CRASHES, None))}
-        kept: bytes = dumps(message).encode()
-        return kept
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, it is kept as it is
-        return item
-
-
-def stub(item: bytes, reason: str) -> bytes:
-    """A message that has no more than the ID of one which cannot be read; empty where none is seen.
-
-    What is large is in its body, mostly: Celery's headers are behind it, those of others before.
-    """
-    for part in (item[-LONGEST_HEADERS:], item[:LONGEST_HEADERS]):
-        if number := _id_in(part.decode(errors="replace")):
-            headers = {"id": number, REASON: reason}
-            return json.dumps({"headers": headers, "properties": {}}).encode()
-    return b""
-
-
-def _id_in(text: str) -> str:
-    for found in islice(HEADERS.finditer(text), MOST_HEADERS):
-        with suppress(ValueError, RecursionError):
-            number = json.JSONDecoder().raw_decode(text, found.end())[0].get("id")
-            if isinstance(number, str) and 0 < len(number) <= LONGEST_NAME:
-                return number
-    # Celery's, which is the ID.
-    correlated = CORRELATION.search(text)
-    return correlated[1] if correlated else ""
 
 
 def count_losses(ledger: Ledger) -> None:

@@ -21,7 +21,8 @@ from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 from kombu.serialization import prepare_accept_content
 
 from celery_metal_runtime.broker import client_of, is_wrong_type
-from celery_metal_runtime.ledger import MOVE, REASON, UNKNOWN, UNTOLD, Ledger
+from celery_metal_runtime.dead import REASON, UNKNOWN, UNTOLD
+from celery_metal_runtime.ledger import MOVE, Ledger
 from celery_metal_runtime.messages import (
     LONGEST_NAME,
     RefusedError,
