@@ -134,6 +134,22 @@ def test_an_archive_of_packages_that_is_not_there_is_told(
     assert check(declarations, {"podman_host_packages_archive": str(archive)}) == ""
 
 
+@pytest.mark.parametrize("serial", [1, "2", "99999", "1%", "25%", "100%"])
+def test_an_upgrade_takes_a_number_of_hosts_or_a_share(
+    declarations: ModuleType, serial: int | str
+) -> None:
+    assert check(declarations, {"upgrade_serial": serial}) == ""
+
+
+@pytest.mark.parametrize("serial", [0, -1, "0", "0%", "101%", "two", "", True, 0.5, [1], None])
+def test_an_upgrade_takes_no_other_number_for_all_hosts_at_once(
+    declarations: ModuleType, serial: Any
+) -> None:
+    assert f"upgrade_serial is {declarations.shown(serial)}: write" in check(
+        declarations, {"upgrade_serial": serial}
+    )
+
+
 @pytest.mark.parametrize(
     ("first", "said"),
     [

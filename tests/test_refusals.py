@@ -333,6 +333,7 @@ BAD_VARIABLES = {
     "celery_beat_quadlet: [ShmSize=1g]": "celery_beat_quadlet is ['ShmSize=1g']: it must be a map",
     "podman_host_packages: podman": 'podman_host_packages is "podman": it must be a list',
     "podman_host_ca_certificates: [1]": "podman_host_ca_certificates[0] is 1: it must be text",
+    "upgrade_serial: 0": "upgrade_serial is 0: write how many hosts are upgraded at a time",
     "image_source: dockerhub": 'image_source is "dockerhub": it must be one of build, registry,',
     "image_app_source: 5": "image_app_source is 5: it must be text",
 }

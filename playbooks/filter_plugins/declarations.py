@@ -111,6 +111,8 @@ FORMS = {
 }
 # Read by the roles themselves, when facts are known.
 LATE = ("celery_app", "celery_worker_", "podman_host_", "redis_")
+# How many hosts upgrade.yml takes at a time.
+SERIAL = re.compile(r"[1-9][0-9]{0,4}|(?:[1-9][0-9]?|100)%", re.ASCII)
 # As Redis reads a line of redis.conf: quotes end what they begin, and before a blank.
 DIRECTIVE = re.compile(r"[A-Za-z][A-Za-z0-9-]*", re.ASCII)
 ARGUMENTS = re.compile(r"""(?:[^"']|"(?:\\.|[^"\\])*"(?=\s|$)|'(?:\\'|[^'])*'(?=\s|$))*""")
@@ -390,6 +392,7 @@ def declaration_problems(
             f"podman_host_packages_archive names {word(packages)}, which is no file on the "
             "controller: take the one in a bundle, as its install.sh writes it into bundle.yml"
         )
+    problems += serial_problems(read("upgrade_serial", variables.get("upgrade_serial", 1), []))
     if address is not None:
         problems += addresses.problems(variables, address)
     if first is not None:
@@ -397,6 +400,16 @@ def declaration_problems(
     if not problems:
         return ""
     return "\n".join([f"host {host}:", *(f"- {one}" for one in problems), "Nothing was changed."])
+
+
+def serial_problems(serial: Any) -> list[str]:
+    """What is wrong with upgrade_serial: Ansible takes 0 and less for all hosts at once."""
+    if type(serial) in (int, str) and SERIAL.fullmatch(str(serial)):
+        return []
+    return [
+        f"upgrade_serial is {shown(serial)}: write how many hosts are upgraded at a time, such as "
+        "2, or their share, such as 25%"
+    ]
 
 
 def app_problems(variables: Mapping[str, Any]) -> list[str]:
