@@ -7,6 +7,7 @@ import pathlib
 import sys
 from types import ModuleType
 
+import ansible.module_utils
 import capacity as capacity_filters
 import clients as clients_filters
 import declarations as declarations_filters
@@ -15,6 +16,8 @@ import fleet as fleet_filters
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# As roles/conftest.py does, for tests of this directory alone.
+ansible.module_utils.__path__.extend(map(str, ROOT.glob("roles/*/module_utils")))
 
 
 @pytest.fixture(scope="session")

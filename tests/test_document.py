@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 import subprocess
@@ -70,16 +71,58 @@ def test_all_pages_are_up_to_date() -> None:
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
+# Messages and comments have "see 'Title' in docs/page.md" or "docs/page.md#anchor".
+SOURCES = sorted(
+    path
+    for place in ("app/runtime", "playbooks", "roles")
+    for path in (ROOT / place).rglob("*")
+    if path.suffix in (".py", ".yml", ".j2") and "tests" not in path.parts
+)
+
+
+def anchor(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it.
+
+    >>> anchor("### `tmp_mb`, [and](x.md) more")
+    'tmp_mb-and-more'
+    """
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.lstrip("#").strip().lower())
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+def prose(page: pathlib.Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+
+
+@functools.cache
+def anchors(page: pathlib.Path) -> set[str]:
+    return {anchor(one) for one in re.findall(r"^#+ .*$", prose(page), re.M)}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_links_between_pages_lead_somewhere(page: pathlib.Path) -> None:
-    text = page.read_text()
-    links = [
-        link
-        for link in re.findall(r"\]\(([^)\s]+)\)", text)
-        if not re.match(r"[a-z]+:", link) and not link.startswith("#")
-    ]
-    broken = [link for link in links if not (page.parent / link.partition("#")[0]).exists()]
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        name, _, place = link.partition("#")
+        target = page.parent / name if name else page
+        if re.match(r"[a-z]+:", link):
+            continue
+        if not target.exists() or (place and place not in anchors(target)):
+            broken.append(link)
     assert broken == []
+
+
+def test_places_in_the_pages_that_messages_name_are_there() -> None:
+    named = []
+    for path in SOURCES:
+        # A text that goes on in the next line.
+        text = re.sub(r'"\s*\n\s*f?"', "", path.read_text())
+        found = re.findall(r"'([A-Z][^'\n]{2,80})' in (docs/[\w/-]+\.md)", text)
+        named += [(page, anchor(title)) for title, page in found]
+        named += re.findall(r"(docs/[\w/-]+\.md)#([\w-]+)", text)
+    assert len(named) > 10
+    assert [one for one in named if one[1] not in anchors(ROOT / one[0])] == []
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -93,6 +136,13 @@ def test_the_plan_that_the_page_shows_is_the_planner_s(capacity: ModuleType) -> 
     facts = {"processor_nproc": 8, "memtotal_mb": 16000}
     plan = capacity.plan_or_error(queues, facts, "web1", {"capacity_redis_host": True})
     assert blocks("docs/queues.md", "")[0] == capacity.plan_table(plan) + "\n"
+
+
+def test_the_plan_that_the_first_page_shows_is_the_planner_s(capacity: ModuleType) -> None:
+    queues = yaml.safe_load(blocks("README.md", "yaml")[0])["celery_queues"]
+    facts = {"processor_nproc": 2, "memtotal_mb": 4096}
+    plan = capacity.plan_or_error(queues, facts, "metal", {"capacity_redis_host": True})
+    assert capacity.plan_table(plan) in blocks("README.md", "")[0]
 
 
 def test_the_refusals_that_the_page_shows_are_the_planner_s(capacity: ModuleType) -> None:

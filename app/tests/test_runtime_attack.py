@@ -15,6 +15,7 @@ from celery_metal_runtime.messages import (
     _DECODERS,
     LARGEST_BODY,
     RefusedError,
+    check_command,
     check_task,
     crashes_of,
     parse,
@@ -321,6 +322,16 @@ def test_a_text_without_an_end_is_refused_at_once(quotes):
     with pytest.raises(RefusedError):
         parse(b"[" * 201 + b'"' + quotes)
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("matcher", ["pcre", "", "GLOB", ["glob"], None, "glob"])
+def test_no_pattern_of_a_command_takes_for_ever(matcher):
+    body = {"method": "ping", "arguments": {}, "pattern": "(a+)+b", "matcher": matcher}
+    if matcher in (None, "glob"):
+        check_command({}, body, {"ping"}, "")
+        return
+    with pytest.raises(RefusedError, match="invalid matcher"):
+        check_command({}, body, {"ping"}, "")
 
 
 def test_no_clock_and_no_name_of_a_queue_in_a_command_does_harm(start, own_redis, tmp_path):

@@ -13,6 +13,7 @@ from celery.result import AsyncResult
 from celery_metal_runtime.dead import REASON, stub
 from celery_metal_runtime.ledger import BEGUN, GIVEN, TAKEN, Suspects, digest
 from celery_metal_runtime.messages import LARGEST
+from celery_metal_runtime.verdict import MOST_TRIES, Verdicts
 from runtime_lab import PATIENCE, constants, wait_until
 
 DIE, COUNT, NOTE = "lab_app.die", "lab_app.count", "lab_app.note"
@@ -209,6 +210,21 @@ def test_a_failure_that_cannot_be_stored_comes_again(start, own_redis):
     own_redis.client.delete("celery-taskset-meta-g.j")
     all_are_told(own_redis, worker)
     assert own_redis.client.exists("celery-taskset-meta-g.j")
+
+
+def test_a_failure_that_is_never_stored_is_given_up(own_redis, capfd):
+    client, key = own_redis.client, "celery-metal.untold:mail"
+    verdicts = Verdicts(None, None)
+    verdicts._client = client
+    client.lpush(key, json.dumps(task("one")))
+    for number in range(1, MOST_TRIES + 1):
+        assert client.llen(key) == 1
+        item = client.lindex(key, -1).encode()
+        verdicts._put_off(key, item, ValueError("no backend"))
+        said = capfd.readouterr().err
+        assert ("It is tried again" in said) == (number < MOST_TRIES)
+    assert f"After {MOST_TRIES} tries nobody learns of it" in said
+    assert client.llen(key) == 0
 
 
 def test_a_dead_letter_that_is_sent_back_begins_anew(start, redis, producer, tmp_path):

@@ -70,12 +70,14 @@ def test_the_plan_follows_the_host(kit, lab):
 def test_redis_keeps_everything_and_evicts_nothing(kit):
     values = {
         name: kit.redis(HOST, "config", "get", name).split()[1:]
-        for name in ("maxmemory-policy", "appendonly", "appendfsync")
+        for name in ("maxmemory-policy", "appendonly", "appendfsync", "maxclients")
     }
     assert values == {
         "maxmemory-policy": ["noeviction"],
         "appendonly": ["yes"],
         "appendfsync": ["everysec"],
+        # Of a limit of open files that is too low Redis would make fewer.
+        "maxclients": ["10000"],
     }
 
 

@@ -276,6 +276,14 @@ def test_a_drained_host_starts_no_worker():
     assert ("ConditionPathExists", "!/etc/celery-metal/drained") in container({"name": "a"})["Unit"]
 
 
+def test_pauses_between_restarts_grow_to_a_minute_and_never_end():
+    sections = container({"name": "a"})
+    wanted = {"Restart": "always", "RestartSec": "1s", "RestartMaxDelaySec": "60s"}
+    assert wanted.items() <= dict(sections["Service"]).items()
+    assert int(dict(sections["Service"])["RestartSteps"]) > 1
+    assert ("StartLimitIntervalSec", "0") in sections["Unit"]
+
+
 @given(st.lists(st.integers(0, 604800)))
 def test_the_visibility_timeout_is_above_every_drain_and_limit(longest):
     visibility = celery_worker.visibility_seconds(longest)
