@@ -4,6 +4,7 @@
     python -m celery_metal_runtime worker -E        # a worker, with an option of Celery's own
     python -m celery_metal_runtime beat             # the schedule, on one host at a time
     python -m celery_metal_runtime inspect ping     # any other Celery command, same broker
+    python -m celery_metal_runtime run COMMAND...   # any other command, as celery-metal-run
     python -m celery_metal_runtime versions         # which Celery this is, or why it is refused
 
 The environment; an empty variable counts as unset:
@@ -83,12 +84,16 @@ CELERY_METAL_VISIBILITY_SECONDS
 CELERY_METAL_EXPORT
     Names, with commas between, of secrets that the app finds as environment variables: each is
     read from the file of its name in CELERY_METAL_SECRETS_DIRECTORY (``/run/secrets``).
+CELERY_LOADER
+    Celery's own. ``run`` sets it to a loader that points each app at the same broker, and keeps
+    what it was in CELERY_METAL_LOADER. An app that names its loader itself has to call `configure`.
 NOTIFY_SOCKET
     systemd's, as Podman passes it on. Unset: nothing is told.
 
 Exit codes: Celery's own; 64 for a setting or a version that cannot be used; 70 when the worker has
 found itself stuck and gave up, so that systemd starts a new one; 1 when it could not even find
-that, or when the app cannot be loaded.
+that, or when the app cannot be loaded. ``run`` ends as its command does, or with 127 where that is
+not found and 126 where it cannot be run.
 
 Nothing but the standard library is imported here: gevent must patch it before others do.
 """

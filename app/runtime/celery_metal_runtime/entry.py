@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from celery_metal_runtime import flush
 from celery_metal_runtime.ahead import Limit, most_ahead
 from celery_metal_runtime.broker import configure
+from celery_metal_runtime.command import run
 from celery_metal_runtime.names import node_name
 from celery_metal_runtime.notify import line
 from celery_metal_runtime.safety import close_memory, make_safe, prepare_children
@@ -65,6 +66,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if argv == ["versions"]:
             show()
             sys.exit()
+        if argv[:1] == ["run"]:
+            run(argv[1:])
         check()
         _run(argv or ["worker"], required(os.environ, "CELERY_APP", "name it as for celery -A"))
     except UsageError as error:
