@@ -451,11 +451,15 @@ APP = {
 def seen(lab, queue, name):
     """The fingerprint of an environment variable, as a task on that queue finds it."""
     ask = (
-        "from metal_sample.tasks import fingerprint; from metal_sample.celery import app;"
-        "from celery_metal_runtime import configure; configure(app);"
+        "from metal_sample.tasks import fingerprint;"
         f"print(fingerprint.apply_async(({name!r},), queue={queue!r}).get(timeout=30))"
     )
-    return lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", ask]).strip()
+    return in_worker(lab, "python", "-c", ask).strip()
+
+
+def in_worker(lab, *command):
+    """What a command of its own prints, with the environment of a worker."""
+    return lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "celery-metal-run", *command])
 
 
 def fingerprint(text):
@@ -474,6 +478,9 @@ def test_an_app_s_environment_and_secrets_reach_their_queues_and_nobody_else(
     assert seen(lab, "mail", "LEVEL") == fingerprint("low")
     assert seen(lab, "add_queue", "TOKEN") == fingerprint(TOKEN)
     assert seen(lab, "mail", "TOKEN") == "None"
+    assert in_worker(lab, "sh", "-c", 'echo "$TOKEN"') == f"{TOKEN}\n"
+    asked = in_worker(lab, "celery", "-A", "metal_sample.celery", "inspect", "ping")
+    assert f"mail-1@{HOST}: OK" in asked
     read = "podman exec celery-{0}-1 cat /run/secrets/key.pem"
     assert lab.run(HOST, read.format("multiply_queue")) == "hush-hush\nof two lines\n"
     assert not lab.succeeds(HOST, read.format("mail"))
