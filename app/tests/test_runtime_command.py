@@ -74,7 +74,7 @@ def test_a_command_that_cannot_run_is_one_line(tmp_path):
 def test_commands_and_scripts_use_the_broker_of_the_worker(redis, start):
     worker = start(server=redis).ready()
     environ = redis.environ() | {"CELERY_BROKER_URL": "redis://variable.invalid/0"}
-    ping = run(environ, sys.executable, "-m", "celery", "-A", "lab_app", "inspect", "ping")
+    ping = run(environ, sys.executable, "-m", "celery", "inspect", "ping")
     assert f"{worker.node}: OK" in ping.stdout, ping.stderr
     sent = run(environ, sys.executable, "-c", SEND, worker.queue)
     assert sent.returncode == 0, sent.stderr
