@@ -44,8 +44,13 @@ CELERY_METAL_BROKER
     ``sentinels://`` with TLS to both; the user and its password are for both, or for Redis alone
     with ``&sentinel_auth=no``. With ``&replicas=1`` a task counts as sent when all replicas have
     it, or as many while others are down. Unset: what the app itself says.
+CELERY_METAL_BROKER_VARIABLES
+    Names, with commas between, of variables that the app reads the broker from: each is set to a
+    URL for redis-py, with the password and the paths of the certificates. Not for Sentinels.
 CELERY_METAL_RESULT_BACKEND
-    Where results go, likewise. Unset: an app that keeps results in a Redis keeps them in the
+    Where results go, likewise, or what else Celery takes as ``result_backend``: ``django-db``,
+    ``db+postgresql://host/name``; without a password, or ``secret:NAME`` for a secret that holds
+    it. Unset: an app that keeps results in a Redis keeps them in the
     broker's; any other stays as it is.
 CELERY_METAL_PASSWORD_FILE
     Holds the password for both (``/run/secrets/celery-redis-password``, which may be absent).

@@ -5,9 +5,9 @@ import threading
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
-from celery_metal_runtime.settings import UsageError, text
+from celery_metal_runtime.settings import UsageError, required, secret, text
 from celery_metal_runtime.versions import is_set, put
 
 if TYPE_CHECKING:
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from redis import Redis
 
 BROKER = "CELERY_METAL_BROKER"
+# Names of variables that get the broker's address, for apps that read it there.
+VARIABLES = "CELERY_METAL_BROKER_VARIABLES"
 RESULTS = "CELERY_METAL_RESULT_BACKEND"
+# Of a value there: what follows is the name of a secret that holds the address.
+SECRET = "secret:"
 PASSWORD_FILE = "CELERY_METAL_PASSWORD_FILE"
 DEFAULT_PASSWORD_FILE = "/run/secrets/celery-redis-password"
 # By which the server's certificate is checked; without it by what the system trusts.
@@ -30,15 +34,21 @@ REDIS = ("redis", "rediss", "redis+socket", "sentinel")
 SENTINEL, SENTINEL_TLS = "sentinel", "sentinels"
 TLS = ("rediss", SENTINEL_TLS)
 SENTINEL_PORT = 26379
-# Celery and its command line read these themselves, and put them before what an app says.
-CELERYS_BROKER_VARIABLES = (
-    "BROKER_URL",
-    "CELERY_BROKER",
-    "CELERY_BROKER_URL",
-    "CELERY_BROKER_READ_URL",
-    "CELERY_BROKER_WRITE_URL",
-)
-CELERYS_RESULT_VARIABLES = ("RESULT_BACKEND", "CELERY_RESULT_BACKEND")
+# Of redis-py, which Celery does not know.
+SOCKET = "unix"
+# Celery and its command line read these themselves, and put them before what an app says: each to
+# the setting that it becomes.
+CELERYS_BROKER_VARIABLES = {
+    "BROKER_URL": "broker_url",
+    "CELERY_BROKER": "broker_url",
+    "CELERY_BROKER_URL": "broker_url",
+    "CELERY_BROKER_READ_URL": "broker_read_url",
+    "CELERY_BROKER_WRITE_URL": "broker_write_url",
+}
+CELERYS_RESULT_VARIABLES = {
+    "RESULT_BACKEND": "result_backend",
+    "CELERY_RESULT_BACKEND": "result_backend",
+}
 
 #: Celery's control_exchange for clients that only ask: see `questions`.
 QUESTIONS, CONTROL = "celery-inspect", "celery"
@@ -66,9 +76,9 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
     Raises UsageError for an address, or a file with a secret, that cannot be used.
     """
     environ = os.environ if environ is None else environ
-    broker, results = text(environ, BROKER), text(environ, RESULTS)
+    broker, results = text(environ, BROKER), _results(environ)
     password = _password(environ) if broker or results else ""
-    if broker and not results and _scheme(app.conf.result_backend or "") in REDIS:
+    if broker and not results and _scheme(app.conf.result_backend or "") in (*REDIS, SOCKET):
         results = broker
     # It belongs to the address, as the password does: an app's own is for a broker of its own.
     tls = {url: _tls(environ) if _scheme(url) in TLS else None for url in (broker, results)}
@@ -85,6 +95,9 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
         redbeat.lend(app, broker)
     if results:
         _forget(environ, CELERYS_RESULT_VARIABLES)
+    if results and _scheme(results) not in (*REDIS, *TLS):
+        put(app, result_backend=results)
+    elif results:
         url, options = _for_celery(RESULTS, results, password, tls[results])
         put(app, result_backend=url, redis_backend_use_ssl=tls[results])
         _add_options(app, "result_backend_transport_options", options)
@@ -100,6 +113,35 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
         sentinels.install()
     _choose_exchange(app)
     _set_service_defaults(app)
+
+
+def export_address(environ: MutableMapping[str, str]) -> None:
+    """Set the variables that CELERY_METAL_BROKER_VARIABLES names to the broker's URL.
+
+    It is one for redis-py's `from_url`, with the password and the paths of the certificates. Set so
+    late it is not in /proc/1/environ. UsageError where there is no broker, or no such URL of it.
+    """
+    names = [name for name in text(environ, VARIABLES).split(",") if name]
+    if not names:
+        return
+    broker = required(environ, BROKER, f"{VARIABLES} names {', '.join(names)}, which get it")
+    scheme = _scheme(broker)
+    if scheme in (SENTINEL, SENTINEL_TLS):
+        raise UsageError(
+            f"{VARIABLES} names {', '.join(names)}, and redis-py has no URL of Sentinels: remove "
+            "them from celery_worker_broker_variables, and let the app ask Celery for a client, "
+            "app.connection_for_write().default_channel.client"
+        )
+    url, query = _for_celery(BROKER, broker, _password(environ), None)[0], {}
+    if scheme in TLS:
+        query = {name: str(value) for name, value in _tls(environ).items()}
+    if scheme == "redis+socket":
+        url, _, own = url.partition("?")
+        url = f"{SOCKET}://{url.partition('://')[2]}"
+        query = {"db": parse_qs(own).get("virtual_host", ["0"])[0].strip("/")}
+    if query:
+        url += ("&" if "?" in url else "?") + urlencode(query, safe="/")
+    environ.update(dict.fromkeys(names, url))
 
 
 def client_of(channel: Any, *, is_shared: bool = False, decodes: bool = False) -> "Redis":
@@ -219,6 +261,29 @@ def _accepts(_function: Any, _name: str) -> bool:
     return True
 
 
+def _results(environ: Mapping[str, str]) -> str:
+    """What CELERY_METAL_RESULT_BACKEND says, or the secret that it names."""
+    given = text(environ, RESULTS)
+    if not given.startswith(SECRET):
+        if _scheme(given) not in (*REDIS, *TLS) and _has_password(given):
+            raise UsageError(
+                f"{RESULTS} contains a password: put the address into a secret, and "
+                "write secret:NAME"
+            )
+        return given
+    found = secret(environ, RESULTS, given.removeprefix(SECRET)).strip()
+    if not found or _scheme(found) in (*REDIS, *TLS):
+        raise UsageError(
+            f"{RESULTS}={given!r} names a secret that holds no address of a backend, or one of a "
+            "Redis: write celery_worker_result_backend: redis for results at the broker's Redis"
+        )
+    return found
+
+
+def _has_password(url: str) -> bool:
+    return ":" in url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+
+
 def _password(environ: Mapping[str, str]) -> str:
     """The first line of the password file, or nothing where none is named and none is there."""
     return _secret(environ, PASSWORD_FILE, DEFAULT_PASSWORD_FILE)[1].rstrip("\r\n")
@@ -323,6 +388,24 @@ def _scheme(url: str) -> str:
     return url.partition("://")[0].lower() if "://" in url else ""
 
 
-def _forget(environ: MutableMapping[str, str], names: tuple[str, ...]) -> None:
-    for name in names:
+def _forget(environ: MutableMapping[str, str], variables: Mapping[str, str]) -> None:
+    """Have Celery not read these; those that the app is to find stay."""
+    kept = {*text(environ, VARIABLES).split(",")}.intersection(variables)
+    for name in variables.keys() - kept:
         environ.pop(name, None)
+    if kept:
+        _read_settings_alone({variables[name] for name in kept})
+
+
+def _read_settings_alone(names: set[str]) -> None:
+    """Have Celery take these settings from the app, and not from the environment."""
+    from celery.app.utils import Settings  # not before gevent has patched
+
+    getters = {
+        "broker_url": lambda conf: conf.first("broker_url", "broker_host"),
+        "broker_read_url": lambda conf: conf.get("broker_read_url") or conf.broker_url,
+        "broker_write_url": lambda conf: conf.get("broker_write_url") or conf.broker_url,
+        "result_backend": lambda conf: conf.first("result_backend", "CELERY_RESULT_BACKEND"),
+    }
+    for name in names:
+        setattr(Settings, name, property(getters[name]))

@@ -5,6 +5,7 @@ import signal
 import sys
 from typing import NoReturn
 
+from celery_metal_runtime.broker import export_address
 from celery_metal_runtime.settings import UsageError, export_secrets, text
 
 # Celery takes the loader of each app from here, and its --loader writes it; see `loader`.
@@ -25,6 +26,7 @@ def run(argv: list[str]) -> NoReturn:
     if not (argv and argv[0]):
         raise UsageError("run has no command: name one, as in celery-metal-run celery status")
     export_secrets(os.environ)
+    export_address(os.environ)
     own = text(os.environ, CELERYS_LOADER)
     if own and own != LOADER:
         os.environ[OWN_LOADER] = own

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from celery_metal_runtime import flush
 from celery_metal_runtime.ahead import Limit, most_ahead
-from celery_metal_runtime.broker import configure
+from celery_metal_runtime.broker import configure, export_address
 from celery_metal_runtime.command import run
 from celery_metal_runtime.names import node_name
 from celery_metal_runtime.notify import line
@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 def _run(command: list[str], app_name: str) -> NoReturn:
     export_secrets(os.environ)
+    export_address(os.environ)
     if command[0] not in ("worker", "beat"):
         _start(app_name, _load_after_patching(app_name, "prefork"), command)
     close_memory()

@@ -73,20 +73,25 @@ def seconds(environ: Mapping[str, str], name: str) -> float:
     return number
 
 
+def secret(environ: Mapping[str, str], variable: str, name: str) -> str:
+    """The text of a secret that a variable names; UsageError where it cannot be read."""
+    path = Path(text(environ, SECRETS_DIRECTORY, "/run/secrets")) / name
+    try:
+        # As it is: text files would lose a carriage return.
+        return path.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(
+            f"{variable} names {name}, and {path} cannot be read: {reason}; run site.yml, which "
+            "brings the secret"
+        ) from None
+
+
 def export_secrets(environ: MutableMapping[str, str]) -> None:
     """Set the variables that CELERY_METAL_EXPORT names, each to what is in the secret of its name.
 
     For apps that read nothing but their environment. What was set so late is not in
     /proc/1/environ, nor in what Podman shows of the container. UsageError for a missing secret.
     """
-    folder = Path(text(environ, SECRETS_DIRECTORY, "/run/secrets"))
     for name in filter(None, text(environ, EXPORT).split(",")):
-        try:
-            # As it is: text files would lose a carriage return.
-            environ[name] = (folder / name).read_bytes().decode()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise UsageError(
-                f"{EXPORT} names {name}, and {folder / name} cannot be read: {reason}; run "
-                "site.yml, which brings the secret"
-            ) from None
+        environ[name] = secret(environ, EXPORT, name)
