@@ -217,8 +217,42 @@ def test_an_app_may_have_an_environment_and_secrets(declarations: ModuleType) ->
     ("changed", "words"),
     [
         ({"celery_worker_environment": {"A B": "1"}}, 'names "A B", which is no name of a vari'),
-        ({"celery_worker_environment": {"CELERY_METAL_POOL": "solo"}}, "the kit sets itself"),
-        ({"celery_worker_environment": {"CELERY_BROKER_URL": "x"}}, "the kit sets itself"),
+        ({"celery_worker_environment": {"CELERY_METAL_POOL": "solo"}}, "a variable of the roles"),
+        (
+            {"celery_worker_environment": {"CELERY_BROKER_URL": "x"}},
+            "write celery_worker_broker_variables: [CELERY_BROKER_URL]",
+        ),
+        (
+            {"celery_worker_environment": {"CELERY_RESULT_BACKEND": "x"}},
+            "write celery_worker_result_backend, or celery_worker_broker_variables: [CELERY_RESULT",
+        ),
+        ({"celery_worker_environment": {"CELERY_APP": "x"}}, "write celery_app"),
+        ({"celery_worker_broker_variables": ["A B"]}, 'names "A B", which is no name of a vari'),
+        ({"celery_worker_broker_variables": ["CELERY_METAL_POOL"]}, "holds something else: remove"),
+        ({"celery_worker_broker_variables": ["CELERY_APP"]}, "names CELERY_APP, which holds"),
+        (
+            {"celery_worker_broker_variables": ["DATABASE_URL"]},
+            "names DATABASE_URL, which celery_worker_secrets_exported has as well: keep one",
+        ),
+        ({"celery_worker_broker_variables": ["LEVEL"]}, "LEVEL, which an environment has as well"),
+        ({"celery_worker_result_backend": "secret:RESULTS"}, 'names the secret "RESULTS", which'),
+        ({"celery_worker_result_backend": "redis://10.0.0.7/1"}, "result_backend: redis"),
+        ({"celery_worker_result_backend": "redis+socket://:hush@/x"}, "result_backend: redis"),
+        ({"celery_worker_result_backend": "db+postgresql://a:hush@b/c"}, '"secret:RESULTS"'),
+        ({"celery_worker_result_backend": "mongodb://b/?Password=hush"}, '"secret:RESULTS"'),
+        (
+            {"celery_worker_result_backend": "azureblockblob://AccountName=a;AccountKey=hush"},
+            '"secret:RESULTS"',
+        ),
+        ({"celery_worker_result_backend": "reids"}, 'is "reids", which is no backend: write app'),
+        ({"celery_worker_result_backend": "file:///a b"}, "which is no backend: write app"),
+        (
+            {
+                "celery_worker_secrets": {"DATABASE_URL": "rediss://:hush@r1", "key.pem": "x"},
+                "celery_worker_result_backend": "secret:DATABASE_URL",
+            },
+            'is "secret:DATABASE_URL", the address of a Redis: ',
+        ),
         ({"celery_worker_environment": {"A": False}}, "has A as False, which is no text"),
         ({"celery_worker_environment": {"A": 8}}, "has A as 8, which is no text"),
         ({"celery_worker_environment": {"A": None}}, "has A as None, which is no text"),
@@ -251,6 +285,36 @@ def test_what_an_app_may_not_have_is_told_without_a_secret(
     (problem,) = declarations.app_problems({**APP, **changed})
     assert words in problem
     assert "hush" not in problem
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("app", "redis", "django-db", "django-cache", "rpc://", "disabled", "file:///srv/results"),
+        *("db+postgresql+psycopg://shop@db.example:5432/shop?sslmode=require", "secret:key.pem"),
+        *("cache+memcached://10.0.0.7:11211;10.0.0.8:11211/", "cassandra://c1?keyspace=shop"),
+        *(
+            "shop.backends:Own",
+            "shop.backends.Own+https://results.example/",
+            "mongodb://[fd00::1]/x",
+        ),
+    ],
+)
+def test_results_go_to_what_celery_takes(declarations: ModuleType, value: str) -> None:
+    assert declarations.app_problems({**APP, "celery_worker_result_backend": value}) == []
+
+
+def test_sentinels_have_no_address_for_an_app(declarations: ModuleType) -> None:
+    named = {"celery_worker_broker_variables": ["CELERY_BROKER_URL", "REDIS_URL"]}
+    several = {"groups": {"redis": ["r1", "r2", "r3"]}}
+    external = {"redis_mode": "external", "redis_external_url": "redis://r1"}
+    sentinels = {**external, "redis_external_url": "sentinels://r1?master_name=m"}
+    for fine in ({}, {"groups": {"redis": ["r1"]}}, {**several, **external}):
+        assert declarations.app_problems({**APP, **named, **fine}) == []
+    for refused in (several, sentinels):
+        (problem,) = declarations.app_problems({**APP, **named, **refused})
+        assert "Sentinels elect: remove it" in problem
+        assert declarations.app_problems({**APP, **refused}) == []
 
 
 def test_what_waits_for_facts_is_checked_with_them(declarations: ModuleType) -> None:

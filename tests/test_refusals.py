@@ -322,6 +322,8 @@ BAD_VARIABLES = {
     "redis_firewall: 'no'": 'redis_firewall is "no": it must be true or false, without quotes',
     "celery_worker_watchdog_seconds: 9": "is 9: it must be a whole number, 10 to 3600",
     "celery_worker_broker_database: YES": "is True: it must be a whole number, 0 to 15",
+    "celery_worker_result_backend: reids": 'is "reids", which is no backend: write app, redis, ',
+    "celery_worker_broker_variables: [A B]": 'names "A B", which is no name of a variable: take',
     "celery_worker_log_level: loud": "it must be one of debug, info, warning, error, critical",
     "celery_beat: 'yes'": 'celery_beat is "yes": it must be true or false, without quotes',
     "celery_beat_hosts: [web9]": "names web9, which is no host of the group celery: write others",

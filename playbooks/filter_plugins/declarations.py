@@ -153,17 +153,38 @@ SECRET_BYTES = 512000
 SECRETS = ("celery_worker_secrets", "redis_external_password")
 # What the container has of the kit, and what Celery itself would read instead of it.
 OURS = ("CELERY_METAL_",)
+AS_BROKER = (
+    "in which Celery would find another broker: write celery_worker_broker_variables: [{}], and "
+    "the app finds the address of its Redis there"
+)
+AS_RESULTS = (
+    "in which Celery would find another result backend: write celery_worker_result_backend, or "
+    "celery_worker_broker_variables: [{}] for an app that reads the address of Redis there"
+)
 TAKEN = {
-    "BROKER_URL",
-    "CELERY_APP",
-    "CELERY_BROKER",
-    "CELERY_BROKER_READ_URL",
-    "CELERY_BROKER_URL",
-    "CELERY_BROKER_WRITE_URL",
-    "CELERY_RESULT_BACKEND",
-    "NOTIFY_SOCKET",
-    "RESULT_BACKEND",
+    "BROKER_URL": AS_BROKER,
+    "CELERY_APP": "which is another variable: write celery_app",
+    "CELERY_BROKER": AS_BROKER,
+    "CELERY_BROKER_READ_URL": AS_BROKER,
+    "CELERY_BROKER_URL": AS_BROKER,
+    "CELERY_BROKER_WRITE_URL": AS_BROKER,
+    "CELERY_RESULT_BACKEND": AS_RESULTS,
+    "NOTIFY_SOCKET": "which systemd sets: remove it",
+    "RESULT_BACKEND": AS_RESULTS,
 }
+# What Celery keeps results in: its own names, those of django-celery-results, a class by its path.
+BACKENDS = (
+    "arangodb|azureblockblob|cache|cassandra|consul|cosmosdbsql|couchbase|couchdb|database|db"
+    "|disabled|django-cache|django-db|dynamodb|elasticsearch|file|gs|mongodb|riak|rpc|s3"
+)
+RESULTS = re.compile(
+    rf"(?:{BACKENDS}|{NAMES}[.:][^\W\d]\w*)"
+    r"(?:(?:\+[a-z][a-z0-9+._-]*)?://[\w.~:/?#\[\]@!&()*+,;=%-]*)?",
+    re.ASCII,
+)
+REDIS_RESULTS = re.compile(r"(?:rediss?|sentinels?|unix)(?:\+\w+)?(?:://.*)?")
+# As a parameter, or as a part of what an Azure account is named by.
+KEY_IN_URL = re.compile(r"(?i)[/?&;][^/?&;=]*(?:pass|pwd|secret|token|key(?!space))[^/?&;=]*=")
 SECRETS_TAKEN = {
     ".",
     "..",
@@ -369,7 +390,7 @@ def declaration_problems(
             problems += filter(None, [problem(name, value, options[name])])
     unreadable = {name for name in variables if name in options} - set(values)
     if not unreadable & {"celery_worker_secrets", "celery_worker_secrets_exported"}:
-        problems += app_problems(values)
+        problems += app_problems({**values, "groups": variables.get("groups", {})})
     problems += beat_problems({**values, "groups": variables.get("groups", {})})
     problems += redis_problems(values.get("redis_extra_config", {}))
     problems += user_problems(values.get("redis_user_rules", {}))
@@ -426,6 +447,8 @@ def app_problems(variables: Mapping[str, Any]) -> list[str]:
         f"{prefix}environment", variables.get(f"{prefix}environment", {}), exported
     )
     problems += secret_problems(secrets)
+    problems += result_problems(variables.get(f"{prefix}result_backend", "app"), secrets)
+    problems += broker_variable_problems(variables, exported)
     for name in exported:
         if not isinstance(name, str):
             continue  # said already
@@ -507,9 +530,8 @@ def environment_problems(where: str, values: Any, exported: Iterable[str]) -> li
                 f"{where} names {shown(name)}, which is no name of a variable: {LETTERS}"
             )
         elif name.startswith(OURS) or name in TAKEN:
-            problems.append(
-                f"{where} sets {name}, which the kit sets itself: use the kit's variable for it"
-            )
+            remedy = TAKEN.get(name, "which a variable of the roles decides: use that")
+            problems.append(f"{where} sets {name}, {remedy.format(name)}")
         elif name in exported:
             problems.append(
                 f"{where} sets {name}, which celery_worker_secrets_exported names as well: keep one"
@@ -537,6 +559,78 @@ def environment_problems(where: str, values: Any, exported: Iterable[str]) -> li
             f"{ENVIRONMENT_BYTES}; make some of it secrets, which are files"
         )
     return problems
+
+
+def broker_variable_problems(variables: Mapping[str, Any], exported: list[Any]) -> list[str]:
+    """What is wrong with the names of variables that get the address of Redis."""
+    where = "celery_worker_broker_variables"
+    names = variables.get(where, [])
+    if not isinstance(names, list) or not names:
+        return []
+    queues = [
+        *variables.get("celery_queues", []),
+        *variables.get("celery_queue_overrides", {}).values(),
+    ]
+    environments = [queue.get("environment") for queue in queues if isinstance(queue, Mapping)]
+    environments.append(variables.get("celery_worker_environment"))
+    others = {name for one in environments if isinstance(one, Mapping) for name in one}
+    problems = []
+    for name in names:
+        if not isinstance(name, str):
+            continue  # the type check refuses it
+        if not VARIABLE.fullmatch(name):
+            problems.append(
+                f"{where} names {shown(name)}, which is no name of a variable: {LETTERS}"
+            )
+        elif name.startswith(OURS) or "{}" not in TAKEN.get(name, "{}"):
+            problems.append(f"{where} names {name}, which holds something else: remove it")
+        elif name in exported or (name in others and name not in TAKEN):
+            other = "celery_worker_secrets_exported" if name in exported else "an environment"
+            problems.append(f"{where} names {name}, which {other} has as well: keep one")
+    external = variables.get("redis_mode") == "external"
+    hosts = [] if external else variables.get("groups", {}).get("redis", [])
+    url = variables.get("redis_external_url") if external else ""
+    if len(hosts) > 1 or str(url).startswith(("sentinel://", "sentinels://")):
+        problems.append(
+            f"{where} is {shown(names)}, and redis-py has no URL for a Redis that Sentinels elect: "
+            "remove it, and have the app take a client of Celery's: "
+            "app.connection_for_write().default_channel.client"
+        )
+    return problems
+
+
+def result_problems(value: Any, secrets: Mapping[str, Any]) -> list[str]:
+    """What is wrong with where results are kept; never with a password in it."""
+    where = "celery_worker_result_backend"
+    if not isinstance(value, str) or CONTROL.search(value) or NO_CHARACTER.search(value):
+        return []  # the type check refuses it
+    kind, _, name = value.partition(":")
+    if value in ("app", "redis"):
+        return []
+    if kind == "secret" and name not in secrets:
+        return [
+            f"{where} names the secret {shown(name)}, which is none of celery_worker_secrets: "
+            f"{_known(secrets)}"
+        ]
+    held = secrets[name] if kind == "secret" else value
+    if isinstance(held, str) and REDIS_RESULTS.fullmatch(held.strip()):
+        return [
+            f"{where} is {shown(hushed(value))}, the address of a Redis: results are kept in the "
+            f"Redis of the tasks or in none, so write {where}: redis"
+        ]
+    if kind == "secret":
+        return []
+    if value != hushed(value) or KEY_IN_URL.search(value):
+        return [
+            f"{where} is an address with a password in it: put it into celery_worker_secrets, such "
+            f'as RESULTS, and write {where}: "secret:RESULTS"'
+        ]
+    if not RESULTS.fullmatch(value):
+        return [
+            f"{where} is {shown(value)}, which is no backend: write app, redis, django-db, rpc://, "
+            "db+postgresql://host/name, secret:NAME or package.module:Class"
+        ]
+    return []
 
 
 def secret_problems(secrets: Mapping[str, Any]) -> list[str]:

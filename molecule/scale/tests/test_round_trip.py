@@ -196,6 +196,7 @@ def test_hundreds_of_values_come_back_through_quadlet_and_systemd(lab):
         environment={},
         secrets={},
         secrets_exported=[],
+        broker_variables=[],
     )
     files = {
         pathlib.Path(path).name: content

@@ -445,6 +445,7 @@ APP = {
     "celery_worker_environment": {"LEVEL": TOKEN.replace("hush", "plain")},
     "celery_worker_secrets": {"TOKEN": TOKEN, "key.pem": "hush-hush\nof two lines\n"},
     "celery_worker_secrets_exported": ["TOKEN"],
+    "celery_worker_broker_variables": ["REDIS_URL"],
 }
 
 
@@ -478,10 +479,15 @@ def test_an_app_s_environment_and_secrets_reach_their_queues_and_nobody_else(
     assert seen(lab, "mail", "LEVEL") == fingerprint("low")
     assert seen(lab, "add_queue", "TOKEN") == fingerprint(TOKEN)
     assert seen(lab, "mail", "TOKEN") == "None"
+    read = "podman exec celery-{0}-1 cat /run/secrets/key.pem"
     assert in_worker(lab, "sh", "-c", 'echo "$TOKEN"') == f"{TOKEN}\n"
+    ping = "import os, redis; print(redis.Redis.from_url(os.environ['REDIS_URL']).ping())"
+    assert in_worker(lab, "python", "-c", ping) == "True\n"
+    password = in_worker(lab, "cat", "/run/secrets/celery-redis-password").strip()
+    url = f"unix://worker:{password}@/run/redis/redis.sock?db=0"
+    assert seen(lab, "mail", "REDIS_URL") == fingerprint(url)
     asked = in_worker(lab, "celery", "-A", "metal_sample.celery", "inspect", "ping")
     assert f"mail-1@{HOST}: OK" in asked
-    read = "podman exec celery-{0}-1 cat /run/secrets/key.pem"
     assert lab.run(HOST, read.format("multiply_queue")) == "hush-hush\nof two lines\n"
     assert not lab.succeeds(HOST, read.format("mail"))
     shown = {
@@ -494,7 +500,9 @@ def test_an_app_s_environment_and_secrets_reach_their_queues_and_nobody_else(
         "journal": lab.run(HOST, f"journalctl --no-pager --since @{begun}"),
         "state": lab.run(HOST, "cat /var/lib/celery-metal/*.json /etc/celery-metal/*"),
     }
-    assert {where for where, text in shown.items() if "hush-hush" in text} == set()
+    assert {
+        where for where, text in shown.items() if "hush-hush" in text or password in text
+    } == set()
     assert kit.play(**APP).changed == {HOST: 0}
 
 

@@ -172,13 +172,16 @@ def of_the_app(share: PlannedQueue | PlannedBeat, context: dict[str, Any]) -> di
     """What a queue's workers, or Beat, have of the app's environment and secrets.
 
     :param share: its part of the plan; its own variables go before those of all.
-    :param context: the ``environment``, ``secrets`` and ``secrets_exported`` of all queues.
+    :param context: the ``environment``, ``secrets``, ``secrets_exported`` and ``result_backend``
+        of all queues; a secret that the last names is one of each queue, and of Beat.
     """
     secrets, exported = context["secrets"], context["secrets_exported"]
     names = secrets if share["secrets"] == "all" else share["secrets"]
+    kind, _, named = context["result_backend"].partition(":")
+    of_results = [named] if kind == "secret" else []
     return {
         "environment": {**context["environment"], **share["environment"]},
-        "secrets": {name: secrets[name] for name in sorted(names)},
+        "secrets": {name: secrets[name] for name in sorted({*names, *of_results})},
         "secrets_exported": [name for name in sorted(names) if name in exported],
     }
 
@@ -302,7 +305,7 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
     :param plan: what ``roles/capacity`` returned for the host.
     :param templates: the role's template directory, which mirrors the host's paths.
     :param context: what all queues share: image, app, broker_url, environment, broker_secrets and
-        secrets (name to its mark), secrets_exported (names), ...
+        secrets (name to its mark), secrets_exported and broker_variables (names), ...
     :returns: ``files`` (path to content), ``links`` (path to target) and ``needed`` (path to who
         needs it), options of the module ``celery_units``.
     :raises jinja2.UndefinedError, KeyError: when the context lacks something.

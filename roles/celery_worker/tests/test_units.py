@@ -32,6 +32,7 @@ CONTEXT = {
     "environment": {},
     "secrets": {},
     "secrets_exported": [],
+    "broker_variables": [],
 }
 
 
@@ -340,6 +341,27 @@ def test_secrets_are_files_of_the_queues_that_want_them():
     assert "CELERY_METAL_EXPORT" not in environment(one)
     none = container({"name": "a", "secrets": []}, **APP)
     assert not [value for value in values(none, "Secret") if "app-" in value]
+
+
+def test_the_address_of_redis_is_in_no_unit_but_its_variables_are():
+    found = environment(
+        container({"name": "a"}, broker_variables=["CELERY_BROKER_URL", "REDIS_URL"])
+    )
+    assert found["CELERY_METAL_BROKER_VARIABLES"] == "CELERY_BROKER_URL,REDIS_URL"
+    assert not {"CELERY_BROKER_URL", "REDIS_URL"} & set(found)
+    assert "CELERY_METAL_BROKER_VARIABLES" not in environment(container({"name": "a"}))
+
+
+def test_a_secret_that_says_where_results_are_is_one_of_each_queue():
+    context = {**APP, "result_backend": "secret:DATABASE_URL"}
+    none = container({"name": "a", "secrets": []}, **context)
+    assert environment(none)["CELERY_METAL_RESULT_BACKEND"] == "secret:DATABASE_URL"
+    mounted = [value.split(",")[0] for value in values(none, "Secret") if "app-" in value]
+    assert mounted == ["celery-app-DATABASE_URL"]
+    assert "CELERY_METAL_EXPORT" not in environment(none)
+    address = "db+postgresql://shop@db/50%25$"
+    found = environment(container({"name": "a"}, result_backend=address))
+    assert found["CELERY_METAL_RESULT_BACKEND"] == address
 
 
 def test_another_secret_concerns_those_that_have_it():
