@@ -11,8 +11,8 @@ from celery_metal_runtime.settings import UsageError
 from redis import Redis as Client
 from runtime_lab import PASSWORD, Redis, base_environ, run, wait_until
 
-NAMES = ("REDIS_URL", "BROKER_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
-VARIABLES = {"CELERY_METAL_BROKER_VARIABLES": ",".join(NAMES)}
+NAMES = ("REDIS_URL", "BROKER_URL", "CELERY_BROKER_URL")
+VARIABLES = {"CELERY_METAL_BROKER_VARIABLES": ",".join([*NAMES, "CELERY_RESULT_BACKEND"])}
 # As its authors wrote it, with their own broker in variables.
 SHOP = f"""
 import os
@@ -64,7 +64,7 @@ def test_an_app_reads_the_broker_from_variables_of_its_own(
     sent = run(environ, "call", "shop.look", f"--queue={worker.queue}")
     assert sent.returncode == 0, sent.stderr
     result = run(environ, "result", sent.stdout.strip())
-    assert result.stdout.strip() == "[[True, True, True, True], False]", result.stderr
+    assert result.stdout.strip() == "[[True, True, True], False]", result.stderr
     for text in (worker.log, sent.stderr, result.stderr):
         assert PASSWORD not in text
         assert "p%40ss" not in text
@@ -73,7 +73,7 @@ def test_an_app_reads_the_broker_from_variables_of_its_own(
 @pytest.mark.versions
 def test_another_command_finds_them_too(redis, shop):
     script = (
-        "import os, shop; from redis import Redis;"
+        "import os, shop; from redis import Redis; assert shop.app.AsyncResult('x').state;"
         "print(Redis.from_url(os.environ['REDIS_URL']).ping(), shop.look.delay().id);"
         "print(os.environ['CELERY_BROKER_URL'] == os.environ['REDIS_URL'])"
     )

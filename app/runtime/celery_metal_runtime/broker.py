@@ -49,6 +49,8 @@ CELERYS_RESULT_VARIABLES = {
     "RESULT_BACKEND": "result_backend",
     "CELERY_RESULT_BACKEND": "result_backend",
 }
+# Celery may take these before it has read an app's configuration, and so before `configure`.
+TAKEN_EARLY = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", *CELERYS_RESULT_VARIABLES)
 
 #: Celery's control_exchange for clients that only ask: see `questions`.
 QUESTIONS, CONTROL = "celery-inspect", "celery"
@@ -118,8 +120,9 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
 def export_address(environ: MutableMapping[str, str]) -> None:
     """Set the variables that CELERY_METAL_BROKER_VARIABLES names to the broker's URL.
 
-    It is one for redis-py's `from_url`, with the password and the paths of the certificates. Set so
-    late it is not in /proc/1/environ. UsageError where there is no broker, or no such URL of it.
+    It is one for redis-py's `from_url`, with the password and the paths of the certificates; in
+    TAKEN_EARLY that of a socket is for Celery. Set so late it is not in /proc/1/environ. UsageError
+    where there is no broker, or no such URL of it.
     """
     names = [name for name in text(environ, VARIABLES).split(",") if name]
     if not names:
@@ -132,16 +135,15 @@ def export_address(environ: MutableMapping[str, str]) -> None:
             "them from celery_worker_broker_variables, and let the app ask Celery for a client, "
             "app.connection_for_write().default_channel.client"
         )
-    url, query = _for_celery(BROKER, broker, _password(environ), None)[0], {}
+    url = _for_celery(BROKER, broker, _password(environ), None)[0]
     if scheme in TLS:
-        query = {name: str(value) for name, value in _tls(environ).items()}
-    if scheme == "redis+socket":
-        url, _, own = url.partition("?")
-        url = f"{SOCKET}://{url.partition('://')[2]}"
-        query = {"db": parse_qs(own).get("virtual_host", ["0"])[0].strip("/")}
-    if query:
-        url += ("&" if "?" in url else "?") + urlencode(query, safe="/")
+        url += ("&" if "?" in url else "?") + urlencode(_tls(environ), safe="/")
     environ.update(dict.fromkeys(names, url))
+    if scheme == "redis+socket":
+        place, _, query = url.partition("://")[2].partition("?")
+        database = parse_qs(query).get("virtual_host", ["0"])[0].strip("/")
+        for name in [name for name in names if name not in TAKEN_EARLY]:
+            environ[name] = f"{SOCKET}://{place}?db={database}"
 
 
 def client_of(channel: Any, *, is_shared: bool = False, decodes: bool = False) -> "Redis":
