@@ -101,6 +101,11 @@ def test_a_command_that_does_not_use_celery_does_not_load_it(redis):
     assert done.stdout == "[]\n"
 
 
+def fixup(app):
+    """As Celery's for Django: before the app has its signals."""
+    assert app.loader
+
+
 class OwnLoader(AppLoader):
     """An app's own."""
 
@@ -121,14 +126,16 @@ def environ(redis, monkeypatch):
 @pytest.mark.versions
 def test_each_app_keeps_its_own_loader(redis, environ):
     for made, loader in ((Celery, AppLoader), (OwnApp, OwnLoader)):
-        app = made("shop", broker="redis://own.invalid/0", set_as_current=False)
+        own = {"broker": "redis://own.invalid/0", "fixups": [f"{__name__}:fixup"]}
+        app = made("shop", set_as_current=False, **own)
         app.config_from_object({"task_default_queue": "shop"})
         assert app.connection_for_write().port == redis.port
-        assert (type(app.loader), app.conf.task_default_queue) == (loader, "shop")
+        assert isinstance(app.loader, loader)
+        assert app.conf.task_default_queue == "shop"
     environ.setenv("CELERY_METAL_LOADER", f"{__name__}:OwnLoader")
     app = Celery("shop", set_as_current=False)
     assert app.connection_for_read().port == redis.port
-    assert type(app.loader) is OwnLoader
+    assert isinstance(app.loader, OwnLoader)
     # Another configuration, and the same broker.
     app.config_from_object({"broker_url": "redis://own.invalid/0"}, force=True)
     assert app.connection_for_write().port == redis.port

@@ -12,6 +12,7 @@ from typing import Any
 
 from celery import Celery
 from celery.loaders import get_loader_cls
+from celery.loaders.base import BaseLoader
 
 from celery_metal_runtime.broker import configure
 from celery_metal_runtime.command import OWN_LOADER
@@ -19,16 +20,26 @@ from celery_metal_runtime.settings import EX_USAGE, UsageError, text
 from celery_metal_runtime.versions import is_set
 
 
+class Followed(BaseLoader):
+    """A loader whose app is configured by the runtime when it has configured itself."""
+
+    @property
+    def conf(self) -> Any:
+        """What the app reads first. Before, it may have no signals, as under Django."""
+        self.app.on_after_configure.connect(_configure)
+        return super().conf
+
+
 def load(app: Celery) -> Any:
-    """The loader that `app` would have without this one."""
-    app.on_after_configure.connect(_configure)
+    """The loader that `app` would have without this one, followed by `configure`."""
     # Again before it connects: by then a module may have set another broker.
     for name in ("connection_for_read", "connection_for_write"):
         setattr(app, name, partial(_connect, app, getattr(app, name)))
     own = text(os.environ, OWN_LOADER) or type(app).loader_cls
     # Celery's app for processes without one reads celeryconfig.py.
     is_default = app.main == "default" and not app.set_as_current
-    return get_loader_cls(own or ("default" if is_default else "app"))(app=app)
+    loader = get_loader_cls(own or ("default" if is_default else "app"))
+    return type(loader.__name__, (Followed, loader), {})(app=app)
 
 
 def _connect(app: Celery, connect: Callable[..., Any], *args: Any, **options: Any) -> Any:
