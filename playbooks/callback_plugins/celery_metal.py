@@ -47,6 +47,8 @@ MODULE = re.compile(r"(celery|debian|redis)_[a-z_]+")
 # Tasks that tell the operator something.
 TELLS = re.compile(r"(Report|Say) ")
 DEBUG = "ansible.builtin.debug"
+#: Tells the action plugin celery_run that this run has a terminal.
+TERMINAL = "CELERY_METAL_TERMINAL"
 COLORS = {"+": COLOR_DIFF_ADD, "-": COLOR_DIFF_REMOVE, "@": COLOR_DIFF_LINES}
 
 
@@ -78,6 +80,9 @@ class CallbackModule(Default):  # type: ignore[misc]
         variables = load_extra_vars(playbook._loader)
         name = pathlib.Path(playbook._file_name).name
         self.sums_up = name != "status.yml"
+        # What runs a task has none of these, but inherits the environment.
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            os.environ[TERMINAL] = "1"
         if name == "status.yml" and variables.get("status_format") == "json":
             sys.stdout.flush()
             self.pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -15,6 +15,10 @@ options:
     description: Tag of the version's image; empty for a list of the versions.
     type: str
     default: ""
+  variable:
+    description: The variable that names it, for messages.
+    type: str
+    default: rollback_version
   host:
     description: Name of this host in the inventory.
     type: str
@@ -104,12 +108,14 @@ def chosen(
     images: Sequence[str],
     gone: Mapping[str, str],
     describe: Callable[[Sequence[str]], Mapping[str, str]] = described,
+    variable: str = "rollback_version",
 ) -> str:
     """The image of a version.
 
     :param images: of the versions that worked, the newest last.
     :param gone: those that are not on this host any more, or what is wrong with them.
     :param describe: as ``described``.
+    :param variable: which names the version.
     :raises HostError: when it is gone, or none of them.
 
     >>> chosen("1", ["a:1", "a:2"], {})
@@ -119,10 +125,10 @@ def chosen(
     for image in kept:
         if tag(image) == version:
             return image
-    lines = [f"rollback_version is {version}"]
+    lines = [f"{variable} is {version}"]
     if any(tag(image) == version and not why for image, why in gone.items()):
         lines[0] += ", and its image was removed from this host, as 'podman system prune -a' does"
-    remedy = "give one of them with -e rollback_version=TAG, or deploy the sources of another"
+    remedy = f"give one of them with -e {variable}=TAG, or deploy the sources of another"
     if not kept:
         remedy = "deploy the sources of the version that you want"
     lines += [
@@ -153,6 +159,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "version": {"type": "str", "default": ""},
+            "variable": {"type": "str", "default": "rollback_version"},
             "host": {"type": "str", "required": True},
             "state_file": {"type": "path", "default": "/var/lib/celery-metal/workers.json"},
         },
@@ -163,7 +170,7 @@ def main() -> None:
         images = worked(Path(module.params["state_file"]), host)
         gone = images_gone(images)
         if version:
-            found = {"image": chosen(version, images, gone)}
+            found = {"image": chosen(version, images, gone, variable=module.params["variable"])}
         else:
             found = {"listed": "\n".join([f"{host}:", *listed(images, gone)])}
     except HostError as problem:

@@ -1,0 +1,185 @@
+"""Runs commands on a host, one after the other, and shows what they write as it comes.
+
+The module of this name starts a command and follows it. With a terminal SSH takes its place, for
+no module has one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+MODULE = "celery_run"
+#: Characters of a command in a line.
+SHOWN = 200
+#: What Podman and a shell say by a status.
+STATUSES = {
+    125: "Podman did not start the container; why is above",
+    126: "it cannot be executed",
+    127: "the image has no such program",
+    137: "it was killed, as by its limit of {memory_mb} MB: give it more memory",
+}
+#: Set by the callback plugin where the run has a terminal.
+TERMINAL = "CELERY_METAL_TERMINAL"
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+COMMON = ("units", "queues", "image", "free_mb")
+OWN = ("command", "queue", "memory_mb", "seconds")
+
+
+def visible(text: str) -> str:
+    """A line of a command's output without what a terminal obeys; a program may be hostile.
+
+    >>> visible("a\\tb\\x1b[2J")
+    'a\\tb?[2J'
+    """
+    return "".join(one if one.isprintable() or one == "\t" else "?" for one in text)
+
+
+def words(command: list[str]) -> str:
+    """A command in a line, for a terminal."""
+    line = visible(shlex.join(command))
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Starts each of ``commands``, follows it to its end, and fails with the first that fails."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the commands.
+
+        ``commands`` is a list of what the module takes for one; ``host`` the host's name, which
+        stands before each line of ``prefixed`` output; ``terminal`` whether to give it one: true,
+        false, or auto for where the run has one.
+        """
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        arguments = self._task.args
+        if "step" in arguments:
+            return {**result, **self._module(arguments, task_vars)}
+        host = arguments["host"]
+        try:
+            terminal = self._has_terminal(str(arguments.get("terminal", "false")).lower())
+        except ValueError as error:
+            return {**result, "failed": True, "msg": f"{host}: {error}"}
+        common = {name: arguments[name] for name in COMMON if name in arguments}
+        for one in arguments["commands"]:
+            own = {name: one[name] for name in OWN if name in one}
+            if self._task.check_mode:
+                Display().display(f"{host}: would run {words(own['command'])}")
+                continue
+            given = {**common, **own, "id": secrets.token_hex(4)}
+            run = self._in_terminal if terminal else self._followed
+            failed = run(given, host, task_vars, prefixed=bool(arguments.get("prefixed")))
+            if failed:
+                return {**result, **failed}
+        return {**result, "changed": bool(arguments["commands"])}
+
+    def _has_terminal(self, wanted: str) -> bool:
+        """Whether commands run in the terminal.
+
+        :param wanted: true, false, or another text for where that can be done.
+        :raises ValueError: when it is wanted, and cannot be done.
+        """
+        method = getattr(self._connection.become, "name", "") if self._task.become else ""
+        lacks = ""
+        if os.environ.get(TERMINAL) != "1":
+            lacks = "ansible-playbook has no terminal"
+        elif self._connection.transport not in ("ssh", "ansible.builtin.ssh"):
+            lacks = f"ansible_connection is {self._connection.transport}, and not ssh"
+        elif method not in ("", "sudo", "ansible.builtin.sudo"):
+            lacks = f"ansible_become_method is {method}, and not sudo"
+        if lacks and wanted in TRUE:
+            raise ValueError(
+                f"run_terminal is true, and {lacks}\n  Fix: leave run_terminal out. "
+                "Nothing was run."
+            )
+        return wanted not in FALSE and not lacks
+
+    def _module(self, arguments: Mapping[str, Any], task_vars: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._execute_module(
+            module_name=MODULE, module_args=dict(arguments), task_vars=task_vars
+        )
+        return answer
+
+    def _followed(
+        self, given: dict[str, Any], host: str, task_vars: Any, *, prefixed: bool
+    ) -> dict[str, Any]:
+        """Run one command; what is empty when it ended with status 0, and else a failure."""
+        started = self._module({"step": "start", **given}, task_vars)
+        if started.get("failed"):
+            return started
+        unit = str(started["unit"])
+        Display().display(f"{host}: {words(given['command'])}  ({unit})")
+        cursor = ""
+        while True:
+            said = self._module({"step": "follow", "id": given["id"], "cursor": cursor}, task_vars)
+            if said.get("failed"):
+                return said
+            lines = [visible(str(line)) for line in said["lines"]]
+            if lines:
+                before = f"{host} | " if prefixed else ""
+                Display().display("\n".join(f"{before}{line}" for line in lines))
+            cursor = str(said["cursor"])
+            if said["ended"]:
+                break
+        return self._verdict(given, host, int(said["status"]), str(said["result"]), started)
+
+    def _verdict(
+        self,
+        given: Mapping[str, Any],
+        host: str,
+        status: int,
+        how: str,
+        started: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        if status == 0 and how == "success":
+            return {}
+        why = STATUSES.get(status, "").format(memory_mb=started.get("memory_mb"))
+        if how == "timeout":
+            why = f"it was ended after {given.get('seconds')} s"
+        elif how == "oom-kill":
+            why = STATUSES[137].format(memory_mb=started.get("memory_mb"))
+        reason = f": {why}" if why else ""
+        return {
+            "failed": True,
+            "msg": f"{host}: {words(given['command'])} ended with status {status}{reason}.",
+            "status": status,
+        }
+
+    def _in_terminal(
+        self, given: dict[str, Any], host: str, task_vars: Any, *, prefixed: bool
+    ) -> dict[str, Any]:
+        """Run one command in the terminal of the run, which nothing else uses meanwhile."""
+        made = self._module({"step": "prepare", **given}, task_vars)
+        if made.get("failed"):
+            return made
+        line = shlex.join(map(str, made["argv"]))
+        if self._task.become and self._connection.get_option("remote_user") != "root":
+            # It asks for a password by itself.
+            line = f"sudo -H -- {line}"
+        connection = self._connection
+        argv = connection._build_command(
+            connection.get_option("ssh_executable"), "ssh", "-tt", connection.host, line
+        )
+        with open("/dev/tty", "r+b", buffering=0) as terminal:
+            former = os.tcgetpgrp(terminal.fileno())
+            # A process in the background is stopped when it touches the terminal.
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            os.tcsetpgrp(terminal.fileno(), os.getpgrp())
+            try:
+                done = subprocess.run(
+                    argv, stdin=terminal, stdout=terminal, stderr=terminal, check=False
+                )
+            finally:
+                os.tcsetpgrp(terminal.fileno(), former)
+        return self._verdict(given, host, done.returncode, "success", made)

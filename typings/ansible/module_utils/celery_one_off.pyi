@@ -1,0 +1,1 @@
+from celery_one_off import *
