@@ -7,19 +7,23 @@ no module has one.
 from __future__ import annotations
 
 import os
+import pathlib
 import secrets
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+# Ansible takes each file in this directory for such a plugin.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "output"))
+from run_hooks import run_here, visible, words
+
 MODULE = "celery_run"
-#: Characters of a command in a line.
-SHOWN = 200
 #: What Podman and a shell say by a status.
 STATUSES = {
     125: "Podman did not start the container; why is above",
@@ -34,21 +38,6 @@ COMMON = ("units", "queues", "image", "free_mb")
 OWN = ("command", "queue", "memory_mb", "seconds")
 
 
-def visible(text: str) -> str:
-    """A line of a command's output without what a terminal obeys; a program may be hostile.
-
-    >>> visible("a\\tb\\x1b[2J")
-    'a\\tb?[2J'
-    """
-    return "".join(one if one.isprintable() or one == "\t" else "?" for one in text)
-
-
-def words(command: list[str]) -> str:
-    """A command in a line, for a terminal."""
-    line = visible(shlex.join(command))
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
-
-
 class ActionModule(ActionBase):  # type: ignore[misc]
     """Starts each of ``commands``, follows it to its end, and fails with the first that fails."""
 
@@ -60,12 +49,19 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
         ``commands`` is a list of what the module takes for one; ``host`` the host's name, which
         stands before each line of ``prefixed`` output; ``terminal`` whether to give it one: true,
-        false, or auto for where the run has one.
+        false, or auto for where the run has one. A command with ``where: controller`` runs here,
+        with ``environment``. When all have ended well, ``left`` is the image of a deploy with hooks
+        that are left to be run, or empty where none are; ``note`` follows the reason of a failure.
+        With ``on_failure`` nothing runs: these are kept for when the run fails.
         """
         result: dict[str, Any] = super().run(tmp, task_vars)
         arguments = self._task.args
         if "step" in arguments:
             return {**result, **self._module(arguments, task_vars)}
+        if "on_failure" in arguments:
+            # The callback plugin runs them where the run fails.
+            kept = {name: arguments[name] for name in ("on_failure", "environment")}
+            return {**result, **kept}
         host = arguments["host"]
         try:
             terminal = self._has_terminal(str(arguments.get("terminal", "false")).lower())
@@ -78,11 +74,28 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 Display().display(f"{host}: would run {words(own['command'])}")
                 continue
             given = {**common, **own, "id": secrets.token_hex(4)}
-            run = self._in_terminal if terminal else self._followed
-            failed = run(given, host, task_vars, prefixed=bool(arguments.get("prefixed")))
+            if one.get("where") == "controller":
+                failed = self._on_controller(one, arguments["environment"])
+            elif terminal:
+                failed = self._in_terminal(given, host, task_vars)
+            else:
+                prefixed = bool(arguments.get("prefixed"))
+                failed = self._followed(given, host, task_vars, prefixed=prefixed)
             if failed:
-                return {**result, **failed}
+                note = f"\n{arguments['note']}" if "note" in arguments else ""
+                return {**result, **failed, "msg": f"{failed.get('msg')}{note}"}
+        if "left" in arguments and not self._task.check_mode:
+            left = self._module({"step": "leave", "image": arguments["left"]}, task_vars)
+            if left.get("failed"):
+                return {**result, **left}
         return {**result, "changed": bool(arguments["commands"])}
+
+    def _on_controller(
+        self, one: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Run one command where this playbook runs; empty when it ended with status 0."""
+        Display().display(f"controller: {words(one['command'])}")
+        return run_here(one["command"], environment, one.get("seconds") or None)
 
     def _has_terminal(self, wanted: str) -> bool:
         """Whether commands run in the terminal.
@@ -146,6 +159,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return {}
         why = STATUSES.get(status, "").format(memory_mb=started.get("memory_mb"))
         if how == "timeout":
+            status = 124  # as timeout(1)
             why = f"it was ended after {given.get('seconds')} s"
         elif how == "oom-kill":
             why = STATUSES[137].format(memory_mb=started.get("memory_mb"))
@@ -156,9 +170,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "status": status,
         }
 
-    def _in_terminal(
-        self, given: dict[str, Any], host: str, task_vars: Any, *, prefixed: bool
-    ) -> dict[str, Any]:
+    def _in_terminal(self, given: dict[str, Any], host: str, task_vars: Any) -> dict[str, Any]:
         """Run one command in the terminal of the run, which nothing else uses meanwhile."""
         made = self._module({"step": "prepare", **given}, task_vars)
         if made.get("failed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pathlib
 import re
@@ -22,6 +23,7 @@ from ansible.utils.vars import load_extra_vars
 # Ansible takes each file in this directory for such a plugin.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "output"))
 import run_diff
+import run_hooks
 import run_summary
 
 DOCUMENTATION = """
@@ -58,6 +60,20 @@ def colored(line: str) -> str:
     return str(stringc(line, color)) if color else line
 
 
+def pass_on(status: int) -> None:
+    """Have this process end with another exit status than Ansible's, which has few."""
+
+    def leave() -> None:
+        # What others have registered for the end is done before, as without this.
+        atexit.unregister(leave)
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status & 0xFF or 1)
+
+    atexit.register(leave)
+
+
 class CallbackModule(Default):  # type: ignore[misc]
     """Ansible's default output and a summary, but for a status as JSON."""
 
@@ -69,9 +85,14 @@ class CallbackModule(Default):  # type: ignore[misc]
         super().__init__()
         #: Whether a playbook is to end with a summary.
         self.sums_up = True
+        #: Whether this run ends with the status of the command that it ran.
+        self.passes_on = False
         self.done: dict[str, list[run_summary.Change]] = {}
         self.failed: dict[str, list[str]] = {}
         self.notes: dict[str, list[str]] = {}
+        #: Commands for when the run fails, and their environment.
+        self.on_failure: list[list[str]] = []
+        self.environment: dict[str, str] = {}
         #: Task and difference to the first host that it was shown for.
         self.differences: dict[tuple[str, str], str] = {}
 
@@ -80,6 +101,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         variables = load_extra_vars(playbook._loader)
         name = pathlib.Path(playbook._file_name).name
         self.sums_up = name != "status.yml"
+        self.passes_on = name == "run.yml"
         # What runs a task has none of these, but inherits the environment.
         if sys.stdin.isatty() and sys.stdout.isatty():
             os.environ[TERMINAL] = "1"
@@ -92,6 +114,9 @@ class CallbackModule(Default):  # type: ignore[misc]
     def v2_runner_on_ok(self, result: Any) -> None:
         """Print what a task has returned; of the one that shows the status its text alone."""
         host, task = result.host.get_name(), result.task.get_name()
+        if result.task.action == "celery_run" and "on_failure" in result.result:
+            self.on_failure = [one["command"] for one in result.result["on_failure"]]
+            self.environment = result.result["environment"]
         if result.is_changed():
             for one in result.result.get("results", [result.result]):
                 if one.get("changed"):
@@ -113,6 +138,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Print why a task has failed, and keep it for the summary."""
         if not ignore_errors:
             self._keep(result)
+            if self.passes_on and result.result.get("status"):
+                pass_on(int(result.result["status"]))
         super().v2_runner_on_failed(result, ignore_errors)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
@@ -191,3 +218,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._display.banner("SUMMARY")
         for line in lines:
             self._display.display(line, color=COLOR_ERROR if over else None)
+        for command in self.on_failure if over else []:
+            self._display.display(f"controller: {run_hooks.words(command)}")
+            if said := run_hooks.run_here(command, self.environment).get("msg"):
+                self._display.display(said, color=COLOR_ERROR)

@@ -25,6 +25,9 @@ KNOWN = (
 # Bytes of a command; the kernel takes 128 kB for one word. MB; seconds in ten years.
 MOST_BYTES, MOST_MB, MOST_SECONDS, LONGEST = 65536, 1 << 30, 315360000, 255
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
+#: What Ansible makes of the words of -e run_command='a b' after the first.
+REST = "_raw_params"
+EXAMPLE = "write -e \"run_command='python manage.py migrate'\""
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -59,21 +62,29 @@ def problems(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
     """
     # Others may be templates that need facts.
     given = {name: variables[name] for name in variables if name.startswith("run_")}
-    found = _problem(given, hosts)
+    found = _cut(variables) or _problem(given, hosts)
     return f"{found[0]}.\n  Fix: {found[1]}. Nothing was run." if found else ""
+
+
+def _cut(variables: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Whether Ansible has taken words of the command for something else."""
+    rest = [name for name in variables if name == REST or not name.isidentifier()]
+    if not rest:
+        return None
+    first = reported.shown(variables.get(REST, rest[0]))
+    return f'the command ends before "{first}": its words need quotes of their own', EXAMPLE
 
 
 def _problem(given: Mapping[str, Any], hosts: Sequence[str]) -> tuple[str, str] | None:
     for name in sorted(given.keys() - {*KNOWN}):
         near = difflib.get_close_matches(name, KNOWN, 1)
         return f"{name} is an unknown variable", f"write {near[0]}" if near else "remove it"
-    example = "write -e run_command='python manage.py migrate'"
     if "run_command" not in given:
-        return "run_command is not set", example
+        return "run_command is not set", EXAMPLE
     try:
         words(given["run_command"])
     except ValueError as error:
-        return f'run_command is "{reported.shown(given["run_command"])}": {error}', example
+        return f'run_command is "{reported.shown(given["run_command"])}": {error}', EXAMPLE
     queue = given.get("run_queue", "a")
     if not (isinstance(queue, str) and queue.isprintable() and 0 < len(queue) <= LONGEST):
         return f'run_queue is "{reported.shown(queue)}"', "write the name of a queue"

@@ -28,12 +28,13 @@ except ImportError:  # the functions also serve where Ansible is not installed
 # Beside this file; Ansible loads filters by their path.
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import addresses
+import hooks
 
 SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # What comes of looking at a value whose template fails; `source` is then what stands for it.
 UNREADABLE = (AnsibleError, RecursionError, UndefinedError)
 # Variables of this name belong to the kit; a name close to one of ours is taken for a typing error.
-PREFIXES = ("capacity_", "celery_", "image_", "podman_host_", "redis_")
+PREFIXES = ("capacity_", "celery_", "deploy_", "image_", "podman_host_", "redis_")
 KINDS = {
     "bool": (bool, "true or false"),
     "dict": (Mapping, "a mapping"),
@@ -110,7 +111,7 @@ FORMS = {
     ),
 }
 # Read by the roles themselves, when facts are known.
-LATE = ("celery_app", "celery_worker_", "podman_host_", "redis_")
+LATE = ("celery_app", "celery_worker_", "deploy_", "podman_host_", "redis_")
 # How many hosts upgrade.yml takes at a time.
 SERIAL = re.compile(r"[1-9][0-9]{0,4}|(?:[1-9][0-9]?|100)%", re.ASCII)
 # As Redis reads a line of redis.conf: quotes end what they begin, and before a blank.
@@ -392,6 +393,7 @@ def declaration_problems(
     if not unreadable & {"celery_worker_secrets", "celery_worker_secrets_exported"}:
         problems += app_problems({**values, "groups": variables.get("groups", {})})
     problems += beat_problems({**values, "groups": variables.get("groups", {})})
+    problems += hooks.problems(values.get("deploy_hooks", {}), values.get("celery_queues", []))
     problems += redis_problems(values.get("redis_extra_config", {}))
     problems += user_problems(values.get("redis_user_rules", {}))
     problems += redis_app_problems(

@@ -367,6 +367,20 @@ def worker_units(plan: Plan, templates: str, **context: Any) -> Units:
     return {"files": files, "links": links, "needed": needed(plan)}
 
 
+def network_files(units: Units) -> dict[str, str]:
+    """Those of the files that a container in the workers' network needs."""
+    return {path: units["files"][path] for path in EGRESS[:2] if path in units["files"]}
+
+
+def of_commands(units: Units, plan: Plan) -> dict[str, Any]:
+    """What the module ``celery_run`` needs for a command as this version of workers has it."""
+    return {
+        "units": units["files"],
+        "queues": {queue["name"]: queue["unit"] for queue in plan["queues"]},
+        "free_mb": plan["totals"]["free_mb"],
+    }
+
+
 def surge_sizes(plan: Plan) -> dict[str, int]:
     """Template of each queue's workers to the memory in MB of an instance beside the old one.
 
@@ -384,6 +398,8 @@ class FilterModule:
         return {
             "celery_worker_egress_lacks": egress_lacks,
             "celery_worker_lacks": lacks,
+            "celery_worker_network_files": network_files,
+            "celery_worker_of_commands": of_commands,
             "celery_worker_reloads": reloads,
             "celery_worker_running": running,
             "celery_worker_surge": surge_sizes,

@@ -94,6 +94,14 @@ planned_memory_mb:
   description: Memory of this host in MiB in the plan that is deployed; 0 without one
   type: int
   returned: always
+app_images:
+  description: Images of the app in the units of workers and of Beat
+  type: list
+  returned: always
+hooks_left:
+  description: The image of a deploy whose last hooks have not run; empty for none
+  type: str
+  returned: always
 routes:
   description:
     - The private IPv4 networks that the main routing table leads to, without default routes and
@@ -201,6 +209,7 @@ DATA = Path("/var/lib/celery-metal/redis")
 SEVERAL = Path("/var/lib/celery-metal/redis-of-several")
 UNITS = Path("/etc/containers/systemd/celery-metal")
 PLAN = Path("/etc/celery-metal/plan.json")
+HOOKS = Path("/var/lib/celery-metal/hooks.json")
 MOST_MEMORY_MB = 1 << 30  # what capacity_planned_memory_mb takes
 RULES = ("nft", "--json", "--terse", "list", "table", "inet")
 EGRESS = Path("/etc/celery-metal/egress.nft")
@@ -313,6 +322,21 @@ def kept_in(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):  # or damaged: as good as nothing
         return {}
     return kept if isinstance(kept, dict) else {}
+
+
+def app_images() -> list[str]:
+    """Images in the units of workers and of Beat."""
+    units = [*UNITS.glob("celery-*@.container"), *UNITS.glob("celery-beat.container")]
+    texts = [one.read_text(errors="replace") for one in units if one.is_file()]
+    return sorted({image for text in texts for image in re.findall(r"^Image=(\S+)$", text, re.M)})
+
+
+def hooks_left() -> str:
+    """The image of a deploy whose last hooks have not run yet, or empty."""
+    try:
+        return str(json.loads(HOOKS.read_text())["image"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def planned_memory_mb() -> int:
@@ -511,6 +535,8 @@ def look(packages: list[str], references: list[str]) -> dict[str, Any]:
         "routes": routes(),
         "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1,
         "planned_memory_mb": planned_memory_mb(),
+        "app_images": app_images(),
+        "hooks_left": hooks_left(),
     }
 
 

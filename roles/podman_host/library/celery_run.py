@@ -16,9 +16,10 @@ options:
     description: >-
       C(look) says whether the queue is deployed here; C(prepare) returns what runs the command in a
       terminal; C(start) starts it without one; C(follow) waits for more of what it writes, or for
-      its end
+      its end; C(leave) keeps in mind that hooks of a deploy of I(image) are left to be run, or with
+      no image that none are
     type: str
-    choices: [look, prepare, start, follow]
+    choices: [look, prepare, start, follow, leave]
     required: true
   id:
     description: Of the command, eight hexadecimal digits.
@@ -93,10 +94,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.celery_metal import HostError, conclude, output, run
+from ansible.module_utils.celery_metal import HostError, conclude, output, run, write_durably
 from ansible.module_utils.celery_one_off import QUADLETS, limits, podman, translated
 
 PLAN = Path("/etc/celery-metal/plan.json")
+HOOKS = Path("/var/lib/celery-metal/hooks.json")
 #: Less is no room for a Python with an app.
 LEAST_MB = 64
 #: Without memory_mb, so that one that is left open keeps no room from the next.
@@ -298,6 +300,12 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
     """One step."""
     if params["step"] == "look":
         return {"queues": list(queues_here()[0])}
+    if params["step"] == "leave":
+        if params["image"]:
+            write_durably(HOOKS, json.dumps({"image": params["image"]}))
+        else:
+            HOOKS.unlink(missing_ok=True)
+        return {}
     if params["step"] == "prepare":
         return made(params, terminal=True)
     if params["step"] == "start":
@@ -312,7 +320,7 @@ def main() -> None:
         argument_spec={
             "step": {
                 "type": "str",
-                "choices": ["look", "prepare", "start", "follow"],
+                "choices": ["look", "prepare", "start", "follow", "leave"],
                 "required": True,
             },
             "id": {"type": "str", "default": ""},
