@@ -123,7 +123,8 @@ def targets(hosts: Mapping[str, Mapping[str, Any]], play: Sequence[str]) -> list
     where, queue = given.get("run_on", "first"), given.get("run_queue", "")
     if where not in ("first", "all"):
         return [where]
-    here = {host: hosts[host].get("run_found", {}).get("queues") or [] for host in play}
+    said = {host: hosts[host].get("run_found", {}).get("queues") for host in play}
+    here = {host: one if isinstance(one, list) else [] for host, one in said.items()}
     found = [host for host in play if (queue in here[host] if queue else here[host])]
     if where == "first":
         return found[:1] or list(play[:1])

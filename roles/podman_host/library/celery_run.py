@@ -114,7 +114,7 @@ exec 3<&0
 wait $!
 """
 #: Between the end that is asked for and a kill.
-STOP_SECONDS = 20
+STOP_SECONDS = 5
 ID = re.compile(r"[0-9a-f]{8}")
 MIB = 1 << 20
 
@@ -210,14 +210,18 @@ def made(params: dict[str, Any], *, terminal: bool) -> dict[str, Any]:
         raise HostError(
             f"the image {image} is not on this host\n  Fix: site.yml brings it. Nothing was run."
         )
+    remove = f"/usr/bin/podman rm -v -f -i --cidfile=/run/{unit}.cid"
     options = [
         *("--quiet", f"--unit={unit}", "--slice=celery.slice", "--expand-environment=no"),
         f"--description=A command as queue {params['queue'] or next(iter(queues))} has it",
         *("--property=Type=exec", "--property=Delegate=yes", "--property=OOMPolicy=continue"),
         *(f"--property=MemoryMax={memory_mb}M", "--property=MemorySwapMax=0"),
-        *("--property=KillMode=mixed", f"--property=TimeoutStopSec={STOP_SECONDS}"),
+        *("--property=KillMode=mixed", f"--property=TimeoutStopSec={2 * STOP_SECONDS}"),
         "--property=LogRateLimitIntervalSec=0",
-        f"--property=ExecStopPost=-/usr/bin/podman rm -v -f -i --cidfile=/run/{unit}.cid",
+        # Podman's own end, for it does not remove a container whose conmon was killed.
+        f"--property=ExecStop=-{remove} -t {STOP_SECONDS}",
+        f"--property=ExecStopPost=-{remove}",
+        f"--property=ExecStopPost=-/usr/bin/rm -f /run/{unit}.cid",
         *([f"--property=RuntimeMaxSec={params['seconds']}"] if params["seconds"] else []),
         *limits(service, unit),
     ]
@@ -335,6 +339,8 @@ def main() -> None:
             "cursor": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
+        # Each answer would be a line in the journal, with the command.
+        no_log=True,
     )
     conclude(module, lambda: {"changed": False, **work(module.params)}, changes=False)
 

@@ -1,0 +1,86 @@
+"""A command finds its queue and its memory, or is refused."""
+
+import json
+
+import celery_run
+import pytest
+from ansible.module_utils.celery_metal import HostError
+
+QUEUES = {"mail": "mail", "a/b": "a_2fb"}
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """A host with a plan and the units of one queue of two."""
+    monkeypatch.setattr(celery_run, "QUADLETS", tmp_path)
+    monkeypatch.setattr(celery_run, "PLAN", tmp_path / "plan.json")
+    rows = [{"name": name, "unit": unit} for name, unit in QUEUES.items()]
+    plan = {"queues": rows, "totals": {"free_mb": 700}}
+    celery_run.PLAN.write_text(json.dumps(plan))
+    (tmp_path / "celery-mail@.container").write_text("[Container]\n")
+    return tmp_path
+
+
+def test_the_first_queue_is_taken_or_the_one_that_is_named(host):
+    assert celery_run.queues_here() == (QUEUES, 700)
+    assert celery_run.unit_of("", QUEUES, {}) == ("celery-mail@.container", "[Container]\n")
+    units = {f"{host}/celery-a_2fb@.container": "new"}
+    assert celery_run.unit_of("a/b", QUEUES, units) == ("celery-a_2fb@.container", "new")
+
+
+@pytest.mark.parametrize(
+    ("queue", "queues", "units", "said"),
+    [
+        ("gone", QUEUES, {}, "this host has no queue gone; it has mail, a/b"),
+        # In the plan, but a first deployment did not get so far.
+        ("a/b", QUEUES, {}, "this host has no queue a/b"),
+        # Those of the host are of the previous version.
+        ("mail", QUEUES, {"/other": ""}, "this host has no queue mail"),
+        ("", {}, {}, "this host has no workers\n  Fix: "),
+    ],
+)
+def test_a_queue_that_is_not_there_is_refused(host, queue, queues, units, said):
+    with pytest.raises(HostError) as error:
+        celery_run.unit_of(queue, queues, units)
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"queues": [{}]}'])
+def test_a_host_without_a_plan_has_no_queue(host, text):
+    celery_run.PLAN.write_text(text)
+    assert celery_run.queues_here() == ({}, 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "others", "found"),
+    [(0, 4000, [], 512), (0, 700, [512], 188), (700, 700, [], 700), (0, 64, [], 64)],
+)
+def test_a_command_has_what_the_plan_leaves(monkeypatch, wanted, free, others, found):
+    monkeypatch.setattr(celery_run, "others_mb", lambda: others)
+    assert celery_run.room(wanted, free) == found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "others", "said"),
+    [
+        (701, 700, [], "701 MB are asked for, and the plan of this host leaves 700 MB free\n"),
+        (0, 63, [], "a command needs 64 MB, and the plan of this host leaves 63 MB free\n"),
+        (0, 700, [640], "700 MB free, and other commands (celery-run-*.service) may use 640 MB\n"),
+    ],
+)
+def test_too_little_memory_is_refused(monkeypatch, wanted, free, others, said):
+    monkeypatch.setattr(celery_run, "others_mb", lambda: others)
+    with pytest.raises(HostError) as error:
+        celery_run.room(wanted, free)
+    assert said in str(error.value)
+
+
+def test_only_commands_that_run_use_memory(monkeypatch):
+    shown = [
+        "SubState=running\nMemoryMax=536870912",
+        "SubState=exited\nMemoryMax=536870912",
+        "SubState=start\nMemoryMax=67108864",
+        "SubState=running\nMemoryMax=infinity",
+    ]
+    monkeypatch.setattr(celery_run, "output", lambda *_: "\n\n".join(shown) + "\n")
+    assert celery_run.others_mb() == [512, 64]
