@@ -27,7 +27,7 @@ MODULE = "celery_run"
 #: What Podman and a shell say by a status.
 STATUSES = {
     125: "Podman did not start the container; why is above",
-    126: "it cannot be executed",
+    126: "it, or its container, cannot be executed; why is above",
     127: "the image has no such program",
     137: "it was killed, as by its limit of {memory_mb} MB: give it more memory",
 }

@@ -77,8 +77,10 @@ def test_a_django_project_from_a_repository(kit, lab, examples):
         "image_app_extra_requirements": ["celery[redis]"],
         "celery_app": "proj.celery:app",
         "celery_worker_result_backend": "redis",
+        # Before there is any worker, or what the network of workers needs.
+        "deploy_hooks": {"before_workers": ["python manage.py check"]},
     }
-    kit.play(**variables)
+    assert "System check identified no issues" in kit.play(**variables).output
     assert call(lab, "demoapp.tasks.add", 2, 3) == "5"
     assert call(lab, "demoapp.tasks.xsum", [1, 2, 3]) == "6"
     before, base = lab.invocation_ids(HOST, "celery*"), images(lab, "app_base")
@@ -88,10 +90,23 @@ def test_a_django_project_from_a_repository(kit, lab, examples):
     tasks = examples / "examples" / "django" / "demoapp" / "tasks.py"
     tasks.write_text(tasks.read_text().replace("return x * y", "return x * y * 1000"))
     assert kit.play(**variables).changed == {HOST: 0}, "what is not committed is not deployed"
+    # Its database needs a place that is kept, and tables before a worker of that commit runs.
+    lab.run(HOST, "mkdir /srv/django; mount -t tmpfs -o uid=999,gid=999 tmpfs /srv/django")
+    settings = examples / "examples" / "django" / "proj" / "settings.py"
+    settings.write_text(settings.read_text().replace("join(BASE_DIR, 'db.", "join('/data', 'db."))
+    variables["celery_queues"] = [{"name": "celery", "volumes": ["/srv/django:/data:idmap"]}]
+    variables["deploy_hooks"] = {"before_workers": ["python manage.py migrate --no-input"]}
     first = head(examples)
     commit(examples)
-    kit.play(**variables)
+    assert "Applying demoapp.0001_initial... OK" in kit.play(**variables).output
     assert call(lab, "demoapp.tasks.mul", 6, 7) == "42000"
+    assert call(lab, "demoapp.tasks.count_widgets") == "0"
+    code = (
+        "from demoapp.models import Widget; from demoapp.tasks import count_widgets; "
+        "Widget.objects.create(name='a'); print('COUNTED', count_widgets.delay().get(timeout=60))"
+    )
+    shell = ["python", "manage.py", "shell", "-c", code]
+    assert "COUNTED 1" in kit.play(playbook="playbooks/run.yml", run_command=shell).output
     assert images(lab, "app_base") == base
     listed = kit.play(playbook="playbooks/rollback.yml", **variables).said
     for one in (first, head(examples)):
