@@ -15,7 +15,7 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "meta
 # They belong to no role: they are what users write, for the whole kit.
 UNPREFIXED = {
     *("celery_app", "celery_beat", "celery_beat_hosts"),
-    *("celery_queue_overrides", "celery_queues"),
+    *("celery_queue_overrides", "celery_queues", "deploy_hooks"),
     *("celery_beat_environment", "celery_beat_quadlet"),
     *("celery_beat_secrets", "celery_beat_volumes"),
 }

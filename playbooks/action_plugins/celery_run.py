@@ -131,8 +131,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         started = self._module({"step": "start", **given}, task_vars)
         if started.get("failed"):
             return started
-        unit = str(started["unit"])
-        Display().display(f"{host}: {words(given['command'])}  ({unit})")
+        # Nothing that the host names itself reaches the terminal.
+        Display().display(f"{host}: {words(given['command'])}  (celery-run-{given['id']}.service)")
         cursor = ""
         while True:
             said = self._module({"step": "follow", "id": given["id"], "cursor": cursor}, task_vars)
