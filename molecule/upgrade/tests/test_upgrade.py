@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -134,7 +135,11 @@ def test_an_upgrade_pauses_no_queue_and_finishes_what_runs(kit, lab, version, se
     send("reports", 30, 2)  # one for each host: longer than its upgrade takes
     setting = "app.conf.broker_transport_options = {'visibility_timeout': 60}"
     source = version("better", "metal_sample/celery.py", setting)
-    played = kit.play(playbook="playbooks/upgrade.yml", image_app_source=source)
+    hooks = {"before_workers": ["echo BEFORE"], "after_workers": ["echo AFTER"]}
+    played = kit.play(playbook="playbooks/upgrade.yml", image_app_source=source, deploy_hooks=hooks)
+    # Once for the fleet: before the first worker, and after the last.
+    told = re.findall(r"^(?:BEFORE|AFTER|TASK .*Replace the workers)", played.output, re.M)
+    assert [one[:6].strip() for one in told] == ["BEFORE", "TASK [", "TASK [", "AFTER"]
     assert int(kit.redis(FIRST, "llen", "add_queue")) > 100, (
         "the load has ended before the upgrade: nothing was measured"
     )
