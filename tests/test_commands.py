@@ -1,8 +1,11 @@
 """playbooks/run.yml and deploy_hooks: nonsense is refused; which hooks run, where and when."""
 
+import time
+
 import commands
 import hooks
 import pytest
+import run_hooks
 from hypothesis import given
 from hypothesis import strategies as st
 from test_refusals import Site
@@ -43,6 +46,8 @@ def test_nonsense_is_refused_with_a_remedy(variables, said, remedy):
     "more",
     [
         {},
+        # Variables of an inventory's own.
+        {"run_environment": "prod", "my-var": 1},
         {"run_on": "web2", "run_terminal": "yes", "run_queue": "é 1", "run_version": "a_b-1.2"},
         {"run_on": "all", "run_memory_mb": "300", "run_seconds": 60, "run_terminal": False},
         {"run_command": ["python", "-c", "print('a b')"]},
@@ -189,3 +194,39 @@ def test_a_hook_on_the_controller_knows_the_deploy():
         "DEPLOY_HOSTS": "web0,web1,web2",
         "DEPLOY_RESULT": "failure",
     }
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Lines that were shown."""
+    found = []
+    monkeypatch.setattr(
+        run_hooks.Display, "display", lambda _, text: found.extend(text.split("\n"))
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds", "status", "lines"),
+    [
+        ("echo a; echo $B; exit 3", None, 3, ["a", "b"]),
+        ("printf 'a\\033[2J'; true", None, 0, ["a?[2J"]),
+        ("echo a; sleep 9; true", 0.5, 124, ["a"]),
+        # What it leaves in the background is not waited for.
+        ("echo a; sleep 9 & exit 5", 8, 5, ["a"]),
+        ("exec >&- 2>&-; sleep 0.3; exit 4", None, 4, []),
+        ("seq 20000", None, 0, [str(number) for number in range(1, 20001)]),
+    ],
+)
+def test_a_hook_on_the_controller(said, script, seconds, status, lines):
+    begun = time.monotonic()
+    result = run_hooks.run_here(["sh", "-c", script], {"B": "b"}, seconds)
+    assert time.monotonic() - begun < 8
+    assert result.get("status", 0) == status
+    assert said == lines
+
+
+def test_a_hook_on_the_controller_that_is_not_there(said):
+    result = run_hooks.run_here(["/gone"], {})
+    assert result["msg"] == "controller: /gone ended with status 127: No such file or directory."
+    assert said == []

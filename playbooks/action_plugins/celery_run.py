@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,10 +27,10 @@ from run_hooks import run_here, visible, words
 MODULE = "celery_run"
 #: What Podman and a shell say by a status.
 STATUSES = {
-    125: "Podman did not start the container; why is above",
-    126: "it, or its container, cannot be executed; why is above",
-    127: "the image has no such program",
-    137: "it was killed, as by its limit of {memory_mb} MB: give it more memory",
+    125: "perhaps Podman did not start the container; why is above",
+    126: "perhaps it, or its container, cannot be executed; why is above",
+    127: "perhaps the image has no such program",
+    137: "it was killed, perhaps by its limit of {memory_mb} MB: give it more memory",
 }
 #: Set by the callback plugin where the run has a terminal.
 TERMINAL = "CELERY_METAL_TERMINAL"
@@ -181,8 +182,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             line = f"sudo -H -- {line}"
         connection = self._connection
         argv = connection._build_command(
-            connection.get_option("ssh_executable"), "ssh", "-tt", connection.host, line
+            connection.get_option("ssh_executable"),
+            "ssh",
+            "-tt",
+            "-oLogLevel=ERROR",
+            connection.host,
+            line,
         )
+        begun = time.monotonic()
         with open("/dev/tty", "r+b", buffering=0) as terminal:
             former = os.tcgetpgrp(terminal.fileno())
             # A process in the background is stopped when it touches the terminal.
@@ -194,4 +201,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 )
             finally:
                 os.tcsetpgrp(terminal.fileno(), former)
-        return self._verdict(given, host, done.returncode, "success", made)
+        lasted = time.monotonic() - begun
+        is_late = bool(done.returncode and given.get("seconds") and lasted >= given["seconds"])
+        how = "timeout" if is_late else "success"
+        return self._verdict(given, host, done.returncode, how, made)

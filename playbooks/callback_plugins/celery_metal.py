@@ -138,7 +138,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Print why a task has failed, and keep it for the summary."""
         if not ignore_errors:
             self._keep(result)
-            if self.passes_on and result.result.get("status"):
+            is_command = self.passes_on and result.task.action == "celery_run"
+            if is_command and result.result.get("status"):
                 pass_on(int(result.result["status"]))
         super().v2_runner_on_failed(result, ignore_errors)
 

@@ -23,6 +23,7 @@ KNOWN = (
     "run_version",
 )
 # Bytes of a command; the kernel takes 128 kB for one word. MB; seconds in ten years.
+CLOSE = 0.85
 MOST_BYTES, MOST_MB, MOST_SECONDS, LONGEST = 65536, 1 << 30, 315360000, 255
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 #: What Ansible makes of the words of -e run_command='a b' after the first.
@@ -68,7 +69,7 @@ def problems(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
 
 def _cut(variables: Mapping[str, Any]) -> tuple[str, str] | None:
     """Whether Ansible has taken words of the command for something else."""
-    rest = [name for name in variables if name == REST or not name.isidentifier()]
+    rest = [name for name in variables if name == REST or name.startswith("-")]
     if not rest:
         return None
     first = reported.shown(variables.get(REST, rest[0]))
@@ -76,9 +77,10 @@ def _cut(variables: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _problem(given: Mapping[str, Any], hosts: Sequence[str]) -> tuple[str, str] | None:
+    # An inventory may have others of its own.
     for name in sorted(given.keys() - {*KNOWN}):
-        near = difflib.get_close_matches(name, KNOWN, 1)
-        return f"{name} is an unknown variable", f"write {near[0]}" if near else "remove it"
+        if near := difflib.get_close_matches(name, KNOWN, 1, CLOSE):
+            return f"{name} is an unknown variable", f"write {near[0]}"
     if "run_command" not in given:
         return "run_command is not set", EXAMPLE
     try:

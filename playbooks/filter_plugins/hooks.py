@@ -39,11 +39,11 @@ def problems(hooks: Any, queues: Any) -> list[str]:
         if phase not in PHASES:
             remedy = f"take one of {', '.join(PHASES)}"
             found.append(f'deploy_hooks has "{reported.shown(phase)}": {remedy}')
-        elif not isinstance(entries, list):
+        elif not isinstance(entries, (list, type(None))):
             found.append(f"deploy_hooks.{phase} is no list: {EXAMPLE}")
         else:
             names = {one.get("name") for one in queues if isinstance(one, Mapping)}
-            for place, entry in enumerate(entries):
+            for place, entry in enumerate(entries or []):
                 said = _entry_problem(phase, entry, names)
                 found += [f"deploy_hooks.{phase}[{place}] {said}"] if said else []
     return found

@@ -99,6 +99,16 @@ def test_its_output_comes_as_it_is_written_and_its_memory_is_what_the_plan_leave
     assert rest.splitlines()[0] == "END"
 
 
+def test_all_that_a_command_writes_is_shown(kit):
+    kit.ensure(**SITE)
+    # Above journald's own limits: 10,000 lines in 30 s, and 4 kB of a line as JSON.
+    code = "print('y' * 6000); [print(number) for number in range(45000)]; print('x' * 8300)"
+    lines = command(kit, "python", "-c", code).output.splitlines()
+    assert "y" * 6000 in lines
+    assert [one for one in lines if one.isdigit()] == [str(number) for number in range(45000)]
+    assert "x" * 8192 + "... (108 more characters)" in lines
+
+
 def test_a_command_that_fails_fails_the_run_and_leaves_nothing(kit, lab):
     kit.ensure(**SITE)
     played = command(kit, "sh", "-c", "printf 'a\\033[2Jb\\n'; exit 3", fails=True)

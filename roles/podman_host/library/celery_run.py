@@ -89,26 +89,37 @@ result: {description: systemd's word for how it ended, type: str, returned: at i
 
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.celery_metal import HostError, conclude, output, run, write_durably
+from ansible.module_utils.celery_metal import (
+    HostError,
+    conclude,
+    keep_others_out,
+    output,
+    run,
+    write_durably,
+)
 from ansible.module_utils.celery_one_off import QUADLETS, limits, podman, translated
 
 PLAN = Path("/etc/celery-metal/plan.json")
+#: Held while a command starts, and for how long another one waits for it.
+LOCK, START_SECONDS = "/run/celery-metal-run.lock", 60.0
 HOOKS = Path("/var/lib/celery-metal/hooks.json")
 #: Less is no room for a Python with an app.
 LEAST_MB = 64
 #: Without memory_mb, so that one that is left open keeps no room from the next.
 USUAL_MB = 512
 #: Lines and characters of one answer, characters of a line, seconds of a step that follows.
-MOST_LINES, MOST_TEXT, MOST_LINE, FOLLOW_SECONDS, PAUSE_SECONDS = 1000, 1 << 20, 8192, 5.0, 0.1
+MOST_LINES, MOST_TEXT, MOST_LINE, FOLLOW_SECONDS, PAUSE_SECONDS = 10_000, 1 << 20, 8192, 5.0, 0.1
 #: A terminal that is lost ends the command: systemd-run and Podman would outlive it. A shell that
 #: waits hears of it, and what it starts meanwhile would have no input but for the third line.
 IN_TERMINAL = """\
 trap 'systemctl --quiet stop "$0"; exit' HUP TERM
+export SYSTEMD_ADJUST_TERMINAL_TITLE=0
 exec 3<&0
 "$@" <&3 &
 wait $!
@@ -117,15 +128,31 @@ wait $!
 STOP_SECONDS = 5
 ID = re.compile(r"[0-9a-f]{8}")
 MIB = 1 << 20
+HOOK = "A hook"
+RUNS = ("start", "start-pre", "running", "stop", "stop-sigterm", "stop-post")
+#: Lines a second, of a command that writes as fast as it can; seconds after which no run follows.
+MOST_RATE, FORGOTTEN_SECONDS = 100_000_000, 120.0
 
 
 def queues_here() -> tuple[dict[str, str], int]:
     """The queues in the plan that is deployed, name to the middle of their units', and free MB."""
     try:
         plan = json.loads(PLAN.read_text())
-        return {one["name"]: one["unit"] for one in plan["queues"]}, plan["totals"]["free_mb"]
+        queues = {one["name"]: one["unit"] for one in plan["queues"]}
+        free_mb = int(plan["totals"]["free_mb"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}, 0
+    # A plan is written before the units of its queues.
+    there = {name: one for name, one in queues.items() if unit_file(one).is_file()}
+    return there, free_mb
+
+
+def unit_file(middle: str) -> Path:
+    """The unit file of a queue's workers.
+
+    :param middle: of the unit's name.
+    """
+    return QUADLETS / f"celery-{middle}@.container"
 
 
 def unit_of(queue: str, queues: dict[str, str], units: dict[str, str]) -> tuple[str, str]:
@@ -137,7 +164,7 @@ def unit_of(queue: str, queues: dict[str, str], units: dict[str, str]) -> tuple[
     :raises HostError: when there is none.
     """
     found = queues.get(queue or next(iter(queues), ""))
-    path = QUADLETS / f"celery-{found}@.container"
+    path = unit_file(str(found))
     text = units.get(str(path))
     if found is not None and text is None and not units:
         try:
@@ -161,16 +188,44 @@ def properties(unit: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
+def commands_here() -> list[dict[str, str]]:
+    """What systemd says of the commands of this host."""
+    names = "Id,Description,SubState,MemoryMax,ExecMainExitTimestampMonotonic"
+    shown = output("systemctl", "show", "--property", names, "celery-run-*.service")
+    blocks = [one for one in shown.split("\n\n") if one.strip()]
+    return [dict(line.split("=", 1) for line in one.splitlines() if "=" in line) for one in blocks]
+
+
+def runs(command: dict[str, str]) -> bool:
+    """Whether a command has not ended yet."""
+    return command.get("SubState") in RUNS
+
+
 def others_mb() -> list[int]:
     """Limits in MB of the commands that run here."""
-    shown = output("systemctl", "show", "--property", "SubState,MemoryMax", "celery-run-*.service")
-    found = []
-    for one in shown.split("\n\n"):
-        values = dict(line.split("=", 1) for line in one.splitlines() if "=" in line)
-        limit = values.get("MemoryMax", "")
-        if values.get("SubState") in ("start", "running") and limit.isdigit():
-            found.append(int(limit) // MIB)
-    return found
+    limits = [one.get("MemoryMax", "") for one in commands_here() if runs(one)]
+    return [int(one) // MIB for one in limits if one.isdigit()]
+
+
+def clear() -> None:
+    """Remove units of commands that have ended, and that no run follows any more."""
+    for one in commands_here():
+        ended = int(one.get("ExecMainExitTimestampMonotonic") or 0) / 1e6
+        if one.get("SubState") == "exited" and time.monotonic() - ended > FORGOTTEN_SECONDS:
+            run("systemctl", "stop", one["Id"])
+
+
+def refuse_beside_a_hook() -> None:
+    """Let no hook begin while one of an earlier run goes on, as after an interrupt.
+
+    :raises HostError: when one does.
+    """
+    for one in commands_here():
+        if runs(one) and one.get("Description", "").startswith(HOOK):
+            raise HostError(
+                f"a hook of an earlier run still runs: {one['Id']}\n  Fix: wait for its end, or "
+                f"'systemctl stop {one['Id']}' there. No hook was run."
+            )
 
 
 def room(wanted: int, free: int) -> int:
@@ -204,20 +259,22 @@ def made(params: dict[str, Any], *, terminal: bool) -> dict[str, Any]:
     name, text = unit_of(params["queue"], queues, params["units"])
     memory_mb = room(params["memory_mb"], free)
     service = translated(name, text, unit, params["image"])
-    argv = podman(service, unit, params["command"], terminal=terminal)
-    image = argv[argv.index("run", argv.index("run") + 1) - 1]
+    argv, image = podman(service, unit, params["command"], terminal=terminal)
     if run("podman", "image", "exists", image).returncode:
         raise HostError(
             f"the image {image} is not on this host\n  Fix: site.yml brings it. Nothing was run."
         )
+    what = HOOK if params["units"] else "A command"
     remove = f"/usr/bin/podman rm -v -f -i --cidfile=/run/{unit}.cid"
     options = [
         *("--quiet", f"--unit={unit}", "--slice=celery.slice", "--expand-environment=no"),
-        f"--description=A command as queue {params['queue'] or next(iter(queues))} has it",
+        f"--description={what} as queue {params['queue'] or next(iter(queues))} has it",
         *("--property=Type=exec", "--property=Delegate=yes", "--property=OOMPolicy=continue"),
         *(f"--property=MemoryMax={memory_mb}M", "--property=MemorySwapMax=0"),
         *("--property=KillMode=mixed", f"--property=TimeoutStopSec={2 * STOP_SECONDS}"),
-        "--property=LogRateLimitIntervalSec=0",
+        "--property=LogRateLimitIntervalSec=1s",
+        # Without one systemd tells journald of no limit, and journald has its own.
+        f"--property=LogRateLimitBurst={MOST_RATE}",
         # Podman's own end, for it does not remove a container whose conmon was killed.
         f"--property=ExecStop=-{remove} -t {STOP_SECONDS}",
         f"--property=ExecStopPost=-{remove}",
@@ -239,6 +296,11 @@ def made(params: dict[str, Any], *, terminal: bool) -> dict[str, Any]:
 
 def start(params: dict[str, Any]) -> dict[str, Any]:
     """Start a command without a terminal."""
+    # Until it runs, another one would count on the same memory.
+    keep_others_out("a command", LOCK, START_SECONDS)
+    clear()
+    if params["units"]:
+        refuse_beside_a_hook()
     found = made(params, terminal=False)
     done = run(*found["argv"])
     if done.returncode:
@@ -251,22 +313,36 @@ def start(params: dict[str, Any]) -> dict[str, Any]:
 
 def written(unit: str, cursor: str) -> tuple[list[str], str]:
     """What a command has written since a place in the journal, and the place after it."""
-    options = [f"--after-cursor={cursor}"] if cursor else []
-    shown = run(
-        *("journalctl", "--quiet", "--no-pager", "--output=json", "--output-fields=MESSAGE"),
-        *(f"--unit={unit}.service", "_TRANSPORT=stdout", *options),
-    ).stdout
-    lines, size = [], 0
-    for one in shown.splitlines():
-        entry = json.loads(one)
-        message = entry.get("MESSAGE")
-        # An array of bytes, where it is no text for a terminal.
-        text = bytes(message).decode(errors="replace") if isinstance(message, list) else message
-        lines.append(str(text or "")[:MOST_LINE])
-        cursor, size = entry["__CURSOR"], size + len(lines[-1])
-        if len(lines) == MOST_LINES or size > MOST_TEXT:
-            break
+    argv = [
+        *("journalctl", "--quiet", "--no-pager", "--all", "--output=json"),
+        *("--output-fields=MESSAGE", f"--unit={unit}.service", "_TRANSPORT=stdout"),
+        *([f"--after-cursor={cursor}"] if cursor else []),
+    ]
+    lines: list[str] = []
+    size = 0
+    # It is not read to its end: all that a command has written may be much.
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reading:
+        for one in reading.stdout or []:
+            entry = json.loads(one)
+            lines.append(shown_line(entry.get("MESSAGE")))
+            cursor, size = entry["__CURSOR"], size + len(lines[-1])
+            if len(lines) == MOST_LINES or size > MOST_TEXT:
+                break
+        reading.kill()
     return lines, cursor
+
+
+def shown_line(message: Any) -> str:
+    """A line of the journal, cut where it is long.
+
+    >>> shown_line([97, 255]), shown_line(None)
+    ('a\ufffd', '')
+    """
+    # An array of bytes, where it is no text for a terminal.
+    text = bytes(message).decode(errors="replace") if isinstance(message, list) else message
+    text = str(text or "")
+    left = len(text) - MOST_LINE
+    return f"{text[:MOST_LINE]}... ({left} more characters)" if left > 0 else text
 
 
 def follow(unit: str, cursor: str) -> dict[str, Any]:
@@ -274,7 +350,7 @@ def follow(unit: str, cursor: str) -> dict[str, Any]:
     deadline = time.monotonic() + FOLLOW_SECONDS
     while True:
         said = properties(unit)
-        ended = said.get("SubState") not in ("start", "start-pre", "running", "stop-post")
+        ended = not runs(said)
         if ended:
             run("journalctl", "--sync")
         lines, cursor = written(unit, cursor)

@@ -148,8 +148,10 @@ def translated(name: str, text: str, container: str, image: str) -> str:
     return found[1]
 
 
-def podman(service: str, unit: str, command: Iterable[str], *, terminal: bool) -> list[str]:
-    """What is to be run on the host.
+def podman(
+    service: str, unit: str, command: Iterable[str], *, terminal: bool
+) -> tuple[list[str], str]:
+    """What is to be run on the host, and its image.
 
     :param service: what ``translated`` returned.
     :param unit: name of the command's unit, without ``.service``.
@@ -159,11 +161,12 @@ def podman(service: str, unit: str, command: Iterable[str], *, terminal: bool) -
     known = specifiers(unit)
     line = re.findall(r"^ExecStart=(.*)$", service, re.M)[-1]
     found = [expanded(one, known) for one in words(line)]
-    # The image is the last one, for the unit's Exec= is empty.
+    # The image is the last word, for the unit's Exec= is empty.
+    image = found[-1]
     at = found.index("run") + 1
     # What it writes goes to the terminal, or by systemd to the journal, and not there twice.
     found[at:at] = ["--log-driver=none", *(["-i", "-t"] if terminal else [])]
-    return [*found, "run", *command]
+    return [*found, "run", *command], image
 
 
 def limits(service: str, unit: str) -> list[str]:

@@ -58,13 +58,14 @@ def test_a_specifier_without_a_value_is_refused_by_its_name():
 
 
 def test_the_command_takes_the_place_of_the_worker():
-    argv = one_off.podman(SERVICE, "celery-run-1", ["echo", "$A %i"], terminal=False)
+    argv, image = one_off.podman(SERVICE, "celery-run-1", ["echo", "$A %i"], terminal=False)
+    assert image == "a/app:1"
     assert argv == [
         *("/usr/bin/podman", "run", "--log-driver=none", "--name", "c"),
         *("--cidfile=/run/celery-run-1.cid", "--env", 'A=50% of "$HOME"', "a/app:1"),
         *("run", "echo", "$A %i"),
     ]
-    argv = one_off.podman(SERVICE, "celery-run-1", ["sh"], terminal=True)
+    argv, _ = one_off.podman(SERVICE, "celery-run-1", ["sh"], terminal=True)
     assert argv[:5] == ["/usr/bin/podman", "run", "--log-driver=none", "-i", "-t"]
 
 

@@ -18,11 +18,13 @@ def host(tmp_path, monkeypatch):
     plan = {"queues": rows, "totals": {"free_mb": 700}}
     celery_run.PLAN.write_text(json.dumps(plan))
     (tmp_path / "celery-mail@.container").write_text("[Container]\n")
+    monkeypatch.setattr(celery_run, "LOCK", str(tmp_path / "lock"))
     return tmp_path
 
 
 def test_the_first_queue_is_taken_or_the_one_that_is_named(host):
-    assert celery_run.queues_here() == (QUEUES, 700)
+    # The other one's unit is not written yet.
+    assert celery_run.queues_here() == ({"mail": "mail"}, 700)
     assert celery_run.unit_of("", QUEUES, {}) == ("celery-mail@.container", "[Container]\n")
     units = {f"{host}/celery-a_2fb@.container": "new"}
     assert celery_run.unit_of("a/b", QUEUES, units) == ("celery-a_2fb@.container", "new")
@@ -73,6 +75,21 @@ def test_too_little_memory_is_refused(monkeypatch, wanted, free, others, said):
     with pytest.raises(HostError) as error:
         celery_run.room(wanted, free)
     assert said in str(error.value)
+
+
+def test_no_hook_begins_beside_one_of_an_earlier_run(monkeypatch):
+    rows = [{"Id": "celery-run-1.service", "Description": "A hook as queue a has it"}]
+    monkeypatch.setattr(celery_run, "commands_here", lambda: rows)
+    rows[0]["SubState"] = "exited"
+    celery_run.refuse_beside_a_hook()
+    rows[0]["SubState"] = "running"
+    with pytest.raises(HostError, match=r"still runs: celery-run-1\.service\n  Fix: wait"):
+        celery_run.refuse_beside_a_hook()
+
+
+def test_a_long_line_is_cut_and_its_rest_is_counted():
+    assert celery_run.shown_line("x" * 8192) == "x" * 8192
+    assert celery_run.shown_line("x" * 8200) == "x" * 8192 + "... (8 more characters)"
 
 
 def test_only_commands_that_run_use_memory(monkeypatch):
