@@ -393,7 +393,8 @@ def declaration_problems(
     if not unreadable & {"celery_worker_secrets", "celery_worker_secrets_exported"}:
         problems += app_problems({**values, "groups": variables.get("groups", {})})
     problems += beat_problems({**values, "groups": variables.get("groups", {})})
-    problems += hooks.problems(values.get("deploy_hooks", {}), values.get("celery_queues", []))
+    queues = values.get("celery_queues", [])
+    problems += hooks.problems(values.get("deploy_hooks", {}), queues, shown)
     problems += redis_problems(values.get("redis_extra_config", {}))
     problems += user_problems(values.get("redis_user_rules", {}))
     problems += redis_app_problems(

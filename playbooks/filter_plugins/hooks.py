@@ -6,13 +6,12 @@ import getpass
 import re
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # Ansible loads filters by their path
 import commands
-import reported
 
 PHASES = ("before_workers", "after_workers", "on_failure")
 KEYS = ("command", "memory_mb", "queue", "seconds", "where")
@@ -24,10 +23,11 @@ BEFORE = (
 COMMIT = re.compile(r"[0-9a-f]{40}(-dirty)?")
 
 
-def problems(hooks: Any, queues: Any) -> list[str]:
+def problems(hooks: Any, queues: Any, shown: Callable[[Any], str] = repr) -> list[str]:
     """What is wrong with ``deploy_hooks``, a line each.
 
     :param queues: ``celery_queues``; they may be wrong themselves.
+    :param shown: writes a value for a message.
 
     >>> problems({"before_workers": ["python manage.py migrate"]}, [])
     []
@@ -38,39 +38,39 @@ def problems(hooks: Any, queues: Any) -> list[str]:
     for phase, entries in hooks.items():
         if phase not in PHASES:
             remedy = f"take one of {', '.join(PHASES)}"
-            found.append(f'deploy_hooks has "{reported.shown(phase)}": {remedy}')
+            found.append(f"deploy_hooks has {shown(phase)}: {remedy}")
         elif not isinstance(entries, (list, type(None))):
-            found.append(f"deploy_hooks.{phase} is no list: {EXAMPLE}")
+            found.append(f"deploy_hooks.{phase} is {shown(entries)}, no list: {EXAMPLE}")
         else:
             names = {one.get("name") for one in queues if isinstance(one, Mapping)}
             for place, entry in enumerate(entries or []):
-                said = _entry_problem(phase, entry, names)
+                said = _entry_problem(phase, entry, names, shown)
                 found += [f"deploy_hooks.{phase}[{place}] {said}"] if said else []
     return found
 
 
-def _entry_problem(phase: str, entry: Any, queues: set[Any]) -> str:
+def _entry_problem(phase: str, entry: Any, queues: set[Any], shown: Callable[[Any], str]) -> str:
     parts = entry if isinstance(entry, Mapping) else {"command": entry}
     if unknown := [key for key in parts if key not in KEYS]:
-        return f'has "{reported.shown(unknown[0])}": take one of {", ".join(KEYS)}'
+        return f"has {shown(unknown[0])}: take one of {', '.join(KEYS)}"
     try:
         commands.words(parts.get("command"))
     except ValueError as error:
-        return f'has the command "{reported.shown(parts.get("command"))}": {error}: {EXAMPLE}'
+        return f"has the command {shown(parts.get('command'))}: {error}: {EXAMPLE}"
     where = parts.get("where", "controller" if phase == "on_failure" else "host")
     if where not in PLACES:
-        return f'has where: "{reported.shown(where)}": write host or controller'
+        return f"has where: {shown(where)}: write host or controller"
     if phase == "on_failure" and where != "controller":
         return "has where: host: leave it out; after a failure commands run on the controller"
     if where == "controller":
         if not_there := [key for key in ("queue", "memory_mb") if key in parts]:
             return f"has {not_there[0]}, and runs on the controller: remove one of them"
     elif "queue" in parts and parts["queue"] not in queues:
-        return f'has queue: "{reported.shown(parts["queue"])}": name one of celery_queues'
+        return f"has queue: {shown(parts['queue'])}: name one of celery_queues"
     for key, most in (("memory_mb", commands.MOST_MB), ("seconds", commands.MOST_SECONDS)):
         value = parts.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            return f'has {key}: "{reported.shown(value)}": write 1 to {most}'
+            return f"has {key}: {shown(value)}: write 1 to {most}"
     return ""
 
 
