@@ -6,12 +6,15 @@ import getpass
 import re
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))  # Ansible loads filters by their path
+# Beside this file, and rules that are no plugins; Ansible loads filters by their path.
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import commands
+from texts import shown
 
 PHASES = ("before_workers", "after_workers", "on_failure")
 KEYS = ("command", "memory_mb", "queue", "seconds", "where")
@@ -23,11 +26,10 @@ BEFORE = (
 COMMIT = re.compile(r"[0-9a-f]{40}(-dirty)?")
 
 
-def problems(hooks: Any, queues: Any, shown: Callable[[Any], str] = repr) -> list[str]:
+def problems(hooks: Any, queues: Any) -> list[str]:
     """What is wrong with ``deploy_hooks``, a line each.
 
     :param queues: ``celery_queues``; they may be wrong themselves.
-    :param shown: writes a value for a message.
 
     >>> problems({"before_workers": ["python manage.py migrate"]}, [])
     []
@@ -44,12 +46,12 @@ def problems(hooks: Any, queues: Any, shown: Callable[[Any], str] = repr) -> lis
         else:
             names = {one.get("name") for one in queues if isinstance(one, Mapping)}
             for place, entry in enumerate(entries or []):
-                said = _entry_problem(phase, entry, names, shown)
+                said = _entry_problem(phase, entry, names)
                 found += [f"deploy_hooks.{phase}[{place}] {said}"] if said else []
     return found
 
 
-def _entry_problem(phase: str, entry: Any, queues: set[Any], shown: Callable[[Any], str]) -> str:
+def _entry_problem(phase: str, entry: Any, queues: set[Any]) -> str:
     parts = entry if isinstance(entry, Mapping) else {"command": entry}
     if unknown := [key for key in parts if key not in KEYS]:
         return f"has {shown(unknown[0])}: take one of {', '.join(KEYS)}"

@@ -1,0 +1,48 @@
+"""Texts of an inventory: which can be used as they are, and how a message shows them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+LETTERS = "take letters, digits and _, not a digit first"
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# systemd ignores a line with one of these, which Unicode keeps out of text.
+NO_CHARACTER = re.compile(
+    "[\ufdd0-\ufdef"
+    + "".join(chr(n << 16 | 0xFFFE) + chr(n << 16 | 0xFFFF) for n in range(17))
+    + "]"
+)
+# What names a Python object.
+NAMES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+# Longest value that a message quotes in full.
+SHOWN_LENGTH = 70
+PATH_LENGTH = 300
+
+
+def shown(value: Any) -> str:
+    """A value for a message: on one line, not too long, and with nothing that a terminal obeys."""
+    if isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=not value.isprintable())
+    else:
+        text = ascii(value)
+    return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."
+
+
+def word(text: str) -> str:
+    """Text for a message, in quotes only where it would not be seen as it is."""
+    return text if text.isprintable() and len(text) <= PATH_LENGTH else shown(text)
+
+
+def hushed(url: str) -> str:
+    """An address for a message, without the password in it."""
+    return re.sub(r"//[^@/]*:[^@]*(@|$)", r"//...\1", url) if "@" in url else url
+
+
+def known(names: Iterable[str]) -> str:
+    """Which secrets there are, and what to do about one that is not among them."""
+    found = ", ".join(sorted(map(str, names))) or "no secret"
+    return f"it has {found}; add it there, or remove it here"
