@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import socket
 import sys
@@ -126,6 +127,14 @@ def due(
     return declared if is_left and phase != "before_workers" else []
 
 
+def _user() -> str:
+    """Who runs the playbook, as the system or the environment names them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without an entry for this user
+        return str(os.getuid())
+
+
 def environment(
     hosts: Mapping[str, Mapping[str, Any]], play: Sequence[str], image: str, result: str
 ) -> dict[str, str]:
@@ -137,7 +146,7 @@ def environment(
     return {
         "DEPLOY_VERSION": image.rpartition(":")[2],
         "DEPLOY_COMMIT": commit if COMMIT.fullmatch(commit) else "",
-        "DEPLOY_BY": f"{getpass.getuser()}@{socket.gethostname()}",
+        "DEPLOY_BY": f"{_user()}@{socket.gethostname()}",
         "DEPLOY_HOSTS": ",".join(play),
         "DEPLOY_RESULT": result,
     }
