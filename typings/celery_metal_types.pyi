@@ -414,6 +414,15 @@ class DeadLetters(TypedDict):
     gone: int
     refused: int
 
+class QueueTasks(TypedDict):
+    """What the module celery_queue returns."""
+
+    waiting: dict[str, int]
+    is_complete: bool
+    done: int
+    gone: int
+    refused: int
+
 class Finding(TypedDict):
     kind: str
     seen: str

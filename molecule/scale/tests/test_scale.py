@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 
 import pytest
 
@@ -281,6 +282,32 @@ def test_a_worker_with_what_killed_tasks_left_in_tmp_is_replaced_and_every_task_
     numbers = sorted(one.split()[0] for one in kit.redis(HOST, "smembers", key).splitlines())
     assert numbers == [str(number) for number in range(8)]
     assert kit.redis(HOST, "exists", "celery-metal.dead:mail") == "0"
+
+
+def test_tasks_of_a_queue_that_nobody_consumes_are_moved_and_deleted(site, kit, lab):
+    call = "podman exec celery-mail-1 celery-metal-run celery call metal_sample.tasks.add"
+    moved = [
+        lab.run(HOST, f"{call} --queue emials --args='[{number}, 1]'").strip()
+        for number in range(3)
+    ]
+    tool = "playbooks/queues.yml"
+    assert re.search(r"^ +emials +3$", kit.play(playbook=tool).output, re.M)
+    names = {"queues_action": "move", "queues_from": "emials"}
+    assert (
+        "which no worker consumes"
+        in kit.play(playbook=tool, fails=True, **names, queues_to="gone").said
+    )
+    said = kit.play(playbook=tool, **names, queues_to="mail").said
+    assert "3 tasks moved from emials to mail" in said
+    for number, task in enumerate(moved):
+        result = f"podman exec celery-mail-1 celery-metal-run celery result {task}"
+        assert lab.run(HOST, result, timeout=60).strip() == str(number + 1)
+    lab.run(HOST, f"{call} --queue emials --args='[9, 1]'")
+    purge = {"queues_action": "purge", "queues_from": "emials"}
+    assert "1 task of emials would be deleted" in kit.play("--check", playbook=tool, **purge).said
+    said = kit.play(playbook=tool, **purge, queues_confirmed=True).said
+    assert "1 task of emials deleted" in said
+    assert "emials" not in kit.play(playbook=tool).output
 
 
 def test_a_queue_stopped_by_hand_is_started_again(site, kit, lab):

@@ -1,0 +1,142 @@
+#!/usr/bin/python
+"""Tasks that wait in queues: how many, to another queue, deleted."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_queue
+short_description: Count the tasks that wait in queues, move them to another queue, or delete them
+description:
+  - Asks the Redis of this host through its Unix socket as the user C(admin), and finds all lists
+    that hold tasks. With I(external) it asks as the workers of this host do, and looks at
+    I(queues).
+  - Tasks that a worker has taken are none of these.
+options:
+  action:
+    description: What to do.
+    type: str
+    choices: [list, move, purge]
+    default: list
+  queue:
+    description: Name of the queue in Redis, with the prefix of its app.
+    type: str
+    default: ''
+  to:
+    description: With C(move), the queue whose workers shall run them, likewise.
+    type: str
+    default: ''
+  queues:
+    description: Names of queues to count where Redis cannot be searched.
+    type: list
+    elements: str
+    default: []
+  prefixes:
+    description: What apps may set as Celery's C(global_keyprefix), besides none.
+    type: list
+    elements: str
+    default: []
+  database:
+    description: Number of the Redis database.
+    type: int
+    default: 0
+  external:
+    description: As for C(celery_backlog).
+    type: dict
+author: celery-metal
+"""
+
+EXAMPLES = r"""
+- name: Move the tasks of a queue whose name was misspelled
+  celery_queue:
+    action: move
+    queue: emials
+    to: emails
+"""
+
+RETURN = r"""
+waiting: {description: Queue to the tasks that wait in it, type: dict, returned: with list}
+is_complete:
+  description: Whether all lists of Redis were looked at
+  type: bool
+  returned: with list
+done: {description: How many were moved or deleted, type: int, returned: always}
+gone: {description: How many a worker has taken meanwhile, type: int, returned: always}
+refused: {description: How many stay, for no worker takes them, type: int, returned: always}
+"""
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_dead_letters import clean
+from ansible.module_utils.celery_metal import HostError
+from ansible.module_utils.celery_moves import counts, length, move, purge
+from ansible.module_utils.celery_redis import SOCKET, RedisError
+from ansible.module_utils.celery_redis_login import client_at, client_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from ansible.module_utils.celery_redis import Client
+    from celery_metal_types import Endpoint, QueueTasks
+
+# Queues in a report.
+MOST_QUEUES = 1000
+
+
+def run(client: Client, params: Mapping[str, Any], *, admin: bool, check: bool) -> QueueTasks:
+    """What an action has found or done.
+
+    :raises RedisError: when Redis does not answer, or refuses.
+    """
+    found: QueueTasks = {"waiting": {}, "is_complete": False, "done": 0, "gone": 0, "refused": 0}
+    queue, to, prefixes = params["queue"], params["to"], params["prefixes"]
+    if params["action"] == "list":
+        waiting, found["is_complete"] = counts(client, params["queues"], prefixes, admin=admin)
+        found["waiting"] = dict(sorted(waiting.items())[:MOST_QUEUES])
+    elif check:
+        found["done"] = length(client, queue)
+    elif params["action"] == "purge":
+        found["done"] = purge(client, queue)
+    else:
+        prefix = next((one for one in prefixes if one and to.startswith(one)), "")
+        result = move(client, queue, to, to.removeprefix(prefix))
+        found["done"], found["gone"], found["refused"] = result
+    return found
+
+
+def main() -> None:
+    text = {"type": "str", "default": ""}
+    names = {"type": "list", "elements": "str", "default": []}
+    module = AnsibleModule(
+        argument_spec={
+            "action": {"type": "str", "choices": ["list", "move", "purge"], "default": "list"},
+            **dict.fromkeys(("queue", "to"), text),
+            **dict.fromkeys(("queues", "prefixes"), names),
+            "database": {"type": "int", "default": 0},
+            "external": {"type": "dict"},
+        },
+        supports_check_mode=True,
+    )
+    external: Endpoint | None = module.params["external"]
+    database = external["database"] if external else module.params["database"]
+    try:
+        client = client_at(external, module.tmpdir) if external else client_of("admin")
+        with contextlib.closing(client):
+            client.errors = "surrogateescape"
+            client.ask(("SELECT", str(database)))
+            admin = external is None
+            found = run(client, module.params, admin=admin, check=module.check_mode)
+    except (RedisError, HostError, OSError) as problem:
+        why = getattr(problem, "strerror", None) or str(problem)
+        module.fail_json(
+            f"{'Redis' if external else SOCKET}: {why}\n  Each task is in one list. Fix: "
+            "playbooks/status.yml shows what is wrong with it. Then run this again."
+        )
+    changed = module.params["action"] != "list" and found["done"] > 0
+    module.exit_json(changed=changed, **clean(found))
+
+
+if __name__ == "__main__":
+    main()
