@@ -67,6 +67,27 @@ def test_the_memory_of_the_plan_that_is_deployed(monkeypatch, tmp_path, text, me
     assert celery_host.planned_memory_mb() == memory
 
 
+def test_the_images_of_workers_and_of_beat_are_found_in_their_units(monkeypatch, tmp_path):
+    monkeypatch.setattr(celery_host, "UNITS", tmp_path)
+    assert celery_host.app_images() == []
+    for name, image in (("celery-a@", "app:2"), ("celery-b@", "app:1"), ("celery-beat", "app:1")):
+        (tmp_path / f"{name}.container").write_text(f"[Container]\nImage={image}\nExec=x\n")
+    (tmp_path / "celery-a@1.container").symlink_to("celery-a@.container")
+    (tmp_path / "celery-gone@.container").symlink_to("nowhere")
+    (tmp_path / "celery-redis.container").write_text("[Container]\nImage=redis:8\n")
+    assert celery_host.app_images() == ["app:1", "app:2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "image"), [(None, ""), ("{", ""), ("[]", ""), ("{}", ""), ('{"image": "a:1"}', "a:1")]
+)
+def test_hooks_that_are_left_are_known_by_their_image(monkeypatch, tmp_path, text, image):
+    monkeypatch.setattr(celery_host, "HOOKS", tmp_path / "hooks.json")
+    if text is not None:
+        celery_host.HOOKS.write_text(text)
+    assert celery_host.hooks_left() == image
+
+
 def test_images_that_are_damaged_for_one_reason_are_one_message():
     told = celery_host.damage_told(
         {"b:1": "layer x is missing", "a:1": "layer x is missing", "c:1": "y"}
