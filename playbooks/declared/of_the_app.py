@@ -16,7 +16,7 @@ ENVIRONMENT_BYTES = 131072
 SECRET = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 # podman-secret-create(1): below 512 kB.
 SECRET_BYTES = 512000
-# What the container has of the kit, and what Celery itself would read instead of it.
+# Variables that celery-metal sets in the container, and those that Celery reads itself.
 OURS = ("CELERY_METAL_",)
 AS_BROKER = (
     "in which Celery would find another broker: write celery_worker_broker_variables: [{}], and "
@@ -273,7 +273,7 @@ def secret_problems(secrets: Mapping[str, Any]) -> list[str]:
         elif not isinstance(name, str) or not SECRET.fullmatch(name) or name in SECRETS_TAKEN:
             problems.append(
                 f"celery_worker_secrets has the name {shown(name)}: take 1 to 100 of the letters A "
-                "to Z, digits, and _ . - , and none of the kit's own"
+                "to Z, digits, and _ . - , and no name of celery-metal's own"
             )
         elif not isinstance(value, str):
             problems.append(

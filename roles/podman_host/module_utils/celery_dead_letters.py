@@ -206,13 +206,7 @@ class Letter:
     def sent(self) -> str:
         """The message without the runtime's headers: its count of crashes begins anew."""
         headers = {key: one for key, one in self.headers.items() if key not in OWN}
-        message = {**self.message, "headers": headers}
-        text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # half of a pair
-            text = json.dumps(message, separators=(",", ":"))
-        return text
+        return text_of({**self.message, "headers": headers})
 
     def list_of(self, place: Place) -> str:
         """The list of its queue that it goes back to, by its priority."""
@@ -224,6 +218,20 @@ class Letter:
                 number = 0
             step = max(one for one in STEPS if one <= number)
         return place.name + (f"{MARK}{step}" if step else "")
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """A message as JSON, in UTF-8 where that can hold it.
+
+    >>> text_of({"a": "é"}), text_of({"a": chr(0xD800)})
+    ('{"a":"é"}', '{"a":"\\\\ud800"}')
+    """
+    text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(message, separators=(",", ":"))
+    return text
 
 
 def clean(value: Any) -> Any:

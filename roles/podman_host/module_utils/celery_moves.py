@@ -5,11 +5,18 @@ A task is in one list at any time. The user of the workers may do all of it, but
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ansible.module_utils.celery_dead_letters import AT_ONCE, MARK, TAKE, Letter, Place, read
+from ansible.module_utils.celery_dead_letters import (
+    AT_ONCE,
+    MARK,
+    TAKE,
+    Letter,
+    Place,
+    read,
+    text_of,
+)
 from ansible.module_utils.celery_lists import stray
 from ansible.module_utils.celery_redis import RedisError
 
@@ -138,10 +145,4 @@ def moved_text(letter: Letter, routing_key: str) -> str:
         return letter.raw
     properties = letter.message["properties"]
     info = {"exchange": "", "routing_key": routing_key}
-    message = {**letter.message, "properties": {**properties, "delivery_info": info}}
-    text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a pair
-        text = json.dumps(message, separators=(",", ":"))
-    return text
+    return text_of({**letter.message, "properties": {**properties, "delivery_info": info}})
