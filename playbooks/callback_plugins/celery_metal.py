@@ -1,4 +1,4 @@
-"""Ansible's own output with a summary at its end; of a status as JSON nothing else on stdout."""
+"""Ansible's own output with a summary at its end; of a report as JSON nothing else on stdout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DOCUMENTATION = """
       - Below the recap, what was changed and why, what is wrong and its remedy, on one screen.
       - C(--diff) shows the lines that change, and files that change alike once; with C(-v) all.
       - With C(-e status_format=json), C(playbooks/status.yml) prints the JSON on stdout, and all
-        else on stderr.
+        else on stderr; so does C(playbooks/doctor.yml) with C(-e doctor_format=json).
     extends_documentation_fragment:
       - default_callback
       - result_format_callback
@@ -49,6 +49,8 @@ MODULE = re.compile(r"(celery|debian|redis)_[a-z_]+")
 # Tasks that tell the operator something.
 TELLS = re.compile(r"(Report|Say) ")
 DEBUG = "ansible.builtin.debug"
+#: Playbooks whose end is a report of their own, and the variable for its form.
+REPORTS = {"doctor.yml": "doctor_format", "status.yml": "status_format"}
 #: Tells the action plugin celery_run that this run has a terminal.
 TERMINAL = "CELERY_METAL_TERMINAL"
 COLORS = {"+": COLOR_DIFF_ADD, "-": COLOR_DIFF_REMOVE, "@": COLOR_DIFF_LINES}
@@ -75,10 +77,10 @@ def pass_on(status: int) -> None:
 
 
 class CallbackModule(Default):  # type: ignore[misc]
-    """Ansible's default output and a summary, but for a status as JSON."""
+    """Ansible's default output and a summary, but for a report as JSON."""
 
     CALLBACK_NAME = "celery_metal"
-    #: What stdout was, where a status is to be JSON.
+    #: What stdout was, where a report is to be JSON.
     pipe: TextIO | None = None
 
     def __init__(self) -> None:
@@ -100,19 +102,19 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Have all but the JSON on stderr, where it is asked for."""
         variables = load_extra_vars(playbook._loader)
         name = pathlib.Path(playbook._file_name).name
-        self.sums_up = name != "status.yml"
+        self.sums_up = name not in REPORTS
         self.passes_on = name == "run.yml"
         # What runs a task has none of these, but inherits the environment.
         if sys.stdin.isatty() and sys.stdout.isatty():
             os.environ[TERMINAL] = "1"
-        if name == "status.yml" and variables.get("status_format") == "json":
+        if name in REPORTS and variables.get(REPORTS[name]) == "json":
             sys.stdout.flush()
             self.pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
             os.dup2(2, 1)
         super().v2_playbook_on_start(playbook)
 
     def v2_runner_on_ok(self, result: Any) -> None:
-        """Print what a task has returned; of the one that shows the status its text alone."""
+        """Print what a task has returned; of the one that shows a report its text alone."""
         host, task = result.host.get_name(), result.task.get_name()
         if result.task.action == "celery_run" and "on_failure" in result.result:
             self.on_failure = [one["command"] for one in result.result["on_failure"]]
