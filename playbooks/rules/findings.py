@@ -121,7 +121,7 @@ class Site(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Where a rule's cause was seen, and what was measured; a fix of its own in the rule's place."""
+    """Where a cause was seen, and what was measured; a fix that replaces the rule's."""
 
     where: str
     measured: str

@@ -96,7 +96,8 @@ def _is_low(disk: Given) -> bool:
     HIGH,
     "a disk is nearly full",
     risk="On a full disk Redis stops taking tasks, and no deploy, log or backup is written.",
-    fix="free space there: 'podman image prune', 'journalctl --vacuum-size=500M', a larger disk",
+    fix="free space there: 'podman image prune' and 'journalctl --vacuum-size=500M' remove what is "
+    "not needed; or take a larger disk",
 )
 def full(site: Site) -> Iterator[Seen]:
     return _disks(site, _is_full)
@@ -107,7 +108,8 @@ def full(site: Site) -> Iterator[Seen]:
     MEDIUM,
     "a disk has little space left",
     risk="A rewrite of Redis's file, a backup or the build of an image may fill it.",
-    fix="free space there: 'podman image prune', 'journalctl --vacuum-size=500M', a larger disk",
+    fix="free space there: 'podman image prune' and 'journalctl --vacuum-size=500M' remove what is "
+    "not needed; or take a larger disk",
 )
 def low(site: Site) -> Iterator[Seen]:
     return _disks(site, _is_low)
@@ -180,7 +182,7 @@ def rewrite(site: Site) -> Iterator[Seen]:
     "memory-missing",
     MEDIUM,
     "other programs use memory that the plan takes",
-    risk="When workers use what they may, the kernel ends processes, or the host swaps.",
+    risk="When workers use all that they may, the kernel ends processes, or the host swaps.",
     fix="raise capacity_reserve_mb to what the others need, and run site.yml",
 )
 def missing(site: Site) -> Iterator[Seen]:
@@ -216,7 +218,8 @@ def killed(site: Site) -> Iterator[Seen]:
     MEDIUM,
     "a unit uses nearly all memory that it may",
     risk="A little more, and the kernel ends one of its processes.",
-    fix="raise memory_per_process_mb of the queue (capacity_redis_memory_mb for Redis), and run site.yml",
+    fix="raise memory_per_process_mb of the queue, or capacity_redis_memory_mb for Redis, and run "
+    "site.yml",
 )
 def near(site: Site) -> Iterator[Seen]:
     for name, unit in _units(site):
@@ -297,7 +300,8 @@ def files_of_host(site: Site) -> Iterator[Seen]:
     HIGH,
     "a unit has nearly as many processes and threads as it may",
     risk="At the limit a worker cannot replace a process, and tasks that start threads fail.",
-    fix="raise TasksMax of the queue by quadlet: {Service: {TasksMax: 8192}}, or lower its concurrency",
+    fix="raise TasksMax of the queue by quadlet: {Service: {TasksMax: 8192}}, or lower its "
+    "concurrency",
 )
 def tasks(site: Site) -> Iterator[Seen]:
     for name, unit in _units(site):
@@ -313,7 +317,7 @@ def tasks(site: Site) -> Iterator[Seen]:
     LOW,
     "the kernel may refuse Redis the memory for a save",
     risk="A backup or a rewrite of Redis's file fails while memory is short.",
-    fix="set vm.overcommit_memory=1 by a file in /etc/sysctl.d; for a system container on the "
+    fix="run site.yml, which sets vm.overcommit_memory=1; for a system container set it on the "
     "machine that runs it",
 )
 def overcommit(site: Site) -> Iterator[Seen]:

@@ -93,8 +93,8 @@ def rewrites(site: Site) -> Iterator[Seen]:
     HIGH,
     "Redis removes keys when it is full",
     risk="The keys are tasks.",
-    fix="remove maxmemory-policy from redis_extra_config and run site.yml; where Redis is your own, "
-    "set maxmemory-policy noeviction there",
+    fix="remove maxmemory-policy from redis_extra_config and run site.yml; where Redis is your "
+    "own, set maxmemory-policy noeviction there",
 )
 def evicts(site: Site) -> Iterator[Seen]:
     for name, info in _infos(site):
@@ -184,9 +184,8 @@ def fork(site: Site) -> Iterator[Seen]:
 def replicas(site: Site) -> Iterator[Seen]:
     found = site.fleet["redis_replication"]
     if found and (found["missing"] or found["absent"]):
-        absent = (
-            f"; {', '.join(found['absent'])} neither is it nor follows" if found["absent"] else ""
-        )
+        names = ", ".join(found["absent"])
+        absent = f"; {names} neither is the primary nor follows it" if names else ""
         yield Seen(
             found["host"],
             f"{found['count'] or 0} replicas keep up with the primary, "

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from findings import SEVERITIES, Finding, Site, node_name
+from celery_metal_runtime.names import node_name
+from findings import SEVERITIES, Finding, Site
 
 #: With the recap below, the summary is a screen.
 MOST_ROWS, MOST_SEEN, MOST_NAMES, MOST_UNKNOWN = 16, 5, 3, 6

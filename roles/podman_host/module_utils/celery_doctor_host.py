@@ -36,7 +36,7 @@ TIME_ERROR = 5  # adjtimex(2)
 
 
 class Process(NamedTuple):
-    """One of a unit: bytes that it had at most, has of its own, and in swap; open files, and most."""
+    """One of a unit: bytes at most until now, of its own, in swap; open files, and its limit."""
 
     pid: int
     parent: int
