@@ -68,6 +68,11 @@ def busy(fleet):
     fleet.backlog["held"] = [held]
 
 
+def drained(fleet):
+    one = worker(state="drained", version=None)
+    fleet.status = {name: {"workers": [one], "beat": ""} for name in fleet.hosts}
+
+
 REPORT = "host web1: a certificate ends at 2026-12-01\n  Then no worker gets in.\n  Fix: rotate"
 # Rule, its cause, and what is in its evidence.
 CAUSES = [
@@ -179,6 +184,7 @@ CAUSES = [
         change("redis.queues.0", {**WAITING, "node": "emails-1@web1", "etas": [60, 90_000]}),
         "1 of 20 sampled, held by emails-1@web1, the farthest in 25 h; the visibility timeout is",
     ),
+    ("queue-unserved", drained, "queue emails: 40 wait"),
     ("worker-down", status(state="failed", version=None), "celery-emails@1 is failed"),
     ("worker-restarts", status(restarts=7), "7 restarts by systemd"),
     ("queue-unserved", backlog(waiting={"emails": 1, "reports": 9}), "queue reports: 9 wait"),

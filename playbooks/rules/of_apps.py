@@ -18,8 +18,8 @@ KIB_PER_MB = 1024
     "worker-down",
     HIGH,
     "a worker does not run",
-    risk="Its queue has less workers than planned, or none.",
-    fix="'journalctl -u UNIT' there says why; run site.yml, or undrain.yml for a drained host",
+    risk="Its queue has fewer workers than planned, or none.",
+    fix="'journalctl -u UNIT' there says why; then run site.yml",
 )
 def down(site: Site) -> Iterator[Seen]:
     for worker in site.fleet["workers"]:
@@ -47,11 +47,13 @@ def restarts(site: Site) -> Iterator[Seen]:
     HIGH,
     "tasks wait where no worker takes them",
     risk="They wait without end.",
-    fix="declare the queue in celery_queues, or move its tasks: playbooks/queues.yml",
+    fix="run undrain.yml or site.yml on a host that serves the queue; declare it in celery_queues; or "
+    "move its tasks: playbooks/queues.yml",
 )
 def unserved(site: Site) -> Iterator[Seen]:
     fleet = site.fleet
-    served = {queue for worker in fleet["workers"] for queue in worker["queues"]}
+    running = [one for one in fleet["workers"] if one["state"] not in (*DOWN, "drained")]
+    served = {queue for worker in running for queue in worker["queues"]}
     served |= fleet["consumers"].keys()
     lost = {queue: n for queue, n in fleet["waiting"].items() if n and queue not in served}
     if fleet["whole"]:

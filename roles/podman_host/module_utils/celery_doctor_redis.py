@@ -58,6 +58,17 @@ SETTINGS = frozenset(
         *("worker_disable_prefetch", "task_always_eager", "task_default_queue"),
     }
 )
+#: How Django's settings begin, and names from before Celery 4.
+NAMESPACE = "celery_"
+OLD = {
+    "celery_acks_late": "task_acks_late",
+    "celery_always_eager": "task_always_eager",
+    "celery_default_queue": "task_default_queue",
+    "celery_ignore_result": "task_ignore_result",
+    "celery_task_result_expires": "result_expires",
+    "celeryd_prefetch_multiplier": "worker_prefetch_multiplier",
+    "celeryd_task_time_limit": "task_time_limit",
+}
 
 
 def redis_facts(
@@ -200,20 +211,40 @@ def workers_of(
 
 
 def settings_of(said: Any) -> dict[str, Any]:
-    """The settings that rules need: numbers, switches, and the name of a queue."""
+    """The settings that rules need: numbers, switches, and the name of a queue.
+
+    >>> settings_of({"CELERY_TASK_ACKS_LATE": False, "SECRET_KEY": "x"})["task_acks_late"]
+    False
+    """
     if not isinstance(said, dict):
         return {}
+    # What has the namespace overrides what has not, as it does in Celery.
+    whole = {_plain(str(name)): said[name] for name in sorted(said, key=_is_prefixed)}
     found = {
         name: value
-        for name, value in said.items()
+        for name, value in whole.items()
         if name in SETTINGS and (value is None or isinstance(value, (bool, int, float, str)))
     }
-    options = said.get("broker_transport_options")
+    options = whole.get("broker_transport_options")
     window = options.get("visibility_timeout") if isinstance(options, dict) else None
     found["visibility_timeout"] = window if isinstance(window, (int, float)) else None
-    backend = said.get("result_backend")
+    backend = whole.get("result_backend")
     found["result_backend"] = re.split(r"[:+]", backend)[0] if isinstance(backend, str) else ""
     return found
+
+
+def _is_prefixed(name: Any) -> bool:
+    return str(name).lower().startswith(NAMESPACE)
+
+
+def _plain(name: str) -> str:
+    """Celery's name of a setting.
+
+    >>> _plain("CELERY_ACKS_LATE"), _plain("CELERY_TASK_TIME_LIMIT"), _plain("worker_pool")
+    ('task_acks_late', 'task_time_limit', 'worker_pool')
+    """
+    own = name.lower()
+    return OLD.get(own, own.removeprefix(NAMESPACE))
 
 
 def running_of(said: Any, now: float | None = None) -> dict[str, int]:

@@ -123,6 +123,26 @@ def test_no_setting_but_those_of_rules_leaves_a_host():
     assert celery_doctor_redis.settings_of("x") == {}
 
 
+def test_settings_with_a_namespace_and_old_names():
+    found = celery_doctor_redis.settings_of(
+        {
+            "CELERY_TASK_ACKS_LATE": False,
+            "task_acks_late": True,
+            "CELERYD_PREFETCH_MULTIPLIER": 9,
+            "CELERY_TASK_RESULT_EXPIRES": None,
+            "CELERY_BROKER_TRANSPORT_OPTIONS": {"visibility_timeout": 7},
+            "CELERY_RESULT_BACKEND": "redis://:********@h/0",
+        }
+    )
+    assert found == {
+        "task_acks_late": False,
+        "worker_prefetch_multiplier": 9,
+        "result_expires": None,
+        "visibility_timeout": 7,
+        "result_backend": "redis",
+    }
+
+
 def test_facts_of_this_machine():
     found = celery_doctor_host.host_facts()
     assert found["memory"]["total"] > found["memory"]["available"] > 0
