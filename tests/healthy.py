@@ -33,7 +33,6 @@ def unit(name, **changes):
         "files": 36,
         "files_most": 20000,
         "memory_most": 278 * MIB,
-        "memory_peak": 140 * MIB,
         "anonymous": 90 * MIB,
         "oom_kills": 0,
         "tasks": 12,

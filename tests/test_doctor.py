@@ -132,6 +132,7 @@ CAUSES = [
     ),
     ("backup-unproven", change("backup.unproven", 2), "2 without a note, beside 3 proven"),
     ("firewall-rules", state("firewall", ""), "no table inet celery_metal"),
+    ("firewall-off", state("admitted", None), "port 6379, bind 10.0.0.1, and no rules"),
     ("firewall-egress", state("egress", "", "web2"), "no table inet celery_egress"),
     ("firewall-egress", state("podman_rules", False, "web2"), "Podman's rules are gone"),
     ("redis-plain", change("redis.config.port", "6379"), "port 6379, bind 10.0.0.1"),
@@ -258,6 +259,10 @@ def test_each_rule_has_a_cause_here_and_a_row_in_the_page():
         (several(change("backup.state", "activating"), change("backup.unproven", 1)), "at work"),
         (state("overcommit_memory", {"value": 0}, "web2"), "no Redis there"),
         (state("egress", None), "no such rules there"),
+        (
+            several(state("admitted", None), change("redis.config.tls-port", "0")),
+            "nothing listens on the network",
+        ),
         (change("redis.info.aof_rewrites", "4"), "few"),
         (several(info("aof_rewrites", "40"), info("uptime_in_seconds", "90000")), "in a day"),
         (change("redis.results.endless", 20), "few of few"),

@@ -47,8 +47,8 @@ def restarts(site: Site) -> Iterator[Seen]:
     HIGH,
     "tasks wait where no worker takes them",
     risk="They wait without end.",
-    fix="run undrain.yml or site.yml on a host that serves the queue; declare it in celery_queues; or "
-    "move its tasks: playbooks/queues.yml",
+    fix="run undrain.yml or site.yml on a host that serves the queue; declare it in celery_queues; "
+    "or move its tasks: playbooks/queues.yml",
 )
 def unserved(site: Site) -> Iterator[Seen]:
     fleet = site.fleet
@@ -65,7 +65,7 @@ def unserved(site: Site) -> Iterator[Seen]:
     "claims-left",
     MEDIUM,
     "a worker that is gone still holds tasks",
-    risk="Without a heartbeat of it nobody gives them back until a worker of its name starts.",
+    risk="It sends no heartbeat, so they wait until a worker of its node name starts.",
     fix="start a worker of that node name, such as by 'systemctl start' of its unit",
 )
 def claims(site: Site) -> Iterator[Seen]:
@@ -81,7 +81,7 @@ def claims(site: Site) -> Iterator[Seen]:
     "dead-letters",
     MEDIUM,
     "tasks were put aside",
-    risk="They do not run, and who waits for them has got a failure.",
+    risk="They do not run, and their senders have a failure as the result.",
     fix="playbooks/dead.yml shows why, sends them back or deletes them",
 )
 def dead(site: Site) -> Iterator[Seen]:
@@ -202,9 +202,8 @@ def settings(site: Site) -> Iterator[Seen]:
 def unlimited(site: Site) -> Iterator[Seen]:
     for node, worker in site.workers():
         own = worker.inner("settings")
-        if own.number("worker_prefetch_multiplier") == 0 and not own.truth(
-            "worker_disable_prefetch"
-        ):
+        is_off = own.truth("worker_disable_prefetch")
+        if own.number("worker_prefetch_multiplier") == 0 and not is_off:
             yield Seen(_host(node), f"{node}: worker_prefetch_multiplier is 0")
 
 

@@ -15,7 +15,7 @@ NEAR_PERCENT, MEMORY_PERCENT = 80, 90
 SWAP_BYTES = 16 * MIB
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "glusterfs", "fuse.sshfs")
 VOLATILE = ("tmpfs", "ramfs")
-#: Without a backup after a start of the timer's; with one before the last start.
+#: After a start of the timer a backup may take so long.
 LATE_SECONDS = 3600
 
 
@@ -410,7 +410,7 @@ def unproven(site: Site) -> Iterator[Seen]:
     HIGH,
     "the rules of Redis's port are not in the kernel",
     risk="Every host that has a route reaches the port.",
-    fix="'systemctl restart celery-firewall' there, then look who flushes rules: docs/firewall.md",
+    fix="'systemctl restart celery-firewall' there, then find what flushes rules: docs/firewall.md",
 )
 def firewall(site: Site) -> Iterator[Seen]:
     for name, host in site.known():
@@ -420,11 +420,28 @@ def firewall(site: Site) -> Iterator[Seen]:
 
 
 @rule(
+    "firewall-off",
+    MEDIUM,
+    "Redis's port has no rules",
+    risk="Every host that has a route reaches the port; passwords and certificates protect it.",
+    fix="remove redis_firewall: false, and run site.yml; where another firewall admits the hosts, "
+    "accept this finding: doctor_accept",
+)
+def off(site: Site) -> Iterator[Seen]:
+    for name, redis in site.redises():
+        config, state = redis.inner("config"), site.hosts[name].state
+        port = config.number("tls-port") or config.number("port")
+        has_none = "admitted" in state.raw and state.raw["admitted"] is None
+        if name in site.redis and port and has_none:
+            yield Seen(name, f"port {port}, bind {config.text('bind')}, and no rules for it")
+
+
+@rule(
     "firewall-egress",
     MEDIUM,
     "the rules of the workers' network are not in the kernel",
     risk="Tasks reach addresses that they must not, or none at all.",
-    fix="'systemctl restart celery-egress celery-network' there, then look who flushes rules: "
+    fix="'systemctl restart celery-egress celery-network' there, then find what flushes rules: "
     "docs/egress.md",
 )
 def egress(site: Site) -> Iterator[Seen]:

@@ -219,7 +219,6 @@ def _limits_of(folder: Path) -> dict[str, Any]:
     """What the kernel counts for a unit, where it has the controllers for it."""
     return {
         "memory_most": number_of(folder / "memory.max"),
-        "memory_peak": number_of(folder / "memory.peak"),
         "tasks": number_of(folder / "pids.current"),
         "tasks_most": number_of(folder / "pids.max"),
         "tasks_denied": _statistic(folder / "pids.events", "max"),
