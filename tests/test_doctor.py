@@ -166,7 +166,7 @@ CAUSES = [
                 names={"10.0.0.1": "web1", "10.0.0.2": "web2"}, replicas_required=1
             ),
         ),
-        "0 replicas keep up with the primary, 1 are required; web2 neither",
+        "replicas that keep up with the primary: 0, required: 1; web2 neither",
     ),
     ("access", lambda fleet: fleet.redis.update(reports=[REPORT]), "no worker gets in"),
     (

@@ -188,8 +188,8 @@ def replicas(site: Site) -> Iterator[Seen]:
         absent = f"; {names} neither is the primary nor follows it" if names else ""
         yield Seen(
             found["host"],
-            f"{found['count'] or 0} replicas keep up with the primary, "
-            f"{found['required']} are required{absent}",
+            f"replicas that keep up with the primary: {found['count'] or 0}, required: "
+            f"{found['required']}{absent}",
         )
 
 

@@ -61,7 +61,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_doctor_host import host_facts
 from ansible.module_utils.celery_doctor_redis import redis_facts
 from ansible.module_utils.celery_metal import HostError
-from ansible.module_utils.celery_redis import RedisError
+from ansible.module_utils.celery_redis import SOCKET, RedisError
 from ansible.module_utils.celery_redis_login import client_at, client_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def of_redis(params: Mapping[str, Any], directory: str) -> dict[str, Any]:
         with contextlib.closing(client):
             return redis_facts(client, params["queues"], params["prefixes"], database)
     except (RedisError, HostError, OSError) as problem:
-        return {"error": getattr(problem, "strerror", None) or str(problem)}
+        why = getattr(problem, "strerror", None) or str(problem)
+        return {"error": f"{'over the network' if external else SOCKET}: {why}"}
 
 
 def main() -> None:

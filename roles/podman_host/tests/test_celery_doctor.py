@@ -220,4 +220,4 @@ def test_a_redis_that_does_not_run_is_an_answer(monkeypatch):
 
     monkeypatch.setattr(celery_doctor, "client_of", refuse)
     found = celery_doctor.of_redis({"external": None, "database": 0}, "/tmp")
-    assert found == {"error": "Connection refused"}
+    assert found == {"error": f"{celery_doctor.SOCKET}: Connection refused"}
