@@ -49,11 +49,16 @@ def seconds_of(value: Any, now: float | None = None) -> float:
         return max((time.time() if now is None else now) - before, 0.0)
     if not text.isascii() or not re.match(r"\d{4}-", text):
         raise ValueError(text)
-    moment = datetime.datetime.fromisoformat(text)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
-    if (seconds := moment.timestamp()) < 0:
+    at = datetime.datetime.fromisoformat(text)
+    at = at if at.tzinfo else at.replace(tzinfo=datetime.UTC)
+    if (seconds := at.timestamp()) < 0:
         raise ValueError(text)
     return seconds
+
+
+def moment(value: Any) -> float | None:
+    """A time as ``seconds_of`` has it; None where none is given."""
+    return seconds_of(value) if value != "" else None
 
 
 def problems(variables: Mapping[str, Any], declared: Sequence[str]) -> str:
@@ -162,8 +167,8 @@ def _stamp(microseconds: int) -> str:
     >>> _stamp(1795980962671774)
     '2026-11-29 19:36:02.671'
     """
-    moment = datetime.datetime.fromtimestamp(microseconds // MICROSECONDS, datetime.UTC)
-    return f"{moment:%Y-%m-%d %H:%M:%S}.{microseconds % MICROSECONDS // 1000:03}"
+    at = datetime.datetime.fromtimestamp(microseconds // MICROSECONDS, datetime.UTC)
+    return f"{at:%Y-%m-%d %H:%M:%S}.{microseconds % MICROSECONDS // 1000:03}"
 
 
 def _notes(
@@ -197,4 +202,4 @@ def _list(value: Any) -> list[Any]:
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"logs_problems": problems, "logs_text": text, "logs_time": seconds_of}
+        return {"logs_problems": problems, "logs_text": text, "logs_time": moment}

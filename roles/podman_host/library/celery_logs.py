@@ -27,7 +27,7 @@ options:
     description: Not before this time, in seconds since 1970.
     type: float
     required: true
-  until:
+  before:
     description: Not after this time, likewise.
     type: float
   lines:
@@ -97,7 +97,7 @@ def main() -> None:
         argument_spec={
             **dict.fromkeys(("queue", "unit", "text"), text),
             "since": {"type": "float", "required": True},
-            "until": {"type": "float"},
+            "before": {"type": "float"},
             "lines": {"type": "int", "default": 200},
         },
         supports_check_mode=True,
@@ -105,7 +105,7 @@ def main() -> None:
     asked = module.params
     planned: list[PlannedQueue] = json.loads(PLAN.read_text())["queues"] if PLAN.exists() else []
     units = patterns(planned, asked["queue"], asked["unit"])
-    between = asked["since"], asked["until"]
+    between = asked["since"], asked["before"]
     try:
         found, is_cut = entries(units, between, asked["text"], asked["lines"])
         lost = dropped(between)
