@@ -102,7 +102,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Have all but the JSON on stderr, where it is asked for."""
         variables = load_extra_vars(playbook._loader)
         name = pathlib.Path(playbook._file_name).name
-        self.sums_up = name not in REPORTS
+        self.sums_up = name not in ("logs.yml", *REPORTS)
         self.passes_on = name == "run.yml"
         # What runs a task has none of these, but inherits the environment.
         if sys.stdin.isatty() and sys.stdout.isatty():
