@@ -1,0 +1,67 @@
+"""A paused queue stays paused, whatever is restarted or deployed, and no task is lost or doubled."""
+
+HOST, TOOL = "metal", "playbooks/queues.yml"
+UNIT, KEY = "celery-mail@1.service", "metal_sample.record:paused"
+ADD = {"name": "add_queue", "concurrency": 1}
+MULTIPLY = {"name": "multiply_queue", "concurrency": 2, "workload": "io"}
+MAIL = {"name": "mail", "concurrency": 1, "tmp_mb": 4}
+SEND = """
+from celery_metal_runtime import configure
+from metal_sample.celery import app
+from metal_sample.tasks import record
+
+configure(app)
+record.apply_async(("paused", 0, 8), queue="mail")
+record.apply_async(("paused", 1, 0), queue="mail", countdown=12)
+for number in range(2, 20):
+    record.apply_async(("paused", number, 0), queue="mail", priority=number % 10)
+"""
+
+
+def test_a_queue_is_paused_over_restarts_and_a_deploy_and_every_task_done_once(kit, lab):
+    kit.ensure(celery_queues=[ADD, MULTIPLY, MAIL])
+    kit.redis(HOST, "del", KEY)
+
+    def done():
+        return sorted(int(one.split()[0]) for one in kit.redis(HOST, "smembers", KEY).splitlines())
+
+    def waiting():
+        # All of a queue, with any priority.
+        return {one["queue"]: one["waiting"] for one in kit.status()["workers"]}["mail"]
+
+    pause = {"queues_action": "pause", "queues_from": "mail", "queues_reason": "mail is down"}
+    lab.run(HOST, ["podman", "exec", "celery-mail-1", "python", "-c", SEND])
+    lab.wait_for(lambda: "1 busy" in lab.show(HOST, UNIT, "StatusText"), 20, "a task", unit=UNIT)
+    assert "mail would be paused" in kit.play("--check", playbook=TOOL, **pause).said
+    assert kit.redis(HOST, "exists", "celery-metal.paused") == "0"
+    said = kit.play(playbook=TOOL, **pause).said
+    assert "1 worker of it" in said
+    begun = done()
+    assert set(begun) <= {0}
+    lab.wait_for(lambda: done() == [0], 30, "what ran is finished", unit=UNIT)
+
+    lab.run(HOST, ["systemctl", "restart", "celery-redis.service", UNIT])
+    # A deploy replaces the worker, and proves the new one by a task of its own.
+    played = kit.play(celery_queues=[ADD, MULTIPLY, {**MAIL, "concurrency": 2}])
+    assert played.changed[HOST] > 0
+    assert len(kit.children(HOST, "celery-mail-1")) == 2
+    lab.wait_for(lambda: waiting() == 19, 60, "the task with a countdown is back", unit=UNIT)
+    status = kit.status()
+    assert {one["queue"]: one["state"] for one in status["workers"]}["mail"] == "paused"
+    (paused,) = status["paused"]
+    assert (paused["name"], paused["reason"]) == ("mail", "mail is down")
+    assert paused["by"]
+    assert paused["at"] is not None
+    assert lab.show(HOST, UNIT, "StatusText").endswith("0 done, paused")
+    # A run with nothing to do is green, and changes nothing.
+    again = kit.play(celery_queues=[ADD, MULTIPLY, {**MAIL, "concurrency": 2}])
+    assert (again.changed[HOST], done()) == (0, [0])
+
+    resume = {"queues_action": "resume", "queues_from": "mail"}
+    assert "mail is resumed" in kit.play(playbook=TOOL, **resume).said
+    lab.wait_for(lambda: len(done()) >= 20, 60, "all are done", unit=UNIT)
+    lab.wait_for(lambda: kit.claimed(HOST) == 0, 60, "all are acknowledged")
+    # An element for each execution.
+    assert done() == list(range(20))
+    assert kit.status()["paused"] == []
+    assert kit.redis(HOST, "exists", "celery-metal.dead:mail") == "0"
