@@ -13,8 +13,6 @@ POOLS = ["prefork", "threads", "gevent", "solo"]
 RECORD = json.dumps({"by": "me@here", "at": 1, "id": "1"})
 OFTEN = constants({"ledger.BEAT_SECONDS": 0.2})
 
-pytestmark = pytest.mark.versions
-
 
 @pytest.fixture
 def lab(start, own_redis, tmp_path):
@@ -62,6 +60,7 @@ def lab(start, own_redis, tmp_path):
     assert own_redis.refused() == []
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("pool", POOLS)
 def test_nothing_begins_while_its_queue_is_paused_whatever_is_restarted(lab, pool):
     worker, mark = lab.begin(CELERY_METAL_POOL=pool), lab.tmp / "mark"
@@ -89,6 +88,7 @@ def test_nothing_begins_while_its_queue_is_paused_whatever_is_restarted(lab, poo
     wait_until(lambda: not lab.redis.client.exists(PAUSING), "it is confirmed no more")
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_was_claimed_ahead_goes_back_when_its_turn_comes(lab, pool):
     worker = lab.begin(CELERY_METAL_POOL=pool, CELERY_METAL_PREFETCH="4", **OFTEN)
@@ -119,6 +119,7 @@ def test_what_was_claimed_ahead_goes_back_when_its_turn_comes(lab, pool):
     assert sorted(lab.ran()) == [*names, "eta"]
 
 
+@pytest.mark.versions
 def test_a_worker_of_several_queues_takes_those_that_are_not_paused(lab):
     lab.pause("a")
     worker = lab.begin("both", CELERY_METAL_QUEUES="a,b", **OFTEN)
@@ -146,33 +147,43 @@ def test_a_worker_that_stood_still_meanwhile_takes_nothing(lab):
     assert (lab.ran(), lab.waiting()) == (["before"], 1)
 
 
-@pytest.mark.parametrize("value", ["", "{", "x" * 100_000, b"\xff\x00", "[" * 4000])
-def test_a_pause_counts_whatever_its_value_is(lab, value):
-    lab.pause(value=value)
-    lab.pause("\x1b[2J", value)
-    worker = lab.begin(**OFTEN)
-    lab.send("one")
-    wait_until(lambda: lab.redis.client.hexists(PAUSING, worker.node), "it has confirmed")
-    assert (lab.ran(), lab.waiting()) == ([], 1)
-    lab.resume()
-    wait_until(lambda: lab.ran() == ["one"], "it is resumed")
+def test_a_pause_counts_whatever_its_value_is(lab):
+    worker, client = lab.begin(**OFTEN), lab.redis.client
+    values = ["", "{", "x" * 100_000, b"\xff\x00", "[" * 4000]
+    for number, value in enumerate(values, 1):
+        lab.pause("\x1b[2J", value)
+        lab.pause(value=value)
+        wait_until(lambda: client.hexists(PAUSING, worker.node), "it has confirmed")
+        lab.send(f"{number}")
+        worker.expect(f"{number - 1} done, paused")
+        assert (len(lab.ran()), lab.waiting()) == (number - 1, 1)
+        lab.resume()
+        wait_until(lambda number=number: len(lab.ran()) == number, "it is resumed")
+        wait_until(lambda: not client.exists(PAUSING), "it knows")
     assert "\x1b" not in worker.log
 
 
-@pytest.mark.parametrize("kind", ["set", "list", "zset"])
-def test_keys_of_another_type_pause_nothing_and_end_nothing(lab, kind):
+def test_keys_of_another_type_pause_nothing_and_end_nothing(lab):
     client = lab.redis.client
-    for key in (PAUSED, PAUSING):
-        {
-            "set": lambda key=key: client.set(key, "mail"),
-            "list": lambda key=key: client.lpush(key, "mail"),
-            "zset": lambda key=key: client.zadd(key, {"mail": 1}),
-        }[kind]()
+
+    def fill(add):
+        for key in (PAUSED, PAUSING):
+            client.delete(key)
+            add(key)
+
+    fill(lambda key: client.set(key, "mail"))
     worker = lab.begin(**OFTEN)
-    lab.send("one")
-    wait_until(lambda: lab.ran() == ["one"], "it works")
+    lab.send("1")
+    wait_until(lambda: lab.ran() == ["1"], "it works")
+    fill(lambda key: client.lpush(key, "mail"))
+    lab.send("2")
+    wait_until(lambda: lab.ran() == ["1", "2"], "it works")
+    fill(lambda key: client.zadd(key, {"mail": 1}))
+    lab.send("3")
+    wait_until(lambda: lab.ran() == ["1", "2", "3"], "it works")
     client.delete(PAUSED)
     lab.pause()
+    wait_until(lambda: client.type(PAUSING) == "hash", "the key is replaced")
     lab.quiet(worker)
 
 

@@ -7,7 +7,7 @@ import getpass
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,25 @@ def text(raw: Mapping[str, Any], action: str, queue: str, check: bool) -> str:
     return "\n".join(lines)
 
 
-def problem(raw: Mapping[str, Any], queue: str) -> str:
-    """Which workers may begin tasks of a paused queue; empty where none may."""
+def problem(
+    raw: Mapping[str, Any],
+    queue: str,
+    action: str = "pause",
+    declared: Sequence[str] = (),
+    prefixes: Sequence[str] = (),
+) -> str:
+    """Which workers may begin tasks of a paused queue; empty where none may.
+
+    :param declared: queues of the inventory, without the prefix of an app.
+    :param prefixes: those of apps.
+    """
     name, left = reported.shown(queue), raw.get("unconfirmed")
+    known = {prefix + one for one in declared for prefix in ("", *prefixes)}
+    if action == "resume" and not number(raw.get("done")) and queue not in known:
+        return (
+            f"{name} is not paused, and celery_queues has no queue of this name\n"
+            "  Fix: write queues_from as playbooks/queues.yml lists it. Nothing was changed."
+        )
     if raw.get("is_kept") is False:
         return (
             f"{name} was resumed while workers were waited for\n"

@@ -1,4 +1,4 @@
-"""A paused queue stays paused, whatever is restarted or deployed, and no task is lost or doubled."""
+"""A paused queue stays so, whatever is restarted or deployed; no task is lost or doubled."""
 
 HOST, TOOL = "metal", "playbooks/queues.yml"
 UNIT, KEY = "celery-mail@1.service", "metal_sample.record:paused"
