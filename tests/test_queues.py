@@ -116,18 +116,19 @@ PAUSED = {
 
 def test_what_is_shown_of_a_pause():
     assert moves.text(PAUSED, "pause", PAUSE, True) == (
-        "emails would be paused: 310 tasks wait, 2 workers of it"
+        "emails would be paused: 310 tasks wait, 2 workers"
     )
     since = "paused since 2023-11-14 22:13 UTC by ops@ctl: mail is down"
     assert moves.text(PAUSED, "pause", PAUSE, False).split("\n") == [
-        f"emails is {since}: 310 tasks wait, 2 workers of it",
+        f"emails is {since}",
+        "310 tasks wait; workers that have confirmed: 2 of 2",
         "3 tasks claimed before: what runs is finished, and what waits for its ETA goes back when "
         "it is due",
     ]
     assert moves.text({**PAUSED, "done": 0}, "pause", PAUSE, True).startswith("emails is paused al")
     assert moves.text(PAUSED, "resume", RESUME, True).startswith("emails would be resumed: 310")
     said = moves.text({**PAUSED, "waiting": {"emails": 1}, "workers": 1}, "resume", RESUME, False)
-    assert said == "emails is resumed: 1 task waits, 1 worker of it"
+    assert said == "emails is resumed: 1 task waits, 1 worker"
     assert moves.text({**PAUSED, "done": 0}, "resume", RESUME, False) == "emails is not paused"
     found = {**PAUSED, "is_complete": True}
     assert moves.text(found, "list", {}, False).split("\n")[-1] == f"emails is {since}"

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from runtime_lab import Producer, constants, wait_until
+from runtime_lab import PASSWORD, PATIENCE, Producer, constants, wait_until
 
+UTILS = Path(__file__).parents[2] / "roles/podman_host/module_utils"
 PAUSED, PAUSING = "celery-metal.paused", "celery-metal.pausing"
 POOLS = ["prefork", "threads", "gevent", "solo"]
 RECORD = json.dumps({"by": "me@here", "at": 1, "id": "1"})
@@ -131,6 +133,31 @@ def test_a_worker_of_several_queues_takes_those_that_are_not_paused(lab):
     assert lab.waiting("a") == 1
     lab.resume("a")
     wait_until(lambda: lab.ran() == ["2", "3", "1"], "it is resumed")
+
+
+@pytest.mark.parametrize("user", ["worker", "admin"])
+def test_the_playbook_and_the_runtime_understand_each_other(lab, user, monkeypatch):
+    # Not at the top: with other versions of Celery these tests run without Ansible.
+    import ansible.module_utils
+
+    found = [*ansible.module_utils.__path__, str(UTILS)]
+    monkeypatch.setattr(ansible.module_utils, "__path__", found)
+    from ansible.module_utils import celery_pauses
+    from ansible.module_utils.celery_redis import Client
+
+    worker, client = lab.begin(), Client(str(lab.redis.path), 5)
+    client.ask(("AUTH", user, PASSWORD))
+    place = celery_pauses.place_of("mail", ["mail"], [])
+    value, _ = celery_pauses.pause(client, place, "é" * 500, "\U0001f600" * 500)
+    found = celery_pauses.confirmed(client, place, value, PATIENCE)
+    assert (found.workers, found.unconfirmed, found.is_kept) == (1, [], True)
+    (pause,) = celery_pauses.pauses_of(client, [], [])
+    assert (pause["queue"], pause["by"]) == ("mail", "é" * celery_pauses.LONGEST_TEXT)
+    lab.send("one")
+    assert celery_pauses.resume(client, place)
+    wait_until(lambda: lab.ran() == ["one"], "it is resumed")
+    worker.expect("0 busy, 1 done")
+    client.close()
 
 
 def test_a_worker_that_stood_still_meanwhile_takes_nothing(lab):

@@ -25,7 +25,7 @@ def by() -> str:
         user = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):  # a user without an entry, as in a container
         user = f"user {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+    return reported.shown(f"{user}@{socket.gethostname()}", WIDTH)
 
 
 def described(pause: Any) -> str:
@@ -62,9 +62,9 @@ def text(raw: Mapping[str, Any], action: str, queue: str, check: bool) -> str:
     name, is_new = reported.shown(queue), number(raw.get("done")) > 0
     waiting = raw.get("waiting")
     waits = number(waiting.get(queue)) if isinstance(waiting, Mapping) else 0
-    counts = f"{_count(waits, 'task')} {'waits' if waits == 1 else 'wait'}, " + (
-        f"{_count(number(raw.get('workers')), 'worker')} of it"
-    )
+    waits_text = f"{_count(waits, 'task')} {'waits' if waits == 1 else 'wait'}"
+    workers, left = number(raw.get("workers")), raw.get("unconfirmed")
+    counts = f"{waits_text}, {_count(workers, 'worker')}"
     if action == "resume":
         if not is_new:
             return f"{name} is not paused"
@@ -73,7 +73,9 @@ def text(raw: Mapping[str, Any], action: str, queue: str, check: bool) -> str:
         what = "would be paused" if is_new else "is paused already"
         return f"{name} {what}: {counts}"
     pause = next((one for _, one in of_list(raw.get("paused"))), "")
-    lines = [f"{name} is paused {pause}: {counts}"]
+    confirmed = max(0, workers - (len(left) if isinstance(left, list) else 0))
+    lines = [f"{name} is paused {pause}"]
+    lines.append(f"{waits_text}; workers that have confirmed: {confirmed} of {workers}")
     if claimed := number(raw.get("claimed")):
         lines.append(
             f"{_count(claimed, 'task')} claimed before: what runs is finished, and what waits for "

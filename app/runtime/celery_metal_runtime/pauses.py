@@ -164,6 +164,7 @@ class Pauses:
         message.channel.qos.give_back(message.delivery_tag)
         message._state = "REQUEUED"
         request.acknowledged = True
+        request.send_event("task-rejected", requeue=True)
         return True
 
 

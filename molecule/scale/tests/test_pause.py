@@ -35,7 +35,7 @@ def test_a_queue_is_paused_over_restarts_and_a_deploy_and_every_task_done_once(k
     assert "mail would be paused" in kit.play("--check", playbook=TOOL, **pause).said
     assert kit.redis(HOST, "exists", "celery-metal.paused") == "0"
     said = kit.play(playbook=TOOL, **pause).said
-    assert "1 worker of it" in said
+    assert "workers that have confirmed: 1 of 1" in said
     begun = done()
     assert set(begun) <= {0}
     lab.wait_for(lambda: done() == [0], 30, "what ran is finished", unit=UNIT)

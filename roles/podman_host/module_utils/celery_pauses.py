@@ -141,8 +141,9 @@ def pause(client: Client, place: Waiting, by: str, reason: str) -> tuple[str, bo
     (clock,) = client.try_all(("TIME",))
     # The user of an external Redis may lack TIME.
     at = int(time.time() if isinstance(clock, RedisError) else clock[0])
-    said = {"by": by, "at": at, "reason": reason, "id": secrets.token_hex(8)}
-    value = json.dumps(said)
+    said = {"by": by[:LONGEST_TEXT], "at": at, "reason": reason[:LONGEST_TEXT]}
+    # Shorter than what workers read of it, whatever the letters.
+    value = json.dumps({**said, "id": secrets.token_hex(8)}, ensure_ascii=False)
     client.ask(("EVAL", WRITE, "1", place.prefix + PAUSED, place.queue, value))
     return value, True
 
