@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from celery_metal_runtime import pauses
 from runtime_lab import PASSWORD, PATIENCE, Producer, constants, wait_until
 
 UTILS = Path(__file__).parents[2] / "roles/podman_host/module_utils"
@@ -133,6 +134,33 @@ def test_a_worker_of_several_queues_takes_those_that_are_not_paused(lab):
     assert lab.waiting("a") == 1
     lab.resume("a")
     wait_until(lambda: lab.ran() == ["2", "3", "1"], "it is resumed")
+
+
+def test_a_pause_is_not_confirmed_while_the_answer_to_an_earlier_claim_is_unread():
+    since, said = [], []
+    channel = SimpleNamespace(may_be_claiming_since=lambda when: since.append(when) or is_claiming)
+    ledger = SimpleNamespace(channel=channel, _queues={"mail"}, key=str, node="mail-1@here")
+
+    def answer(script, *words):
+        if script == pauses.READ:
+            return [b"value"]
+        return said.append(words[-1])
+
+    client, mine, is_claiming = SimpleNamespace(eval=answer), pauses.Pauses(ledger), True
+    for _ in range(2):
+        mine.look(client)
+        assert (said[-1], mine.is_due, [*mine.found]) == ("", True, ["mail"])
+        mine._has_confirmed = True
+    # It is known since the first look, and the answer was a task of before.
+    assert since[0] == since[1]
+    mine.seen(["mail"], ())
+    assert not mine.found
+    mine.look(client)
+    assert since[2] > since[1]
+    is_claiming = False
+    mine.look(client)
+    assert json.loads(said[-1])["mail"][1] == 0
+    assert not mine.is_due
 
 
 @pytest.mark.parametrize("user", ["worker", "admin"])

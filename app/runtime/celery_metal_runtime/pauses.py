@@ -24,6 +24,7 @@ from celery.worker import state as worker_state
 from redis import RedisError
 
 from celery_metal_runtime.channels import OWN
+from celery_metal_runtime.messages import printable
 from celery_metal_runtime.notify import line, say, unpatched
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Pauses:
         self.ledger = ledger
         #: Each paused queue that this worker consumes, and by what its pause is known, if it is.
         self.found: dict[str, str] = {}
+        #: Since when it is known, in seconds of the monotonic clock.
+        self._since: dict[str, float] = {}
         #: Whether the next look is not to wait for the next beat.
         self.is_due = False
         self._given: WeakSet[Request] = WeakSet()
@@ -114,15 +117,22 @@ class Pauses:
         """Read what is paused, and confirm it; errors are those of Redis."""
         queues, self.is_due = self._queues(), False
         values = client.eval(READ, 1, self.ledger.key(PAUSED), LONGEST, *queues) if queues else []
-        self.found = {
-            queue: hashlib.sha256(value).hexdigest()[:LONGEST_ID]
-            for queue, value in zip(queues, values, strict=True)
-            if value is not None
-        }
+        before, found = self.found, {}
+        for queue, value in zip(queues, values, strict=True):
+            if value is not None:
+                found[queue] = hashlib.sha256(value).hexdigest()[:LONGEST_ID]
+        self.found = found
+        now, same = monotonic(), (queue for queue in found if before.get(queue) == found[queue])
+        self._since = dict.fromkeys(found, now) | {one: self._since.get(one, now) for one in same}
         ahead = self._ahead()
+        # The answer to a claim from before may be a task, and unread.
+        for queue, since in self._since.items():
+            if self.ledger.channel.may_be_claiming_since(since):
+                ahead.pop(queue)
+                self.is_due = True
         self.is_due = self.is_due or any(ahead.values())
-        if self.found or self._has_confirmed:
-            said = {queue: [known, ahead[queue]] for queue, known in self.found.items()}
+        if found or self._has_confirmed:
+            said = {queue: [found[queue], count] for queue, count in ahead.items()}
             text = json.dumps(said) if said else ""
             client.eval(CONFIRM, 1, self.ledger.key(PAUSING), self.ledger.node, text)
             self._has_confirmed = bool(said)
@@ -132,15 +142,15 @@ class Pauses:
         before, self._reported = self._reported, self.found.keys()
         for queue in self._reported - {*before}:
             say(
-                f"{queue} is paused: this worker begins none of its tasks until it is resumed by "
-                "playbooks/queues.yml"
+                f"{printable(queue)} is paused: this worker begins none of its tasks until "
+                "playbooks/queues.yml resumes it"
             )
         for queue in {*before} - self._reported:
-            say(f"{queue} is resumed")
+            say(f"{printable(queue)} is resumed")
 
     def _ahead(self) -> dict[str, int]:
         """For each paused queue the tasks that the pool has, and has not begun."""
-        count = dict.fromkeys(self.found, 0)
+        count = dict.fromkeys(self._since, 0)
         for request in _copy(self._given) if count else ():
             record = self.ledger._records.get(request._message.delivery_tag)
             has_begun = request in worker_state.active_requests

@@ -31,8 +31,8 @@ REFUSED_SECONDS = 1.0
 MOST_REQUESTS = 256
 # How long a worker of several queues waits for a task of one of them before it looks at all.
 SEVERAL_SECONDS = 0.1
-# Neither a queue key that is not a list nor a paused queue stops the other queues. Without
-# a task the reply is 0 and the first place of each of the latter.
+# Neither a queue key that is not a list nor a paused queue stops the other queues. Without a task
+# the reply is 0 and the first place of each paused one.
 # Taking first: a Redis that is full refuses a script that begins with adding, and BLMOVE.
 CLAIM = (
     PUSH
