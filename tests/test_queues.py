@@ -122,8 +122,7 @@ def test_what_is_shown_of_a_pause():
     assert moves.text(PAUSED, "pause", PAUSE, False).split("\n") == [
         f"emails is {since}",
         "310 tasks wait; workers that have confirmed: 2 of 2",
-        "3 tasks claimed before: what runs is finished, and what waits for its ETA goes back when "
-        "it is due",
+        "3 tasks claimed before: running tasks finish, tasks with an ETA go back when they are due",
     ]
     assert moves.text({**PAUSED, "done": 0}, "pause", PAUSE, True).startswith("emails is paused al")
     assert moves.text(PAUSED, "resume", RESUME, True).startswith("emails would be resumed: 310")
@@ -138,13 +137,16 @@ def test_what_is_shown_of_a_pause():
     ("left", "why"),
     [
         ({"node": "a-1@b", "ahead": None, "silent_seconds": None}, "it has not confirmed"),
-        ({"node": "a-1@b", "ahead": 2, "silent_seconds": None}, "its pool has 2 tasks to begin"),
+        (
+            {"node": "a-1@b", "ahead": 2, "silent_seconds": None},
+            "its pool has 2 tasks not started yet",
+        ),
         ({"node": "a-1@b", "ahead": 2, "silent_seconds": 40}, "no sign of life for 40 s"),
     ],
 )
-def test_a_worker_that_may_begin_tasks_fails_the_run(left, why):
+def test_a_worker_that_may_still_start_tasks_fails_the_run(left, why):
     first, second, fix = pauses.problem({"unconfirmed": [left]}, "emails").split("\n")
-    assert first == "emails is paused, and 1 worker may begin tasks of it yet:"
+    assert first == "emails is paused, but 1 worker may still start its tasks:"
     assert second == f"  a-1@b: {why}"
     assert fix.startswith("  Fix: ")
 

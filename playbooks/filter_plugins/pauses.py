@@ -78,8 +78,8 @@ def text(raw: Mapping[str, Any], action: str, queue: str, check: bool) -> str:
     lines.append(f"{waits_text}; workers that have confirmed: {confirmed} of {workers}")
     if claimed := number(raw.get("claimed")):
         lines.append(
-            f"{_count(claimed, 'task')} claimed before: what runs is finished, and what waits for "
-            "its ETA goes back when it is due"
+            f"{_count(claimed, 'task')} claimed before: running tasks finish, tasks with an ETA go "
+            "back when they are due"
         )
     return "\n".join(lines)
 
@@ -91,7 +91,7 @@ def problem(
     declared: Sequence[str] = (),
     prefixes: Sequence[str] = (),
 ) -> str:
-    """Which workers may begin tasks of a paused queue; empty where none may.
+    """Which workers may still start tasks of a paused queue; empty where none may.
 
     :param declared: queues of the inventory, without the prefix of an app.
     :param prefixes: those of apps.
@@ -105,19 +105,19 @@ def problem(
         )
     if raw.get("is_kept") is False:
         return (
-            f"{name} was resumed while workers were waited for\n"
-            "  Another run of playbooks/queues.yml did that, or Redis lost its last second.\n"
+            f"{name} was resumed before all workers had confirmed the pause\n"
+            "  Another run of playbooks/queues.yml resumed it, or Redis lost its last second.\n"
             "  Fix: run this again."
         )
     some = [one for one in left if isinstance(one, Mapping)] if isinstance(left, list) else []
     if not some:
         return ""
-    lines = [f"{name} is paused, and {_count(len(some), 'worker')} may begin tasks of it yet:"]
+    lines = [f"{name} is paused, but {_count(len(some), 'worker')} may still start its tasks:"]
     lines += [f"  {_of_worker(one)}" for one in some[:MOST_WORKERS]]
     if len(some) > MOST_WORKERS:
         lines.append(f"  and {len(some) - MOST_WORKERS} more")
-    fix = "look at these workers, then run this again: it waits for them anew"
-    return "\n".join([*lines, f"  Fix: {fix}. The queue stays paused."])
+    fix = "look at these workers, then run this again. The queue stays paused"
+    return "\n".join([*lines, f"  Fix: {fix}."])
 
 
 def _of_worker(one: Mapping[str, Any]) -> str:
@@ -125,7 +125,7 @@ def _of_worker(one: Mapping[str, Any]) -> str:
     if number(silent):
         why = f"no sign of life for {number(silent)} s"
     elif number(ahead):
-        why = f"its pool has {_count(number(ahead), 'task')} to begin"
+        why = f"its pool has {_count(number(ahead), 'task')} not started yet"
     else:
         why = "it has not confirmed"
     return f"{reported.shown(node, WIDTH)}: {why}"
