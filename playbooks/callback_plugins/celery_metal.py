@@ -100,7 +100,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Have all but the JSON on stderr, where it is asked for."""
         variables = load_extra_vars(playbook._loader)
         name = pathlib.Path(playbook._file_name).name
-        self.sums_up = name != "status.yml"
+        self.sums_up = name not in ("logs.yml", "status.yml")
         self.passes_on = name == "run.yml"
         # What runs a task has none of these, but inherits the environment.
         if sys.stdin.isatty() and sys.stdout.isatty():
