@@ -285,6 +285,7 @@ class Backlog(Lengths):
     error: str
     run_id: str
     unconsumed: dict[str, int]
+    paused: list[Pause]
     is_complete: bool | None
     memory: RedisUse
     replication: Replication | None
@@ -362,6 +363,7 @@ class Fleet(TypedDict):
     is_complete: bool | None
     held: list[FleetHeld]
     dead: dict[str, int]
+    paused: list[Pause]
 
 # ------------------------------------------------------------------------------------------
 # A Redis of the user's own
@@ -414,6 +416,22 @@ class DeadLetters(TypedDict):
     gone: int
     refused: int
 
+class Pause(TypedDict):
+    """A queue that is paused; name: with the prefix of its app. What is not known is empty."""
+
+    queue: str
+    name: str
+    by: str
+    at: int | None
+    reason: str
+
+class Unconfirmed(TypedDict):
+    """A worker that has not confirmed a pause. ahead: tasks that its pool has yet to begin."""
+
+    node: str
+    ahead: int | None
+    silent_seconds: int | None  # null where it gives signs of life
+
 class QueueTasks(TypedDict):
     """What the module celery_queue returns."""
 
@@ -422,6 +440,11 @@ class QueueTasks(TypedDict):
     done: int
     gone: int
     refused: int
+    paused: list[Pause]
+    workers: int
+    claimed: int
+    unconfirmed: list[Unconfirmed]
+    is_kept: bool
 
 class Finding(TypedDict):
     kind: str

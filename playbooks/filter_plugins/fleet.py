@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 # Beside this file, and in the runtime; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "app/runtime"))
+import pauses
 import reported
 from celery_metal_runtime.names import node_name
 
@@ -72,6 +73,10 @@ HELD: dict[str, tuple[type, ...]] = {
     "tasks": (int,),
     "beats": (bool,),
 }
+PAUSE: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("queue", "name", "by", "reason"), (str,)),
+    "at": (int, type(None)),
+}
 MEMORY: dict[str, tuple[type, ...]] = {"used": (int,), "limit": (int,)}
 REPLICATION: dict[str, tuple[type, ...]] = {
     "primary": (str,),
@@ -86,7 +91,7 @@ BACKLOG: dict[str, tuple[type, ...]] = {
     "error": (str,),
     **dict.fromkeys(("waiting", "consumers", "unconsumed", "dead", "memory"), (dict,)),
     "is_complete": (bool, type(None)),
-    "held": (list,),
+    **dict.fromkeys(("held", "paused"), (list,)),
     "replication": (dict, type(None)),
 }
 
@@ -110,12 +115,19 @@ def fleet(
     workers: list[FleetWorker] = []
     nodes: set[str] = set()
     asked = _known(backlog)
-    waiting = asked["waiting"]
+    waiting, paused = asked["waiting"], {one["queue"] for one in asked["paused"]}
     answered = {host: said for host, said in hosts.items() if "workers" in said}
     for host, said in answered.items():
         for worker in sorted(said["workers"], key=_order):
             found = [waiting[queue] for queue in worker["queues"] if queue in waiting]
-            workers.append({"host": host, **worker, "waiting": sum(found) if found else None})
+            row: FleetWorker = {
+                "host": host,
+                **worker,
+                "waiting": sum(found) if found else None,
+            }
+            if worker["state"] == "active" and paused.issuperset(worker["queues"]):
+                row["state"] = "paused"
+            workers.append(row)
             nodes.add(node_name(worker["queue"], worker["instance"], host))
     return {
         "whole": whole,
@@ -133,6 +145,7 @@ def fleet(
         "is_complete": asked["is_complete"],
         "held": [{**one, "listed": one["node"] in nodes} for one in asked["held"]],
         "dead": asked["dead"],
+        "paused": asked["paused"],
     }
 
 
@@ -146,6 +159,7 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
         "is_complete": None,
         "dead": {},
         "held": [],
+        "paused": [],
         "memory": {},
         "run_id": "",
         "replication": None,
@@ -160,6 +174,7 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
     counts = ("waiting", "unconsumed", "dead")
     numbers = [number for key in counts for number in said[key].values()] if fits else []
     fits = fits and all(isinstance(one, dict) and _is(one, HELD) for one in said["held"])
+    fits = fits and all(isinstance(one, dict) and _is(one, PAUSE) for one in said["paused"])
     fits = fits and (not said["memory"] or _is(said["memory"], MEMORY))
     fits = fits and (not said["replication"] or _is_replication(said["replication"]))
     nodes = said["consumers"].values() if fits else []
@@ -339,6 +354,7 @@ def _notes(found: Fleet) -> list[str]:
             "get an error when it is full: run more workers, or see 'When Redis fills up' in "
             "docs/operating.md"
         )
+    notes += [f"{name} is paused {since}" for name, since in pauses.of_list(found["paused"])]
     notes += [f"schedule on {host}: {what}" for host, what in found["beat"].items()]
     shown = {queue for worker in found["workers"] for queue in worker["queues"]}
     waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}

@@ -81,12 +81,13 @@ def numbers(text: str) -> dict[str, int]:
     {'busy': 3}
     >>> numbers("a: 1 thread, 0 busy, 7 done, 2 refused")
     {'concurrency': 1, 'busy': 0, 'done': 7}
+    >>> numbers("a: 1 thread, 0 busy, 7 done, paused")
+    {'concurrency': 1, 'busy': 0, 'done': 7}
     """
     count = r"([0-9]{1,12})"  # a task may send anything, and int() refuses 5000 digits
     words = r"(?:processe?s?|threads?|greenlets?)"
-    if found := re.search(
-        rf": {count} {words}, {count} busy, {count} done(?:, \d+ refused)?$", text
-    ):
+    more = r"(?:, \d+ refused)?(?:, paused(?:: \d+ of \d+ queues)?)?"
+    if found := re.search(rf": {count} {words}, {count} busy, {count} done{more}$", text):
         return dict(zip(("concurrency", "busy", "done"), map(int, found.groups()), strict=True))
     found = re.search(rf": draining, {count} busy$", text)
     return {"busy": int(found.group(1))} if found else {}
