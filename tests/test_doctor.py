@@ -23,6 +23,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_refusals import Site
 
+PAUSE = {
+    "queue": "emails",
+    "name": "shop:emails",
+    "by": "ann@desk",
+    "at": int(NOW) - 7200,
+    "reason": "",
+}
 PAGE = Path(__file__).parents[1] / "docs/doctor.md"
 
 
@@ -190,6 +197,11 @@ CAUSES = [
     ("worker-restarts", status(restarts=7), "7 restarts by systemd"),
     ("queue-unserved", backlog(waiting={"emails": 1, "reports": 9}), "queue reports: 9 wait"),
     ("queue-unserved", backlog(unconsumed={"emials": 12}), "queue emials: 12 wait"),
+    (
+        "queue-paused",
+        backlog(waiting={"emails": 1, "reports": 0}, paused=[PAUSE, {**PAUSE, "queue": "reports"}]),
+        "queue shop:emails: 1 wait, for 2 h; paused by ann@desk, reason: not known",
+    ),
     (
         "claims-left",
         backlog(held=[{"node": "a-1@old", "queue": "a", "tasks": 3, "beats": False}]),

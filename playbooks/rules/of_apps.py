@@ -62,6 +62,22 @@ def unserved(site: Site) -> Iterator[Seen]:
 
 
 @rule(
+    "queue-paused",
+    LOW,
+    "tasks wait in a queue that is paused",
+    risk="They wait until it is resumed.",
+    fix="resume it: playbooks/queues.yml -e queues_action=resume -e queues_from=QUEUE",
+)
+def paused(site: Site) -> Iterator[Seen]:
+    for one in site.fleet["paused"]:
+        if number := site.fleet["waiting"].get(one["queue"]):
+            since = f", for {duration(site.now - one['at'])}" if one["at"] else ""
+            by, why = (one[key] or "not known" for key in ("by", "reason"))
+            text = f"queue {one['name']}: {number} wait{since}; paused by {by}, reason: {why}"
+            yield Seen(site.fleet["redis_host"], text)
+
+
+@rule(
     "claims-left",
     MEDIUM,
     "a worker that is gone still holds tasks",
