@@ -50,8 +50,12 @@ class Site:
         (self.directory / "group_vars" / "all.yml").write_text(yaml)
 
     def run(self, *words: str, playbook: str = "site.yml") -> Run:
+        return self.run_with("-i", str(self.directory), *words, playbook=playbook)
+
+    @staticmethod
+    def run_with(*words: str, playbook: str = "site.yml") -> Run:
         settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        line = ["-i", str(self.directory), playbook, *words]
+        line = [playbook, *words]
         done = controller.run(line, ROOT, {**os.environ, **settings})
         # YAML doubles quotes in quoted text, and wraps it.
         text = (done.stdout + done.stderr).replace("''", "'")

@@ -219,6 +219,7 @@ class HostStatus(TypedDict):
 
     workers: list[Worker]
     beat: str
+    destination: str
 
 @final
 class NoAnswer(TypedDict, total=False):
@@ -346,8 +347,10 @@ class FleetHeld(Held):
     listed: bool
 
 class Fleet(TypedDict):
-    """whole: whether these are all hosts."""
+    """destinations: host to the one on record there; whole: whether these are all hosts."""
 
+    destination: str | None
+    destinations: dict[str, str]
     whole: bool
     hosts: dict[str, FleetHost]
     workers: list[FleetWorker]

@@ -89,6 +89,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         self.sums_up = True
         #: Whether this run ends with the status of the command that it ran.
         self.passes_on = False
+        #: That of this run; empty without one.
+        self.destination = ""
         self.done: dict[str, list[run_summary.Change]] = {}
         self.failed: dict[str, list[str]] = {}
         self.notes: dict[str, list[str]] = {}
@@ -116,6 +118,7 @@ class CallbackModule(Default):  # type: ignore[misc]
     def v2_runner_on_ok(self, result: Any) -> None:
         """Print what a task has returned; of the one that shows a report its text alone."""
         host, task = result.host.get_name(), result.task.get_name()
+        self._keep_destination(result)
         if result.task.action == "celery_run" and "on_failure" in result.result:
             self.on_failure = [one["command"] for one in result.result["on_failure"]]
             self.environment = result.result["environment"]
@@ -138,6 +141,7 @@ class CallbackModule(Default):  # type: ignore[misc]
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Print why a task has failed, and keep it for the summary."""
+        self._keep_destination(result)
         if not ignore_errors:
             self._keep(result)
             is_command = self.passes_on and result.task.action == "celery_run"
@@ -193,6 +197,11 @@ class CallbackModule(Default):  # type: ignore[misc]
         else:
             super()._handle_warnings_and_exception(result)
 
+    def _keep_destination(self, result: Any) -> None:
+        # With a step it is the word of a host.
+        if result.task.action == "celery_destination" and "step" not in result.task.args:
+            self.destination = self.destination or str(result.result.get("destination", ""))
+
     def _keep(self, result: Any) -> None:
         said = str(result.result.get("msg") or result.result.get("censored") or "")
         # Of a module that did not even start, such as for sudo.
@@ -218,7 +227,7 @@ class CallbackModule(Default):  # type: ignore[misc]
             check=bool(context.CLIARGS["check"]),
             columns=self._display.columns,
         )
-        self._display.banner("SUMMARY")
+        self._display.banner(run_summary.title(self.destination))
         for line in lines:
             self._display.display(line, color=COLOR_ERROR if over else None)
         for command in self.on_failure if over else []:

@@ -101,6 +101,7 @@ def fleet(
     backlog: Backlog | NoAnswer,
     redis: FleetRedis,
     whole: bool,
+    destination: str | None = None,
 ) -> Fleet:
     """All that is known, in one structure.
 
@@ -108,6 +109,7 @@ def fleet(
     :param backlog: what the module ``celery_backlog`` gave, or Ansible's word on why not.
     :param redis: what the inventory says of Redis.
     :param whole: whether these are all hosts; else a worker without a row is none that is missing.
+    :param destination: ``deploy_destination`` of the inventory; None where it is not set.
     :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
         row each; ``beat``, host to what its Beat says; and what Redis holds.
     """
@@ -129,7 +131,10 @@ def fleet(
                 row["state"] = "paused"
             workers.append(row)
             nodes.add(node_name(worker["queue"], worker["instance"], host))
+    recorded = {host: said.get("destination", "") for host, said in answered.items()}
     return {
+        "destination": destination,
+        "destinations": {host: name for host, name in recorded.items() if name},
         "whole": whole,
         "hosts": {host: _host(said) for host, said in hosts.items()},
         "workers": workers,
@@ -199,11 +204,11 @@ def _answer(said: Any) -> Any:
     """What a host said, as far as it is what the module ``celery_status`` returns."""
     if not isinstance(said, Mapping) or "workers" not in said:
         return said if isinstance(said, Mapping) else {}
-    found = {key: _plain(said[key]) for key in ("workers", "beat") if key in said}
+    found = {key: _plain(said[key]) for key in ("workers", "beat", "destination") if key in said}
     workers = found["workers"]
     if (
         isinstance(workers, list)
-        and isinstance(found.get("beat", ""), str)
+        and all(isinstance(found.get(key, ""), str) for key in ("beat", "destination"))
         and all(isinstance(one, dict) and _is(one, WORKER) for one in workers)
         and all(isinstance(one, str) for worker in workers for one in worker["queues"])
         and all(0 <= (worker["since"] or 0) <= MAX_SINCE for worker in workers)
@@ -296,7 +301,8 @@ def table(found: Fleet) -> str:
         own = [_cells(worker) for worker in found["workers"] if worker["host"] == host]
         state = "no workers" if answer["state"] == "ok" else answer["state"]
         rows += own or [{"host": host, "state": state}]
-    return "\n".join([*_aligned([COLUMNS, *rows]), *_notes(found)])
+    top = [f"destination {found['destination']}", ""] if found["destination"] else []
+    return "\n".join([*top, *_aligned([COLUMNS, *rows]), *_notes(found)])
 
 
 def _cells(worker: FleetWorker) -> dict[str, str]:
@@ -327,11 +333,19 @@ def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
 def _notes(found: Fleet) -> list[str]:
     """What no row tells, where there is any."""
     notes = [
+        f"{host}: deployed for destination {name}, and deploy_destination is "
+        f"{found['destination'] or 'not set'}: take the inventory of {name}; see "
+        "docs/destinations.md#move-a-host"
+        for host, name in found["destinations"].items()
+        if name != found["destination"]
+    ]
+    down = [
         f"{host}, {answer['state']}: {answer['why']}"
         for host, answer in found["hosts"].items()
         if answer["state"] != "ok"
     ]
-    if notes and found["whole"]:
+    notes += down
+    if down and found["whole"]:
         notes.append("A host that is down: others run its tasks once it was silent for 90 s.")
     if found["redis_error"] and "://" in found["redis_host"]:
         notes.append(
@@ -470,11 +484,12 @@ def fleet_text(
     redis: FleetRedis,
     form: str = "table",
     whole: bool = True,
+    destination: str | None = None,
 ) -> str:
     """The fleet as a table, or as JSON."""
     if form not in FORMATS:
         raise AnsibleFilterError(f"status_format is {form!r}: write one of {', '.join(FORMATS)}")
-    found = fleet(hosts, backlog, redis, whole)
+    found = fleet(hosts, backlog, redis, whole, destination)
     return json.dumps(found, indent=2) if form == "json" else table(found)
 
 

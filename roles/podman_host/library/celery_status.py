@@ -23,6 +23,7 @@ error:
   description: Why nothing is known, which is no failure; then nothing else is returned
   type: str
   returned: when systemd says nothing
+destination: {description: What the host was deployed for, or empty, type: str, returned: success}
 beat: {description: What Beat does, empty where it is not to run, type: str, returned: success}
 workers:
   description: >-
@@ -42,6 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_destinations import recorded_destination
 
 if TYPE_CHECKING:
     from celery_metal_types import HostStatus, PlannedQueue, Worker
@@ -198,6 +200,7 @@ def main() -> None:
     result: HostStatus = {
         "workers": [row(one, consumed, versions, drained_at) for one in found if one not in beats],
         "beat": schedule(beats[0], drained_at is not None) if beats else "",
+        "destination": recorded_destination(),
     }
     module.exit_json(changed=False, **result)
 
