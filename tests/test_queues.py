@@ -126,6 +126,9 @@ def test_what_is_shown_of_a_pause():
     ]
     assert moves.text({**PAUSED, "done": 0}, "pause", PAUSE, True).startswith("emails is paused al")
     assert moves.text(PAUSED, "resume", RESUME, True).startswith("emails would be resumed: 310")
+    alone = moves.text({**PAUSED, "workers": 0}, "pause", PAUSE, False)
+    assert "no worker with a sign of life consumes it" in alone
+    assert "such as shop:emails" in alone
     said = moves.text({**PAUSED, "waiting": {"emails": 1}, "workers": 1}, "resume", RESUME, False)
     assert said == "emails is resumed: 1 task waits, 1 worker"
     assert moves.text({**PAUSED, "done": 0}, "resume", RESUME, False) == "emails is not paused"

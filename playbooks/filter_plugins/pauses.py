@@ -76,6 +76,11 @@ def text(raw: Mapping[str, Any], action: str, queue: str, check: bool) -> str:
     confirmed = max(0, workers - (len(left) if isinstance(left, list) else 0))
     lines = [f"{name} is paused {pause}"]
     lines.append(f"{waits_text}; workers that have confirmed: {confirmed} of {workers}")
+    if not workers:
+        lines.append(
+            "no worker with a sign of life consumes it; a queue of an app with a key prefix is "
+            f"written with it, such as shop:{name}"
+        )
     if claimed := number(raw.get("claimed")):
         lines.append(
             f"{_count(claimed, 'task')} claimed before: running tasks finish, tasks with an ETA go "
