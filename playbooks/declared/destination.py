@@ -134,7 +134,7 @@ def host_problem(hosts: Sequence[str], remembered: Any, name: Any, *, moves: boo
             f"destination; deploy_destination {here}.\n"
             "  Fix: look at who wrote it; delete the file. Nothing was changed."
         )
-    way = f"-e destination_was={remembered}" if moves else "site.yml"
+    way = f"{'' if moves else 'site.yml '}-e destination_was={remembered}"
     return (
         f"{listed(hosts)}: deployed for destination {remembered} ({STATE}), and "
         f"deploy_destination {here}.\n"
