@@ -24,17 +24,19 @@ from texts import LETTERS, VARIABLE, shown
 
 GROUP, PREFIX = "celery_producers", "celery_producer_"
 DIRECTORY = "/etc/celery-producer"
-DEFAULTS: dict[str, Any] = {
-    "files": True,
-    "directory": DIRECTORY,
-    "owner": "root",
-    "group": "root",
-    "mode": "0640",
-    "broker_variables": [],
-    "certificate": "",
-    "reload": [],
-    "restart": [],
+#: Of the role, whose defaults other hosts' variables do not have.
+VARIABLES: dict[str, Any] = {
+    "celery_producer_files": True,
+    "celery_producer_directory": DIRECTORY,
+    "celery_producer_owner": "root",
+    "celery_producer_group": "root",
+    "celery_producer_mode": "0640",
+    "celery_producer_broker_variables": [],
+    "celery_producer_certificate": "",
+    "celery_producer_reload": [],
+    "celery_producer_restart": [],
 }
+DEFAULTS = {name.removeprefix(PREFIX): value for name, value in VARIABLES.items()}
 # Of playbooks/producer.yml.
 OUTSIDE = ("producer_to", "producer_place", "producer_broker_variables", "producer_certificate")
 SOCKET = "/run/celery-metal/redis/redis.sock"
@@ -225,6 +227,26 @@ def outside_problems(
     return f"{found[0]}.\n  Fix: {found[1]}. Nothing was changed." if found else ""
 
 
+def outside_text(
+    hosts: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, Sequence[str]],
+    variables: Mapping[str, Any],
+    check: bool,
+) -> str:
+    """What an operator has to do with the files; without a secret."""
+    wanted = outside(hosts, groups, variables)
+    first = hosts[groups["redis"][0]]
+    lines = [
+        f"{shown(wanted['directory'])} {'would have' if check else 'has'} what opens Redis",
+        f"  Copy it to {wanted['place']} of the machine, readable by the program alone, and give "
+        f"the program the variables in {wanted['place']}/environment.",
+    ]
+    if first.get("redis_firewall", True):
+        lines.append("  redis_allowed_sources has to hold the address of the machine.")
+    lines.append("  Run this again after each rotate-secrets.yml, before its rotate_finish=true.")
+    return "\n".join(lines)
+
+
 def _of_outside(
     hosts: Mapping[str, Mapping[str, Any]],
     groups: Mapping[str, Sequence[str]],
@@ -353,5 +375,6 @@ class FilterModule:
             "producer_options": options,
             "producer_outside": outside,
             "producer_outside_problems": outside_problems,
+            "producer_outside_text": outside_text,
             "producer_problems": problems,
         }

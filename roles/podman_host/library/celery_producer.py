@@ -139,8 +139,10 @@ def work(module: AnsibleModule, record: Path = STATE) -> dict[str, Any]:
     is_first = not known.files
     lines = [f"keep {directory / name}\n" for name in sorted(changed)]
     lines += [f"remove {path}\n" for path in sorted(gone)]
-    what = "restart" if known.pending == "restart" or ENVIRONMENT in changed else "reload"
-    commands = params[what] or params["reload"]
+    is_new = sum_of(directory / ENVIRONMENT) != sum_of(files[ENVIRONMENT])
+    has_to_restart = params["restart"] and (known.pending == "restart" or is_new)
+    what = "restart" if has_to_restart else "reload"
+    commands = params[what]
     is_due = is_here and bool(commands) and not is_first and bool(changed or gone or known.pending)
     lines += [f"{what} {' '.join(command)}\n" for command in commands if is_due]
     done = State(str(directory), dict(wanted), {name: sum_of(text) for name, text in files.items()})
@@ -150,7 +152,7 @@ def work(module: AnsibleModule, record: Path = STATE) -> dict[str, Any]:
         for_now = State(str(directory), {}, {**known.files, **done.files}, pending)
         for_now.write(record, is_here)
         for name in sorted(changed):
-            write(directory / name, files[name], own, mode)
+            write(directory / name, files[name], own, mode, is_private=not is_here)
         for path in gone:
             Path(path).unlink(missing_ok=True)
         State(str(directory), done.versions, done.files, pending).write(record, is_here)

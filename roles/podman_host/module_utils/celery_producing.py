@@ -222,11 +222,16 @@ def owned_by(path: Path, own: tuple[int, int], mode: int) -> bool:
     return is_file and ((found.st_uid, found.st_gid), stat.S_IMODE(found.st_mode)) == (own, mode)
 
 
-def write(path: Path, text: str, own: tuple[int, int], mode: int) -> None:
-    """Put a file in the place of an earlier one; a reader sees one of them whole."""
+def write(
+    path: Path, text: str, own: tuple[int, int], mode: int, *, is_private: bool = False
+) -> None:
+    """Put a file in the place of an earlier one; a reader sees one of them whole.
+
+    :param is_private: a directory that is made for it is for its owner alone.
+    """
     if not path.parent.is_dir():
-        path.parent.mkdir(mode=0o755, parents=True)
-        path.parent.chmod(0o755 if os.geteuid() == 0 else 0o700)
+        path.parent.mkdir(parents=True)
+        path.parent.chmod(0o700 if is_private else 0o755)
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
