@@ -142,14 +142,16 @@ def test_a_redis_of_the_users_own_gives_no_password() -> None:
 
 def test_a_host_that_does_not_answer_or_has_no_such_user_ends_the_run_early() -> None:
     hosts = fleet()
-    hosts["shop1"] = {"site_producer": {"unreachable": True, "msg": "no route to host"}}
+    hosts["shop1"] = {"__celery_producer_found": {"unreachable": True, "msg": "no route to host"}}
     said = producers.found_problems(hosts, GROUPS, ["shop1", "shop2"])
     assert "shop1 cannot be reached: no route to host." in said
-    hosts["shop1"] = {"site_producer": {"failed": True, "msg": 'shop1: celery_producer_owner is "x"'}}
+    hosts["shop1"] = {
+        "__celery_producer_found": {"failed": True, "msg": 'shop1: celery_producer_owner is "x"'}
+    }
     assert producers.found_problems(hosts, GROUPS, ["shop1"]) == (
         'shop1: celery_producer_owner is "x"'
     )
-    hosts["shop1"] = {"site_producer": {"versions": {}}}
+    hosts["shop1"] = {"__celery_producer_found": {"versions": {}}}
     assert producers.found_problems(hosts, GROUPS, ["shop1"]) == ""
 
 
@@ -157,7 +159,7 @@ def test_with_a_limit_a_host_that_is_not_recorded_is_refused() -> None:
     hosts = fleet()
     given = {"producer": "a1", "certificate": "c1"}
     state = {"secrets": LABELS, "holders": {"hosts": {"shop1": given}, "certificates": {}}}
-    hosts["shop1"] = hosts["shop2"] = {"site_producer": {}, "site_producer_broker": state}
+    hosts["shop1"] = hosts["shop2"] = {"__celery_producer_found": {}, "site_producer_broker": state}
     groups = {**GROUPS, "celery_producers": ["shop1", "shop2"]}
     assert producers.found_problems(hosts, groups, ["shop1"]) == ""
     said = producers.found_problems(hosts, groups, ["shop2"])
@@ -176,7 +178,9 @@ OUTSIDE: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("given", "text"), OUTSIDE)
-def test_for_a_machine_outside_what_cannot_work_is_refused(given: dict[str, Any], text: str) -> None:
+def test_for_a_machine_outside_what_cannot_work_is_refused(
+    given: dict[str, Any], text: str
+) -> None:
     said = producers.outside_problems(fleet(), GROUPS, given)
     assert text in said
     assert said.endswith("Nothing was changed.")

@@ -186,7 +186,9 @@ def options(
     """
     value = {**DEFAULTS, **_given(hosts[host])}
     is_here = list(groups["redis"]) == [host]
-    found = _opens(hosts, groups, state, is_local=is_here, has_certificate=bool(value["certificate"]))
+    found = _opens(
+        hosts, groups, state, is_local=is_here, has_certificate=bool(value["certificate"])
+    )
     return {
         **found,
         **{key: value[key] for key in ("directory", "owner", "group", "mode")},
@@ -349,7 +351,7 @@ def found_problems(
 ) -> str:
     """Why producers of a run cannot be given anything, before a host is changed; or nothing."""
     those = [host for host in play if _given(hosts[host]).get("files", True)]
-    said = {host: hosts[host].get("site_producer", {}) for host in those}
+    said = {host: hosts[host].get("__celery_producer_found", {}) for host in those}
     silent = contact.contact_problems(
         {host: one for host, one in said.items() if one.get("unreachable")}, ""
     )

@@ -16,8 +16,9 @@ UNIT = """[Service]
 Environment=PORT={port}
 EnvironmentFile=/etc/celery-producer/environment
 ExecStart=podman run --rm --name shop-web --network host --user 0 \
- --env-file /etc/celery-producer/environment --env PORT -v /etc/celery-producer:/etc/celery-producer:ro \
- -v /root/web_server.py:/web_server.py:ro {image} run python /web_server.py
+ --env-file /etc/celery-producer/environment --env PORT \
+ -v /etc/celery-producer:/etc/celery-producer:ro -v /root/web_server.py:/web_server.py:ro \
+ {image} run python /web_server.py
 ExecReload=podman kill --signal HUP shop-web
 ExecStop=podman stop shop-web
 """

@@ -74,11 +74,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-versions: {description: Each secret to the version whose file is whole, type: dict, returned: always}
+versions: {description: Each secret to the version of its whole file, type: dict, returned: always}
 diff: {description: What was done, a line each, type: dict, returned: always}
 """
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any

@@ -248,6 +248,10 @@ def remove(known: State, record: Path) -> None:
     """Remove what was written, and the directory where nothing else is in it."""
     for path in known.paths():
         Path(path).unlink(missing_ok=True)
-    if known.directory and Path(known.directory).is_dir() and not any(Path(known.directory).iterdir()):
+    if (
+        known.directory
+        and Path(known.directory).is_dir()
+        and not any(Path(known.directory).iterdir())
+    ):
         Path(known.directory).rmdir()
     record.unlink(missing_ok=True)

@@ -257,7 +257,7 @@ def test_variables_of_the_app_hold_an_address_for_who_reads_them(tmp_path, url, 
     path = tmp_path / "environment"
     path.write_text(text)
     # As a shell reads it.
-    shell = f". {path}; printf %s \"${name}\""
+    shell = f'. {path}; printf %s "${name}"'
     assert subprocess.check_output(["sh", "-c", shell], text=True) == expected
     if url == URL:
         connection = pytest.importorskip("kombu").Connection(expected)
