@@ -25,7 +25,7 @@ ExecStop=podman stop shop-web
 
 
 class Web(threading.Thread):
-    """Asks for a task again and again until it is told to end."""
+    """Asks for a task again and again until its end is set."""
 
     def __init__(self, lab):
         super().__init__()
