@@ -193,7 +193,7 @@ CHANGES = {
     "queues": "queues_action=move queues_from=a queues_to=emails",
 }
 #: Of all that only looks.
-LOOKS = {"check": "", "dead": "", "queues": "", "status": "", "restore": "", "rollback": ""}
+LOOKS = ("check", "dead", "doctor", "logs", "producer", "queues", "restore", "rollback", "status")
 
 
 @pytest.fixture
