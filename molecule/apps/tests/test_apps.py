@@ -206,6 +206,9 @@ def sdist(tmp_path):
     files = {
         "PKG-INFO": "Metadata-Version: 2.1\nName: shop\nVersion: 1.1\n",
         "pyproject.toml": project,
+        # As libpq-dev's pg_config, which is written in Perl.
+        "setup.py": "import subprocess, setuptools\n"
+        "subprocess.run(['perl', '-e', 'use warnings'], check=True)\nsetuptools.setup()\n",
         "shop/__init__.py": CODE,
     }
     with tarfile.open(path, "w:gz") as archive:
@@ -294,5 +297,5 @@ def test_what_cannot_be_had_is_told_and_leaves_what_runs(kit, lab, wheel, tmp_pa
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "requirements.txt").write_text("celery==5.7.0\n")
     played = kit.play(fails=True, image_app_source=str(tmp_path / "app"), celery_app="shop:app")
-    assert "celery[redis]" in played.output
+    assert "celery[redis] to the app's requirements or image_app_extra_requirements" in played.said
     assert lab.invocation_ids(HOST, "celery*") == before
