@@ -160,7 +160,7 @@ def rows(lab, query):
 
 
 def test_a_django_project_with_its_schedule_and_results_in_the_database(kit, lab):
-    lab.run(HOST, "mkdir /srv/shop; chown 999:999 /srv/shop")
+    lab.run(HOST, "mkdir -p /srv/shop; mount -t tmpfs -o uid=999,gid=999 tmpfs /srv/shop")
     volumes = ["/srv/shop:/data:idmap"]
     played = kit.play(
         image_app_source=str(DJANGO),
