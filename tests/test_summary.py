@@ -115,8 +115,15 @@ def test_the_same_on_many_hosts_is_one_line_and_the_remedy_is_last() -> None:
     ]
 
 
-def test_a_task_that_another_explains_is_no_reason() -> None:
-    empty = "Task failed: Action failed: A 'failed_when' expression evaluated to 'True'."
+@pytest.mark.parametrize(
+    "empty",
+    [
+        "Task failed: Action failed: A 'failed_when' expression evaluated to 'True'.",
+        "One or more items failed",
+        "Failed to build image localhost/celery-metal/app:1: STEP 1/13: FROM b",
+    ],
+)
+def test_a_task_that_another_explains_is_no_reason(empty: str) -> None:
     assert run_summary.summary({}, {"web1": [empty, "no image"]}) == ["FAILED web1: no image"]
     assert run_summary.summary({}, {"web1": [empty]}) == [f"FAILED web1: {empty}"]
 

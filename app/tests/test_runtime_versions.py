@@ -105,7 +105,10 @@ def test_an_image_without_what_celery_needs_for_redis_is_refused(tmp_path):
     done = run({"PYTHONPATH": f"{tmp_path}:{base_environ()['PYTHONPATH']}"}, "versions", fresh=True)
     assert done.returncode == 64
     assert len(done.stderr.splitlines()) == 1
-    assert "cannot be loaded: no packaging; add celery[redis] to the app's" in done.stderr
+    told = (
+        "no packaging; add celery[redis] to the app's requirements or image_app_extra_requirements"
+    )
+    assert f"cannot be loaded: {told}" in done.stderr
 
 
 SOURCES = {

@@ -27,7 +27,9 @@ PACKAGES = re.compile(r"NEW packages will be installed:\n((?: .*\n)*)")
 FORETOLD = re.compile(r"Say which (image|package)s a run without --check would (\w+)")
 # Of a task that another one explains.
 EMPTY = re.compile(
-    r"(Task failed: )?(Action failed: )?A 'failed_when' expression evaluated to 'True'"
+    r"(Task failed: )?(Action failed: )?"
+    r"(A 'failed_when' expression evaluated to 'True'|One or more items failed|"
+    r"Failed to build image )"
 )
 # Of a unit that failed, up to an empty line.
 JOURNAL = re.compile(r"^== .*?(?:\n[ \t]*\n|\Z)", re.M | re.S)

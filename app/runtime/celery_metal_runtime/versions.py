@@ -37,7 +37,7 @@ def check(find: Callable[[str], str] = version) -> dict[str, str]:
         except PackageNotFoundError:
             raise UsageError(
                 f"{name} is not installed, and {_text(oldest)} or newer is needed: add "
-                "celery[redis] to the app's requirements"
+                "celery[redis] to the app's requirements or image_app_extra_requirements"
             ) from None
         numbers = _numbers(found[name])
         if numbers < oldest:
@@ -63,7 +63,7 @@ def show() -> None:
     except ImportError as error:
         raise UsageError(
             f"Celery's worker for Redis cannot be loaded: {error}; add celery[redis] to the app's "
-            "requirements"
+            "requirements or image_app_extra_requirements"
         ) from None
     versions = [f"{name} {number}" for name, number in found.items()]
     print(", ".join([*versions, f"Python {sys.version.split()[0]}"]))

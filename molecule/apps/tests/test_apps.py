@@ -14,6 +14,7 @@ import pytest
 HOST = "metal"
 WORKER = "celery-celery-1"
 PINNED = pathlib.Path(__file__).parents[1] / "celery.txt"
+DJANGO = pathlib.Path(__file__).parents[1] / "django"
 
 
 @pytest.fixture(scope="session")
@@ -146,6 +147,59 @@ def test_a_schedule(kit, lab, examples):
     )
 
 
+ROWS = """
+import sqlite3, sys
+rows = sqlite3.connect("/srv/shop/db.sqlite3", timeout=20).execute(sys.argv[1]).fetchone()
+print(*rows)
+"""
+
+
+def rows(lab, query):
+    """What the database of the Django project answers."""
+    return lab.run(HOST, ["python3", "-c", ROWS, query]).strip()
+
+
+def test_a_django_project_with_its_schedule_and_results_in_the_database(kit, lab):
+    lab.run(HOST, "mkdir -p /srv/shop; mount -t tmpfs -o uid=999,gid=999 tmpfs /srv/shop")
+    volumes = ["/srv/shop:/data:idmap"]
+    played = kit.play(
+        image_app_source=str(DJANGO),
+        celery_app="config.celery_app:app",
+        celery_queues=[{"name": "celery", "volumes": volumes}],
+        celery_worker_secrets={
+            "DATABASE_URL": "sqlite:////data/db.sqlite3",
+            "DJANGO_SECRET_KEY": "of the test",
+        },
+        celery_worker_secrets_exported=["DATABASE_URL", "DJANGO_SECRET_KEY"],
+        celery_worker_broker_variables=["CELERY_BROKER_URL"],
+        deploy_hooks={"before_workers": ["python manage.py migrate --no-input"]},
+        celery_beat=True,
+        celery_beat_volumes=volumes,
+    )
+    # Neither Beat nor a worker starts without these tables.
+    assert "Applying django_celery_beat.0001_initial... OK" in played.output
+    assert "Applying django_celery_results.0001_initial... OK" in played.output
+    sent = "select total_run_count from django_celery_beat_periodictask where name = 'count'"
+    done = (
+        "select count(*) from django_celery_results_taskresult where status = 'SUCCESS' "
+        "and periodic_task_name = 'count' and result = '0'"
+    )
+    for query in (sent, done):
+        lab.wait_for(
+            lambda query=query: int(rows(lab, query)) >= 2,
+            40,
+            "the entry of the schedule, twice",
+            host=HOST,
+            unit="celery-beat.service",
+        )
+    code = (
+        "from django.contrib.auth.models import User; from shop.tasks import count_users; "
+        "User.objects.create(username='a'); print('COUNTED', count_users.delay().get(timeout=60))"
+    )
+    shell = ["python", "manage.py", "shell", "-c", code]
+    assert "COUNTED 1" in kit.play(playbook="playbooks/run.yml", run_command=shell).output
+
+
 CODE = """
 from importlib.metadata import version
 from celery import Celery
@@ -206,6 +260,9 @@ def sdist(tmp_path):
     files = {
         "PKG-INFO": "Metadata-Version: 2.1\nName: shop\nVersion: 1.1\n",
         "pyproject.toml": project,
+        # As libpq-dev's pg_config, which is written in Perl.
+        "setup.py": "import subprocess, setuptools\n"
+        "subprocess.run(['perl', '-e', 'use warnings'], check=True)\nsetuptools.setup()\n",
         "shop/__init__.py": CODE,
     }
     with tarfile.open(path, "w:gz") as archive:
@@ -294,5 +351,5 @@ def test_what_cannot_be_had_is_told_and_leaves_what_runs(kit, lab, wheel, tmp_pa
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "requirements.txt").write_text("celery==5.7.0\n")
     played = kit.play(fails=True, image_app_source=str(tmp_path / "app"), celery_app="shop:app")
-    assert "celery[redis]" in played.output
+    assert "celery[redis] to the app's requirements or image_app_extra_requirements" in played.said
     assert lab.invocation_ids(HOST, "celery*") == before

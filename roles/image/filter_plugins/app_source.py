@@ -52,6 +52,8 @@ INCLUDE = re.compile(r"\s*(?:-r|-c|--requirement|--constraint)(?:\s+|=|(?=\S))(\
 LOCAL = re.compile(r"\s*(?:-e\b|--editable\b|\.{1,2}(?:/|\[|\s|$)|/|file:)")
 # Beside the requirements in the build context; of what EXACT names no dependencies are resolved.
 TREE, EXTRA, ALL, EXACT = "tree", "extra.txt", "all.txt", "exact.txt"
+# Beside them, the versions of Python that the project declares.
+PYTHON = "python.txt"
 GIT_SECONDS = 600
 # Git's shell runs it; printf is a part of that, and so no process with arguments.
 HELPER = """!f() { test "$1" != get || printf 'password=%s\\n' "$CELERY_METAL_GIT_PASSWORD"; }; f"""
@@ -122,7 +124,7 @@ def find_app(
     tree = required(code, requirements, shown, extras) if named or not extra_requirements else {}
     return {
         "code": str(code),
-        "requirements": _keep(tree, list(extra_requirements), store),
+        "requirements": _keep(tree, list(extra_requirements), store, requires_python(code)),
         "package": "",
         "revision": top.name if is_git(source) else commit_of(code),
     }
@@ -439,13 +441,23 @@ def locked(project: Path, extras: list[str]) -> bytes:
     return done.stdout.encode()
 
 
-def _keep(tree: Mapping[str, bytes], extra: list[str], cache: Path) -> str:
+def requires_python(code: Path) -> str:
+    """The versions of Python that a project's pyproject.toml admits; empty where it names none."""
+    try:
+        found = tomllib.loads((code / PROJECT).read_text())["project"]["requires-python"]
+    except (OSError, ValueError, KeyError, TypeError):  # what needs that file refuses it
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def _keep(tree: Mapping[str, bytes], extra: list[str], cache: Path, python: str = "") -> str:
     """Write requirements into a directory of their own, once; its path."""
     first = next(iter(tree), "")
     # A lock may have versions that another of its packages does not admit: its project's overrides.
     files = {
         EXACT if first == LOCK else ALL: f"-r {TREE}/{first}\n".encode() if first else b"",
         EXTRA: "".join(f"{line}\n" for line in extra).encode(),
+        **({PYTHON: python.encode()} if python else {}),
         **{f"{TREE}/{name}": content for name, content in tree.items()},
     }
     place = cache / f"requirements-{_digest(repr(sorted(files.items())).encode())}"

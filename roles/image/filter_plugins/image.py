@@ -40,6 +40,10 @@ VARIABLES = {"app": "image_source", "redis": "image_redis_source"}
 OURS = "localhost/celery-metal"
 RELEASE = re.compile(r"[a-z][a-z0-9]*")
 REFERENCE = re.compile(r"[A-Za-z0-9._:/@\[\]-]+")
+# What a failed build calls an error; pip, a compiler and a setup.py mark theirs in these ways.
+MARKED = r"^ *((?:ERROR|error|celery-metal): .*\S|\S+: fatal error: .*\S)"
+# pip's name for the step that failed, without the reason.
+EMPTY = re.compile(r"error: (?:metadata-generation-failed|subprocess-exited-with-error)")
 # Of a value in a message.
 LONGEST = 80
 
@@ -322,13 +326,51 @@ def image_failure(
 
 
 def image_build_errors(result: Mapping[str, Any]) -> str:
-    """What pip or the runtime called an error, out of all that a failed build has said.
+    """What pip, a compiler or the runtime called an error, out of all output of a failed build.
 
     :param result: as for image_failure.
     :returns: its lines; empty where none is marked as one.
     """
-    lines = re.findall(r"^ *((?:ERROR|celery-metal): .*\S)", "\n".join(_said(result)), re.M)
-    return "\n".join(dict.fromkeys(lines))
+    found = re.findall(MARKED, "\n".join(_said(result)), re.M)
+    return "\n".join(dict.fromkeys(line for line in found if not EMPTY.search(line)))
+
+
+def image_build_failure(
+    result: Mapping[str, Any], host: str, build_packages: Sequence[str], *, damaged: bool = False
+) -> str:
+    """Why the images could not be built, and what to do.
+
+    :param result: as for image_failure.
+    :param build_packages: those of image_app_build_packages.
+    :param damaged: whether workers on a damaged image are stopped.
+    """
+    reason = image_build_errors(result)
+    wheel = re.search(r"^ERROR: No matching distribution found for (\S+)", reason, re.M)
+    if wheel and not build_packages:
+        remedy = (
+            f"if {wheel[1]} is in the package index, it has no wheel for the image's Python: write "
+            "what building it needs into image_app_build_packages, such as [gcc, libc6-dev, "
+            "python3-dev], or require a version that has one"
+        )
+    elif "ERROR: the app requires Python" in reason:
+        remedy = (
+            "set image_app_python, or image_app_debian_release for the Python of another release; "
+            "if the app works with this Python, widen requires-python in its pyproject.toml, and "
+            "run 'uv lock' if it has a uv.lock"
+        )
+    elif re.search(r"fatal error: |No such file or directory: '", reason):
+        remedy = "add the Debian package that has the missing file to image_app_build_packages"
+    else:
+        remedy = (
+            "if a package could not be fetched, check the mirror or the package index; otherwise "
+            "correct what the app requires (its own files, and image_app_* of the inventory)"
+        )
+    stopped = ", but those on a damaged image are stopped" if damaged else ""
+    return (
+        f"{host} could not build the images: {reason or 'the reason is above'}\n"
+        f"  Workers run on with the image they have, on all hosts{stopped}.\n"
+        f"  Fix: {remedy}. Then run again."
+    )
 
 
 def _said(result: Mapping[str, Any]) -> list[str]:
@@ -372,7 +414,7 @@ class FilterModule:
         return {
             "image_context": image_context,
             "image_failure": image_failure,
-            "image_build_errors": image_build_errors,
+            "image_build_failure": image_build_failure,
             "image_references_or_problem": image_references_or_problem,
             "image_shell_environment": shell_environment,
         }

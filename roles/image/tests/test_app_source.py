@@ -6,6 +6,8 @@ import gzip
 import http.server
 import io
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -160,6 +162,7 @@ def test_a_lock_file_goes_first_and_keeps_its_hashes(project, cache):
     found = requirements(find(project, cache))
     assert found["exact.txt"] == "-r tree/uv.lock\n"
     assert "all.txt" not in found
+    assert found["python.txt"] == ">=3.12"
     text = found["tree/uv.lock"]
     assert text.split() == ["celery==1.2.3", "\\", f"--hash=sha256:{'0' * 64}"]
     text = requirements(find(project, cache, extras=["soon"]))["tree/uv.lock"]
@@ -170,6 +173,34 @@ def test_a_lock_file_goes_first_and_keeps_its_hashes(project, cache):
     said = refused(project, cache)
     assert "uv.lock cannot be read: " in said
     assert "Run 'uv lock' there" in said
+
+
+CONTAINERFILE = Path(__file__).parents[1] / "files" / "base" / "Containerfile"
+
+
+@pytest.mark.parametrize(
+    ("needs", "admitted"),
+    [("==3.99.*", False), ("<3", False), (">=3.8", True), ("==3.*", True), ("~=3.8,!=3.9.1", True)],
+)
+def test_a_build_refuses_a_python_that_the_project_does_not_admit(
+    project, cache, tmp_path, needs, admitted
+):
+    (project / "pyproject.toml").write_text(f'[project]\nname = "a"\nrequires-python = "{needs}"\n')
+    (project / "requirements.txt").write_text("celery\n")
+    path = tmp_path / "python.txt"
+    path.write_text(requirements(find(project, cache))["python.txt"])
+    text = CONTAINERFILE.read_text().replace("\\\n", "")
+    code = re.search(r'\$PYTHON -c "([^"]*python\.txt[^"]*)"', text)[1]
+    command = [sys.executable, "-c", code.replace("/requirements/python.txt", str(path))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    has = platform.python_version()
+    told = f"ERROR: the app requires Python {needs} (requires-python), and the image has {has}\n"
+    assert (done.returncode, done.stderr) == ((0, "") if admitted else (1, told))
+
+
+def test_a_project_without_requires_python_has_no_such_file(project, cache):
+    (project / "requirements.txt").write_text("celery\n")
+    assert "python.txt" not in requirements(find(project, cache))
 
 
 def test_an_app_that_does_not_say_what_it_requires_is_refused(project, cache):

@@ -470,6 +470,56 @@ def test_of_a_failed_build_only_the_errors_are_told():
     assert image.image_build_errors({}) == ""
 
 
+def failure(text, packages=(), **options):
+    return image.image_build_failure({"msg": text}, "web1", packages, **options).splitlines()
+
+
+def test_a_package_without_a_wheel_names_the_variable_for_it():
+    text = "STEP 1\n   ERROR: No matching distribution found for psycopg-c==3.3.4\nError: building"
+    assert failure(text) == [
+        "web1 could not build the images: ERROR: No matching distribution found for "
+        "psycopg-c==3.3.4",
+        "  Workers run on with the image they have, on all hosts.",
+        "  Fix: if psycopg-c==3.3.4 is in the package index, it has no wheel for the image's "
+        "Python: write what building it needs into image_app_build_packages, such as [gcc, "
+        "libc6-dev, python3-dev], or require a version that has one. Then run again.",
+    ]
+    # Where sources are built already, it is not in the index.
+    assert "check the mirror or the package index" in failure(text, ["gcc"])[2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "error: [Errno 2] No such file or directory: 'pg_config'",
+        "Modules/common.h:9:10: fatal error: lber.h: No such file or directory",
+    ],
+)
+def test_what_a_build_lacks_is_shown_without_the_names_of_its_steps(line):
+    text = (
+        f"   error: subprocess-exited-with-error\n     {line}\n  error: metadata-generation-failed"
+    )
+    told = failure(text, ["gcc"], damaged=True)
+    assert told[0] == f"web1 could not build the images: {line}"
+    assert told[1].endswith("on all hosts, but those on a damaged image are stopped.")
+    assert told[2] == (
+        "  Fix: add the Debian package that has the missing file to image_app_build_packages. "
+        "Then run again."
+    )
+
+
+def test_a_python_that_the_app_does_not_admit_names_the_variables_for_it():
+    line = "ERROR: the app requires Python ==3.14.* (requires-python), and the image has 3.13.5"
+    told = failure(f"STEP 1\n   {line}\nError: building")
+    assert told[0] == f"web1 could not build the images: {line}"
+    assert "set image_app_python, or image_app_debian_release" in told[2]
+    assert "widen requires-python" in told[2]
+
+
+def test_a_build_that_failed_otherwise_points_to_its_output():
+    assert failure("no space left")[0] == "web1 could not build the images: the reason is above"
+
+
 def test_importable_without_ansible():
     code = (
         "import sys; sys.modules['ansible'] = None; sys.path.insert(0, sys.argv[1]); "
