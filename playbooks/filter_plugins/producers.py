@@ -352,9 +352,9 @@ def found_problems(
     """Why producers of a run cannot be given anything, before a host is changed; or nothing."""
     those = [host for host in play if _given(hosts[host]).get("files", True)]
     said = {host: hosts[host].get("__celery_producer_found", {}) for host in those}
-    silent = contact.contact_problems(
-        {host: one for host, one in said.items() if one.get("unreachable")}, ""
-    )
+    # The others of the fleet have answered, so that a run goes on without these.
+    answers = {host: one if one.get("unreachable") else {} for host, one in said.items()}
+    silent = contact.contact_problems({"": {}, **answers}, "")
     refused = [
         str(one.get("msg"))
         for one in said.values()
