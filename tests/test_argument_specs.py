@@ -15,7 +15,8 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "meta
 # They belong to no role: they are what users write, for the whole kit.
 UNPREFIXED = {
     *("celery_app", "celery_beat", "celery_beat_hosts"),
-    *("celery_queue_overrides", "celery_queues", "deploy_hooks"),
+    *("celery_queue_overrides", "celery_queues"),
+    *("deploy_destination", "deploy_hooks", "deploy_protected"),
     *("celery_beat_environment", "celery_beat_quadlet"),
     *("celery_beat_secrets", "celery_beat_volumes"),
 }
@@ -81,7 +82,7 @@ def test_every_option_is_described_in_whole_sentences(role: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_every_variable_is_used(role: str) -> None:
-    """In a task, template or internal variable of the role, in a playbook, or in a filter.
+    """In a task, template or internal variable of the role, in a playbook, a filter or an action.
 
     The filters of other roles read variables of the whole kit: capacity reads celery_beat.
     """
@@ -94,6 +95,7 @@ def test_every_variable_is_used(role: str) -> None:
         ),
         *ROOT.glob("roles/*/filter_plugins/*.py"),
         *ROOT.glob("playbooks/filter_plugins/*.py"),
+        *ROOT.glob("playbooks/action_plugins/*.py"),
     ]
     text = "\n".join(path.read_text() for path in places)
     unused = [name for name in spec(role)["options"] if not re.search(rf"\b{name}\b", text)]

@@ -251,3 +251,13 @@ def test_a_host_takes_what_it_lacks_of_the_one_that_makes_it(clients: ModuleType
     assert clients.lacking(made, own) == []
     own["celery-redis-certificate-server"] |= {"authority": "b"}
     assert clients.lacking(made, own) == ["celery-redis-certificate-server"]
+
+
+def test_a_producer_that_runs_workers_reports_its_address_itself(clients: ModuleType) -> None:
+    producers = ["web1", "web3", "shop1"]
+    found = clients.contacts(HOSTS, "r1", "r1", WORKERS, producers, ALL)
+    assert found["clients"] == {"web3": ["nat.example"], "shop1": ["192.0.2.7"]}
+    assert clients.contacts(HOSTS, "r1", "r1", WORKERS, producers, ["r1"])["absent"].keys() == {
+        "web1",
+        "web2",
+    }

@@ -127,6 +127,41 @@ def test_a_hook_that_cannot_be_run_is_refused(declared, said):
     assert said in problem[0]
 
 
+HOOK = {"before_workers": ["migrate"]}
+
+
+@pytest.mark.parametrize(
+    ("others", "differs"),
+    [
+        ({"web2": HOOK, "web3": {"before_workers": ["migrate"]}}, False),
+        ({"web2": None}, True),
+        ({"web2": HOOK, "web3": {"before_workers": ["migrate", "x"]}}, True),
+        ({"web2": {"before_workers": [{"command": "migrate"}]}}, True),
+    ],
+)
+def test_hooks_that_differ_by_host_are_refused(others, differs):
+    hosts = {host: {"deploy_hooks": one} if one else {} for host, one in others.items()}
+    hosts["web1"] = {"deploy_hooks": HOOK}
+    said = hooks.fleet_problem(hosts, sorted(hosts))
+    assert bool(said) == differs
+    if differs:
+        assert "deploy_hooks is" in said
+        assert "on web1: hooks run once for all hosts.\n  Fix: declare" in said
+        assert said.endswith("Nothing was changed.")
+
+
+@pytest.mark.playbook
+def test_hooks_that_differ_are_refused_before_a_host_is_contacted(tmp_path):
+    site = Site(tmp_path)
+    (tmp_path / "host_vars").mkdir()
+    path = tmp_path / "host_vars/web2.yml"
+    path.write_text("deploy_hooks: {after_workers: [warm]}\n")
+    site.refuses("web2: deploy_hooks is {'after_workers': ['warm']}, and None on web1: hooks run")
+    # What a fact decides is known later.
+    path.write_text("deploy_hooks: {after_workers: ['{{ ansible_facts.hostname }}']}\n")
+    assert "UNREACHABLE" in site.run().said
+
+
 NEW, OLD = "localhost/celery-metal/app:2", "localhost/celery-metal/app:1"
 HOOKS = {
     "before_workers": ["migrate", {"command": ["tell"], "where": "controller"}],
@@ -141,7 +176,10 @@ def fleet(images, left="", declared=HOOKS, queues=("", "mail", "mail")):
         f"web{number}": {
             "deploy_hooks": declared,
             "podman_host_state": {"app_images": images, "hooks_left": left},
-            "capacity_plan": {"queues": [{"name": queue}] if queue else []},
+            "capacity_plan": {
+                "queues": [{"name": queue}] if queue else [],
+                "totals": {"free_mb": 100},
+            },
         }
         for number, queue in enumerate(queues)
     }
@@ -181,6 +219,32 @@ def test_hooks_run_on_the_first_host_with_workers_or_nowhere():
         {"where": "controller", "command": ["tell"]},
     ]
     assert hooks.due(fleet([], declared=None), [*hosts], NEW, "before_workers") == []
+
+
+@pytest.mark.parametrize(
+    ("hook", "free_mb", "said"),
+    [
+        ({"command": "a", "memory_mb": 100}, 100, ""),
+        ({"command": "a", "memory_mb": 101}, 100, "after_workers[1] needs 101 MB, and the plan of"),
+        ("a", 64, ""),
+        ("a", 63, "after_workers[0] needs 64 MB, the least for a hook without memory_mb, and the"),
+        ({"command": "a", "where": "controller"}, 0, ""),
+    ],
+)
+def test_a_hook_fits_into_the_plan_or_is_refused(hook, free_mb, said):
+    first = {"command": "b", "where": "controller"} if free_mb < 64 and "where" in hook else "b"
+    hosts = fleet([OLD], declared={"after_workers": [first, hook]})
+    hosts["web1"]["capacity_plan"]["totals"]["free_mb"] = free_mb
+    found = hooks.memory_problem(hosts, [*hosts], NEW)
+    assert said in found
+    assert bool(said) == bool(found)
+    if found:
+        assert found.startswith("web1: deploy_hooks.")
+        assert f"leaves {free_mb} MB free.\n  Fix: " in found
+    # Where no hook is due there is nothing to refuse.
+    for one in hosts.values():
+        one["podman_host_state"]["app_images"] = [NEW]
+    assert hooks.memory_problem(hosts, [*hosts], NEW) == ""
 
 
 def test_a_hook_on_the_controller_knows_the_deploy():

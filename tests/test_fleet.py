@@ -75,6 +75,39 @@ def test_a_worker_of_several_queues_shows_them_and_what_waits_in_all(fleet: Modu
     assert fleet.fleet(unknown, BACKLOG, DB, True)["workers"][0]["waiting"] is None
 
 
+PAUSE = {"queue": "mail", "name": "shop:mail", "by": "ops@ctl", "at": 1700000000, "reason": "why"}
+
+
+def test_a_paused_queue_is_shown_with_since_when_by_whom_and_why(fleet: ModuleType) -> None:
+    both = worker("both", queues=["mail", "old"], **BUSY)
+    drained = worker("mail", "2", state="drained")
+    hosts = {"web1": {"workers": [worker("mail", **BUSY), drained, both]}}
+    found = fleet.fleet(hosts, {**BACKLOG, "paused": [PAUSE]}, DB, True)
+    # One that has another queue to serve is active.
+    states = {(one["queue"], one["instance"]): one["state"] for one in found["workers"]}
+    assert states == {("both", "1"): "active", ("mail", "1"): "paused", ("mail", "2"): "drained"}
+    assert found["paused"] == [PAUSE]
+    said = fleet.fleet_text(hosts, {**BACKLOG, "paused": [PAUSE]}, DB)
+    assert "\nshop:mail is paused since 2023-11-14 22:13 UTC by ops@ctl: why\n" in said
+
+
+@pytest.mark.parametrize(
+    "paused",
+    [{}, ["mail"], [{**PAUSE, "at": "x"}], [{**PAUSE, "queue": None}], [{"queue": "mail"}]],
+)
+def test_pauses_of_another_shape_are_no_answer(fleet: ModuleType, paused: Any) -> None:
+    said = fleet.fleet_text({}, {**BACKLOG, "paused": paused}, DB)
+    assert "its report is invalid" in said
+
+
+def test_a_pause_cannot_forge_lines(fleet: ModuleType) -> None:
+    forged = {**PAUSE, "name": "a\nb\x1b[2J", "by": "\n", "at": 1 << 60, "reason": "x\ny" * 500}
+    said = fleet.fleet_text({}, {**NOTHING, "paused": [forged]}, DB)
+    (line,) = [one for one in said.splitlines() if "is paused" in one]
+    assert line.isprintable()
+    assert len(line) < 400
+
+
 def test_redis_is_asked_for_all_queues_that_are_named(fleet: ModuleType) -> None:
     hosts = {
         "web1": {"celery_queues": [{"name": "a"}, {"name": "both", "queues": ["b", "a"]}]},

@@ -1,6 +1,7 @@
 """playbooks/queues.yml: nonsense is refused before any host is contacted; what a terminal shows."""
 
 import moves
+import pauses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,8 @@ from test_refusals import Site
 DECLARED, PREFIXES = ["emails", "a b"], ["shop:"]
 MOVE = {"queues_action": "move", "queues_from": "emials", "queues_to": "emails"}
 PURGE = {"queues_action": "purge", "queues_from": "emials"}
+PAUSE = {"queues_action": "pause", "queues_from": "emails"}
+RESUME = {"queues_action": "resume", "queues_from": "emails"}
 
 
 def problem(variables, *, check=False):
@@ -19,8 +22,19 @@ def problem(variables, *, check=False):
     ("variables", "said", "remedy"),
     [
         ({"queue_form": "a", "queues_form": "a"}, "queues_form is an unknown", "write queues_from"),
-        ({"queues_action": "copy"}, 'queues_action is "copy"', "list, move, purge"),
+        ({"queues_action": "copy"}, 'queues_action is "copy"', "list, move, purge, pause, resume"),
         ({"queues_action": ["move"]}, "queues_action is ['move']", "list, move, purge"),
+        ({"queues_action": "pause"}, "queues_action is pause, without queues_from", "write"),
+        ({**PAUSE, "queues_from": "mail"}, "which no worker consumes", '"emails", "a b"'),
+        ({**PAUSE, "queues_from": "other:emails"}, "which no worker consumes", '"emails"'),
+        ({**PAUSE, "queues_from": "celery-metal.canary:x"}, "which is none", "name of a queue"),
+        ({**PAUSE, "queues_to": "a b"}, "queues_to is set, and queues_action is pause", "remove"),
+        ({**PAUSE, "queues_reason": "a\x1b[2J"}, 'queues_reason is "a\\u001b[2J"', "one line"),
+        ({**PAUSE, "queues_reason": "x" * 201}, "queues_reason is", "at most 200 characters"),
+        ({**PAUSE, "queues_reason": 3}, "queues_reason is 3", "one line"),
+        ({**PAUSE, "queues_reasons": "a"}, "queues_reasons is an unknown", "write queues_reason"),
+        ({**RESUME, "queues_reason": "a"}, "queues_reason is set", "remove queues_reason"),
+        ({"queues_action": "resume"}, "queues_action is resume, without queues_from", "write"),
         ({"queues_from": "a"}, "queues_from is set, and queues_action is list", "remove"),
         ({**PURGE, "queues_to": "a"}, "queues_to is set, and queues_action is purge", "remove"),
         ({"queues_action": "move"}, "queues_action is move, without queues_from", "write"),
@@ -51,6 +65,11 @@ def test_nonsense_is_refused_with_a_remedy(variables, said, remedy):
         MOVE,
         {**MOVE, "queues_from": "shop:emails", "queues_to": "shop:a b"},
         {**PURGE, "queues_confirmed": "True"},
+        PAUSE,
+        {**PAUSE, "queues_from": "shop:a b", "queues_reason": "é: 'x'"},
+        RESUME,
+        # Of a queue that was removed while it was paused.
+        {**RESUME, "queues_from": "gone"},
     ],
 )
 def test_what_can_be_done_is_not_refused(variables):
@@ -86,6 +105,103 @@ def test_what_is_shown():
     assert moves.text({"done": 2}, "purge", PURGE, True) == "2 tasks of emials would be deleted"
 
 
+PAUSED = {
+    "done": 1,
+    "workers": 2,
+    "claimed": 3,
+    "waiting": {"emails": 310},
+    "paused": [{"name": "emails", "at": 1700000000, "by": "ops@ctl", "reason": "mail is down"}],
+}
+
+
+def test_what_is_shown_of_a_pause():
+    assert moves.text(PAUSED, "pause", PAUSE, True) == (
+        "emails would be paused: 310 tasks wait, 2 workers"
+    )
+    since = "paused since 2023-11-14 22:13 UTC by ops@ctl: mail is down"
+    assert moves.text(PAUSED, "pause", PAUSE, False).split("\n") == [
+        f"emails is {since}",
+        "310 tasks wait; workers that have confirmed: 2 of 2",
+        "3 tasks claimed before: running tasks finish, tasks with an ETA go back when they are due",
+    ]
+    assert moves.text({**PAUSED, "done": 0}, "pause", PAUSE, True).startswith("emails is paused al")
+    assert moves.text(PAUSED, "resume", RESUME, True).startswith("emails would be resumed: 310")
+    alone = moves.text({**PAUSED, "workers": 0}, "pause", PAUSE, False)
+    assert "no worker with a sign of life consumes it" in alone
+    assert "such as shop:emails" in alone
+    said = moves.text({**PAUSED, "waiting": {"emails": 1}, "workers": 1}, "resume", RESUME, False)
+    assert said == "emails is resumed: 1 task waits, 1 worker"
+    assert moves.text({**PAUSED, "done": 0}, "resume", RESUME, False) == "emails is not paused"
+    found = {**PAUSED, "is_complete": True}
+    assert moves.text(found, "list", {}, False).split("\n")[-1] == f"emails is {since}"
+
+
+@pytest.mark.parametrize(
+    ("left", "why"),
+    [
+        ({"node": "a-1@b", "ahead": None, "silent_seconds": None}, "it has not confirmed"),
+        (
+            {"node": "a-1@b", "ahead": 2, "silent_seconds": None},
+            "its pool has 2 tasks not started yet",
+        ),
+        ({"node": "a-1@b", "ahead": 2, "silent_seconds": 40}, "no sign of life for 40 s"),
+    ],
+)
+def test_a_worker_that_may_still_start_tasks_fails_the_run(left, why):
+    first, second, fix = pauses.problem({"unconfirmed": [left]}, "emails").split("\n")
+    assert first == "emails is paused, but 1 worker may still start its tasks:"
+    assert second == f"  a-1@b: {why}"
+    assert fix.startswith("  Fix: ")
+
+
+def test_a_name_that_is_neither_declared_nor_paused_is_not_resumed():
+    found = {"done": 0, "unconfirmed": []}
+    said = pauses.problem(found, "emials", "resume", DECLARED, PREFIXES)
+    assert said.startswith("emials is not paused, and celery_queues has no queue of this name\n")
+    for name in ("emails", "shop:a b"):
+        assert pauses.problem(found, name, "resume", DECLARED, PREFIXES) == ""
+    # One that was removed while it was paused.
+    assert pauses.problem({"done": 1}, "gone", "resume", DECLARED, PREFIXES) == ""
+
+
+def test_a_pause_that_another_run_ended_fails_the_run():
+    assert "was resumed" in pauses.problem({"is_kept": False, "unconfirmed": []}, "emails")
+    assert pauses.problem({"is_kept": True, "unconfirmed": []}, "emails") == ""
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda one: st.lists(one, max_size=3) | st.dictionaries(st.text(), one, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(("done", "workers", "claimed", "waiting", "is_kept"), ANYTHING)
+        | dict.fromkeys(
+            ("paused", "unconfirmed"),
+            st.lists(
+                st.dictionaries(
+                    st.sampled_from(["name", "at", "by", "reason", "node", "ahead"]), ANYTHING
+                )
+            ),
+        ),
+    ),
+    st.sampled_from(["pause", "resume", "list"]),
+    st.booleans(),
+)
+def test_no_answer_of_a_host_ends_the_report_or_reaches_the_terminal(found, action, check):
+    said = moves.text(found, action, PAUSE, check) + pauses.problem(found, "emails")
+    assert all(one.isprintable() or one == "\n" for one in said)
+
+
+def test_who_pauses_is_known(monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "ops")
+    assert pauses.by().startswith("ops@")
+
+
 @pytest.mark.parametrize("waiting", [None, [], {"a": "x", "b": -1}, {"a": 1 << 80}])
 def test_a_host_may_say_anything(waiting):
     assert moves.text({"waiting": waiting}, "list", {}, False)
@@ -98,5 +214,9 @@ def test_nonsense_is_refused_before_a_host_is_contacted(tmp_path):
     run = site.run(*words, playbook="playbooks/queues.yml")
     assert 'queues_to is "mail", which no worker consumes' in run.said
     assert 'Fix: write one of celery_queues: "emails", "reports"' in run.said
+    assert "UNREACHABLE" not in run.said
+    words = ["-e", "queues_action=pause queues_from=mail"]
+    run = site.run(*words, playbook="playbooks/queues.yml")
+    assert 'queues_from is "mail", which no worker consumes' in run.said
     assert "UNREACHABLE" not in run.said
     assert "UNREACHABLE" in site.run(playbook="playbooks/queues.yml").said

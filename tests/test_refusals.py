@@ -50,8 +50,12 @@ class Site:
         (self.directory / "group_vars" / "all.yml").write_text(yaml)
 
     def run(self, *words: str, playbook: str = "site.yml") -> Run:
+        return self.run_with("-i", str(self.directory), *words, playbook=playbook)
+
+    @staticmethod
+    def run_with(*words: str, playbook: str = "site.yml") -> Run:
         settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        line = ["-i", str(self.directory), playbook, *words]
+        line = [playbook, *words]
         done = controller.run(line, ROOT, {**os.environ, **settings})
         # YAML doubles quotes in quoted text, and wraps it.
         text = (done.stdout + done.stderr).replace("''", "'")
@@ -350,11 +354,14 @@ def test_a_producer_with_a_bad_address(site: Site) -> None:
     site.hosts(celery=["web1"], redis=["web1"], celery_producers=["shop1", "shop2"])
     (site.directory / "host_vars").mkdir()
     (site.directory / "host_vars" / "shop1.yml").write_text("redis_client_addresses: 10.0.0.7\n")
-    (site.directory / "host_vars" / "shop2.yml").write_text("redis_client_addresses: [a/b]\n")
+    (site.directory / "host_vars" / "shop2.yml").write_text(
+        "redis_client_addresses: [a/b]\ncelery_producer_mode: '0644'\n"
+    )
     remedy = "write a list of addresses or names, such as [10.0.0.7]"
     site.refuses(
         f"host shop1: redis_client_addresses is '10.0.0.7': {remedy}",
         f"host shop2: redis_client_addresses holds 'a/b', which is neither: {remedy}",
+        'shop2: celery_producer_mode is "0644" Fix: write "0640", "0600", "0440" or "0400"',
         "Nothing was changed.",
     )
 

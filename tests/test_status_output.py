@@ -1,4 +1,4 @@
-"""A status as JSON is all that stdout has, whatever else there is to tell."""
+"""A report as JSON is all that stdout has, whatever else there is to tell."""
 
 import json
 import pathlib
@@ -22,15 +22,17 @@ def test_a_status_as_json_can_be_piped(tmp_path):
     inventory = tmp_path / "hosts.yml"
     inventory.write_text(INVENTORY)
 
-    def status(*words):
+    def status(*words, playbook="status"):
         play = pathlib.Path(sys.executable).with_name("ansible-playbook")
-        line = [play, "-i", inventory, "playbooks/status.yml", *words]
+        line = [play, "-i", inventory, f"playbooks/{playbook}.yml", *words]
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
 
     piped = status("-e", "status_format=json")
     assert json.loads(piped.stdout)["hosts"]["nowhere"]["state"] != "ok"
     assert "PLAY RECAP" in piped.stderr
     assert "Connection refused" in " ".join(piped.stderr.split())
+    found = json.loads(status("-e", "doctor_format=json", playbook="doctor").stdout)["findings"]
+    assert [one["rule"] for one in found] == ["host-silent", "redis-silent"]
     plain = status().stdout
     assert "PLAY RECAP" in plain
     assert "nowhere" in plain

@@ -29,7 +29,7 @@ PYTHONS = ("3.12", "3.13", "3.14")
 KIT = (
     *("ansible.cfg", "site.yml", "requirements.yml", "playbooks", "roles", "README.md"),
     *("CHANGELOG.md", "docs", "app/runtime", "app/sample", "inventory/single-host"),
-    "inventory/cluster",
+    *("inventory/cluster", "inventory/destinations"),
 )
 # A bundle is made from a checkout, which also has what downloads.
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "conftest.py", "tests", "bundle.yml")

@@ -219,6 +219,7 @@ class HostStatus(TypedDict):
 
     workers: list[Worker]
     beat: str
+    destination: str
 
 @final
 class NoAnswer(TypedDict, total=False):
@@ -285,6 +286,7 @@ class Backlog(Lengths):
     error: str
     run_id: str
     unconsumed: dict[str, int]
+    paused: list[Pause]
     is_complete: bool | None
     memory: RedisUse
     replication: Replication | None
@@ -345,8 +347,10 @@ class FleetHeld(Held):
     listed: bool
 
 class Fleet(TypedDict):
-    """whole: whether these are all hosts."""
+    """destinations: host to the one on record there; whole: whether these are all hosts."""
 
+    destination: str | None
+    destinations: dict[str, str]
     whole: bool
     hosts: dict[str, FleetHost]
     workers: list[FleetWorker]
@@ -362,6 +366,7 @@ class Fleet(TypedDict):
     is_complete: bool | None
     held: list[FleetHeld]
     dead: dict[str, int]
+    paused: list[Pause]
 
 # ------------------------------------------------------------------------------------------
 # A Redis of the user's own
@@ -414,6 +419,22 @@ class DeadLetters(TypedDict):
     gone: int
     refused: int
 
+class Pause(TypedDict):
+    """A queue that is paused; name: with the prefix of its app. What is not known is empty."""
+
+    queue: str
+    name: str
+    by: str
+    at: int | None
+    reason: str
+
+class Unconfirmed(TypedDict):
+    """A worker that has not confirmed a pause. ahead: tasks that its pool has yet to begin."""
+
+    node: str
+    ahead: int | None
+    silent_seconds: int | None  # null where it gives signs of life
+
 class QueueTasks(TypedDict):
     """What the module celery_queue returns."""
 
@@ -422,6 +443,11 @@ class QueueTasks(TypedDict):
     done: int
     gone: int
     refused: int
+    paused: list[Pause]
+    workers: int
+    claimed: int
+    unconfirmed: list[Unconfirmed]
+    is_kept: bool
 
 class Finding(TypedDict):
     kind: str

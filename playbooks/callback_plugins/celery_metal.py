@@ -1,4 +1,4 @@
-"""Ansible's own output with a summary at its end; of a status as JSON nothing else on stdout."""
+"""Ansible's own output with a summary at its end; of a report as JSON nothing else on stdout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DOCUMENTATION = """
       - Below the recap, what was changed and why, what is wrong and its remedy, on one screen.
       - C(--diff) shows the lines that change, and files that change alike once; with C(-v) all.
       - With C(-e status_format=json), C(playbooks/status.yml) prints the JSON on stdout, and all
-        else on stderr.
+        else on stderr; so does C(playbooks/doctor.yml) with C(-e doctor_format=json).
     extends_documentation_fragment:
       - default_callback
       - result_format_callback
@@ -49,6 +49,8 @@ MODULE = re.compile(r"(celery|debian|redis)_[a-z_]+")
 # Tasks that tell the operator something.
 TELLS = re.compile(r"(Report|Say) ")
 DEBUG = "ansible.builtin.debug"
+#: Playbooks whose end is a report of their own, and the variable for its form.
+REPORTS = {"doctor.yml": "doctor_format", "status.yml": "status_format"}
 #: Tells the action plugin celery_run that this run has a terminal.
 TERMINAL = "CELERY_METAL_TERMINAL"
 COLORS = {"+": COLOR_DIFF_ADD, "-": COLOR_DIFF_REMOVE, "@": COLOR_DIFF_LINES}
@@ -75,10 +77,10 @@ def pass_on(status: int) -> None:
 
 
 class CallbackModule(Default):  # type: ignore[misc]
-    """Ansible's default output and a summary, but for a status as JSON."""
+    """Ansible's default output and a summary, but for a report as JSON."""
 
     CALLBACK_NAME = "celery_metal"
-    #: What stdout was, where a status is to be JSON.
+    #: What stdout was, where a report is to be JSON.
     pipe: TextIO | None = None
 
     def __init__(self) -> None:
@@ -87,6 +89,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         self.sums_up = True
         #: Whether this run ends with the status of the command that it ran.
         self.passes_on = False
+        #: That of this run; empty without one.
+        self.destination = ""
         self.done: dict[str, list[run_summary.Change]] = {}
         self.failed: dict[str, list[str]] = {}
         self.notes: dict[str, list[str]] = {}
@@ -100,20 +104,21 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Have all but the JSON on stderr, where it is asked for."""
         variables = load_extra_vars(playbook._loader)
         name = pathlib.Path(playbook._file_name).name
-        self.sums_up = name != "status.yml"
+        self.sums_up = name not in ("logs.yml", *REPORTS)
         self.passes_on = name == "run.yml"
         # What runs a task has none of these, but inherits the environment.
         if sys.stdin.isatty() and sys.stdout.isatty():
             os.environ[TERMINAL] = "1"
-        if name == "status.yml" and variables.get("status_format") == "json":
+        if name in REPORTS and variables.get(REPORTS[name]) == "json":
             sys.stdout.flush()
             self.pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
             os.dup2(2, 1)
         super().v2_playbook_on_start(playbook)
 
     def v2_runner_on_ok(self, result: Any) -> None:
-        """Print what a task has returned; of the one that shows the status its text alone."""
+        """Print what a task has returned; of the one that shows a report its text alone."""
         host, task = result.host.get_name(), result.task.get_name()
+        self._keep_destination(result)
         if result.task.action == "celery_run" and "on_failure" in result.result:
             self.on_failure = [one["command"] for one in result.result["on_failure"]]
             self.environment = result.result["environment"]
@@ -136,6 +141,7 @@ class CallbackModule(Default):  # type: ignore[misc]
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Print why a task has failed, and keep it for the summary."""
+        self._keep_destination(result)
         if not ignore_errors:
             self._keep(result)
             is_command = self.passes_on and result.task.action == "celery_run"
@@ -191,6 +197,11 @@ class CallbackModule(Default):  # type: ignore[misc]
         else:
             super()._handle_warnings_and_exception(result)
 
+    def _keep_destination(self, result: Any) -> None:
+        # With a step it is the word of a host.
+        if result.task.action == "celery_destination" and "step" not in result.task.args:
+            self.destination = self.destination or str(result.result.get("destination", ""))
+
     def _keep(self, result: Any) -> None:
         said = str(result.result.get("msg") or result.result.get("censored") or "")
         # Of a module that did not even start, such as for sudo.
@@ -216,7 +227,7 @@ class CallbackModule(Default):  # type: ignore[misc]
             check=bool(context.CLIARGS["check"]),
             columns=self._display.columns,
         )
-        self._display.banner("SUMMARY")
+        self._display.banner(run_summary.title(self.destination))
         for line in lines:
             self._display.display(line, color=COLOR_ERROR if over else None)
         for command in self.on_failure if over else []:

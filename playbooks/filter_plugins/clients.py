@@ -65,10 +65,10 @@ def contacts(
         return {"toward": redis_address(hosts, redis)}
     others = [one for one in workers if one != redis]
     declared = [one for one in others if hosts[one].get(ADDRESSES)]
+    # One that runs workers, too, reports its address itself.
+    others_of_it = [one for one in producers if one not in workers and one != redis]
     return {
-        "clients": {
-            one: names_of(hosts[one], one) for one in [*declared, *producers] if one != redis
-        },
+        "clients": {one: names_of(hosts[one], one) for one in [*declared, *others_of_it]},
         "absent": {
             one: names_of(hosts[one], one)
             for one in others

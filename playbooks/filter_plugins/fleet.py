@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 # Beside this file, and in the runtime; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "app/runtime"))
+import pauses
 import reported
 from celery_metal_runtime.names import node_name
 
@@ -72,6 +73,10 @@ HELD: dict[str, tuple[type, ...]] = {
     "tasks": (int,),
     "beats": (bool,),
 }
+PAUSE: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("queue", "name", "by", "reason"), (str,)),
+    "at": (int, type(None)),
+}
 MEMORY: dict[str, tuple[type, ...]] = {"used": (int,), "limit": (int,)}
 REPLICATION: dict[str, tuple[type, ...]] = {
     "primary": (str,),
@@ -86,7 +91,7 @@ BACKLOG: dict[str, tuple[type, ...]] = {
     "error": (str,),
     **dict.fromkeys(("waiting", "consumers", "unconsumed", "dead", "memory"), (dict,)),
     "is_complete": (bool, type(None)),
-    "held": (list,),
+    **dict.fromkeys(("held", "paused"), (list,)),
     "replication": (dict, type(None)),
 }
 
@@ -96,6 +101,7 @@ def fleet(
     backlog: Backlog | NoAnswer,
     redis: FleetRedis,
     whole: bool,
+    destination: str | None = None,
 ) -> Fleet:
     """All that is known, in one structure.
 
@@ -103,6 +109,7 @@ def fleet(
     :param backlog: what the module ``celery_backlog`` gave, or Ansible's word on why not.
     :param redis: what the inventory says of Redis.
     :param whole: whether these are all hosts; else a worker without a row is none that is missing.
+    :param destination: ``deploy_destination`` of the inventory; None where it is not set.
     :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
         row each; ``beat``, host to what its Beat says; and what Redis holds.
     """
@@ -110,14 +117,24 @@ def fleet(
     workers: list[FleetWorker] = []
     nodes: set[str] = set()
     asked = _known(backlog)
-    waiting = asked["waiting"]
+    waiting, paused = asked["waiting"], {one["queue"] for one in asked["paused"]}
     answered = {host: said for host, said in hosts.items() if "workers" in said}
     for host, said in answered.items():
         for worker in sorted(said["workers"], key=_order):
             found = [waiting[queue] for queue in worker["queues"] if queue in waiting]
-            workers.append({"host": host, **worker, "waiting": sum(found) if found else None})
+            row: FleetWorker = {
+                "host": host,
+                **worker,
+                "waiting": sum(found) if found else None,
+            }
+            if worker["state"] == "active" and paused.issuperset(worker["queues"]):
+                row["state"] = "paused"
+            workers.append(row)
             nodes.add(node_name(worker["queue"], worker["instance"], host))
+    recorded = {host: said.get("destination", "") for host, said in answered.items()}
     return {
+        "destination": destination,
+        "destinations": {host: name for host, name in recorded.items() if name},
         "whole": whole,
         "hosts": {host: _host(said) for host, said in hosts.items()},
         "workers": workers,
@@ -133,6 +150,7 @@ def fleet(
         "is_complete": asked["is_complete"],
         "held": [{**one, "listed": one["node"] in nodes} for one in asked["held"]],
         "dead": asked["dead"],
+        "paused": asked["paused"],
     }
 
 
@@ -146,6 +164,7 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
         "is_complete": None,
         "dead": {},
         "held": [],
+        "paused": [],
         "memory": {},
         "run_id": "",
         "replication": None,
@@ -160,6 +179,7 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
     counts = ("waiting", "unconsumed", "dead")
     numbers = [number for key in counts for number in said[key].values()] if fits else []
     fits = fits and all(isinstance(one, dict) and _is(one, HELD) for one in said["held"])
+    fits = fits and all(isinstance(one, dict) and _is(one, PAUSE) for one in said["paused"])
     fits = fits and (not said["memory"] or _is(said["memory"], MEMORY))
     fits = fits and (not said["replication"] or _is_replication(said["replication"]))
     nodes = said["consumers"].values() if fits else []
@@ -184,11 +204,11 @@ def _answer(said: Any) -> Any:
     """What a host said, as far as it is what the module ``celery_status`` returns."""
     if not isinstance(said, Mapping) or "workers" not in said:
         return said if isinstance(said, Mapping) else {}
-    found = {key: _plain(said[key]) for key in ("workers", "beat") if key in said}
+    found = {key: _plain(said[key]) for key in ("workers", "beat", "destination") if key in said}
     workers = found["workers"]
     if (
         isinstance(workers, list)
-        and isinstance(found.get("beat", ""), str)
+        and all(isinstance(found.get(key, ""), str) for key in ("beat", "destination"))
         and all(isinstance(one, dict) and _is(one, WORKER) for one in workers)
         and all(isinstance(one, str) for worker in workers for one in worker["queues"])
         and all(0 <= (worker["since"] or 0) <= MAX_SINCE for worker in workers)
@@ -281,7 +301,8 @@ def table(found: Fleet) -> str:
         own = [_cells(worker) for worker in found["workers"] if worker["host"] == host]
         state = "no workers" if answer["state"] == "ok" else answer["state"]
         rows += own or [{"host": host, "state": state}]
-    return "\n".join([*_aligned([COLUMNS, *rows]), *_notes(found)])
+    top = [f"destination {found['destination']}", ""] if found["destination"] else []
+    return "\n".join([*top, *_aligned([COLUMNS, *rows]), *_notes(found)])
 
 
 def _cells(worker: FleetWorker) -> dict[str, str]:
@@ -312,11 +333,19 @@ def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
 def _notes(found: Fleet) -> list[str]:
     """What no row tells, where there is any."""
     notes = [
+        f"{host}: deployed for destination {name}, and deploy_destination is "
+        f"{found['destination'] or 'not set'}: take the inventory of {name}; see "
+        "docs/destinations.md#move-a-host"
+        for host, name in found["destinations"].items()
+        if name != found["destination"]
+    ]
+    down = [
         f"{host}, {answer['state']}: {answer['why']}"
         for host, answer in found["hosts"].items()
         if answer["state"] != "ok"
     ]
-    if notes and found["whole"]:
+    notes += down
+    if down and found["whole"]:
         notes.append("A host that is down: others run its tasks once it was silent for 90 s.")
     if found["redis_error"] and "://" in found["redis_host"]:
         notes.append(
@@ -339,6 +368,7 @@ def _notes(found: Fleet) -> list[str]:
             "get an error when it is full: run more workers, or see 'When Redis fills up' in "
             "docs/operating.md"
         )
+    notes += [f"{name} is paused {since}" for name, since in pauses.of_list(found["paused"])]
     notes += [f"schedule on {host}: {what}" for host, what in found["beat"].items()]
     shown = {queue for worker in found["workers"] for queue in worker["queues"]}
     waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}
@@ -454,11 +484,12 @@ def fleet_text(
     redis: FleetRedis,
     form: str = "table",
     whole: bool = True,
+    destination: str | None = None,
 ) -> str:
     """The fleet as a table, or as JSON."""
     if form not in FORMATS:
         raise AnsibleFilterError(f"status_format is {form!r}: write one of {', '.join(FORMATS)}")
-    found = fleet(hosts, backlog, redis, whole)
+    found = fleet(hosts, backlog, redis, whole, destination)
     return json.dumps(found, indent=2) if form == "json" else table(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import commands
+import declarations
 from texts import shown
 
 PHASES = ("before_workers", "after_workers", "on_failure")
@@ -24,6 +26,8 @@ EXAMPLE = "write it as 'python manage.py migrate', or as {command: ..., queue: .
 BEFORE = (
     "No worker was replaced. Mend it, and run the playbook again: it begins with the first hook."
 )
+#: As the module celery_run has it.
+LEAST_MB = 64
 COMMIT = re.compile(r"[0-9a-f]{40}(-dirty)?")
 
 
@@ -74,6 +78,52 @@ def _entry_problem(phase: str, entry: Any, queues: set[Any]) -> str:
         value = parts.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             return f"has {key}: {shown(value)}: write 1 to {most}"
+    return ""
+
+
+def fleet_problem(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) -> str:
+    """Why hooks cannot run once for all hosts; empty when they can.
+
+    :param hosts: Ansible's hostvars; a value that waits for facts is passed over.
+    :param celery: the hosts that are to run workers.
+    """
+    found: dict[str, list[str]] = {}
+    for host in celery:
+        unread: list[Any] = []
+        hooks = declarations.read("deploy_hooks", hosts[host].get("deploy_hooks"), unread)
+        if not unread:
+            found.setdefault(json.dumps(hooks, sort_keys=True, default=str), []).append(host)
+    if len(found) < 2:
+        return ""
+    (one, first), (other, second) = list(found.items())[:2]
+    return (
+        f"{second[0]}: deploy_hooks is {shown(json.loads(other))}, and {shown(json.loads(one))} on "
+        f"{first[0]}: hooks run once for all hosts.\n"
+        "  Fix: declare deploy_hooks for all hosts of the group celery, such as in "
+        "group_vars/all.yml. Nothing was changed."
+    )
+
+
+def memory_problem(hosts: Mapping[str, Mapping[str, Any]], play: Sequence[str], image: str) -> str:
+    """Which hook of this run does not fit into the free part of its host's plan; empty for none.
+
+    :param hosts: as for ``deploys``.
+    """
+    host = hook_host(hosts, play)
+    if not host:
+        return ""
+    free_mb = hosts[host]["capacity_plan"]["totals"]["free_mb"]
+    for phase in PHASES[:2]:
+        for place, one in enumerate(due(hosts, play, image, phase)):
+            needed_mb = one.get("memory_mb", LEAST_MB)
+            if one["where"] == "host" and needed_mb > free_mb:
+                of_it = "" if "memory_mb" in one else ", the least for a hook without memory_mb"
+                return (
+                    f"{host}: deploy_hooks.{phase}[{place}] needs {needed_mb} MB{of_it}, and the "
+                    f"plan of this host leaves {free_mb} MB free.\n"
+                    "  Fix: give it less memory_mb, or give queues of this host less memory, such "
+                    "as by a lower concurrency. Nothing was changed."
+                )
     return ""
 
 
@@ -181,5 +231,7 @@ class FilterModule:
             "hooks_before": before,
             "hooks_due": due,
             "hooks_environment": environment,
+            "hooks_fleet_problem": fleet_problem,
+            "hooks_memory_problem": memory_problem,
             "hooks_host": hook_host,
         }

@@ -1,4 +1,4 @@
-"""Tasks that wait in queues: what an operator asks for, and what is shown of them."""
+"""Tasks that wait in queues, and pauses: what an operator asks for, and what is shown of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from typing import TYPE_CHECKING, Any
 # Beside this file, and rules that are no plugins; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
+import pauses
 import reported
 from texts import shown
 
 if TYPE_CHECKING:
     from celery_metal_types import QueueTasks
 
-ACTIONS = ("list", "move", "purge")
+# What each needs.
+ACTIONS: Mapping[str, tuple[str, ...]] = {
+    "list": (),
+    "move": ("queues_from", "queues_to"),
+    **dict.fromkeys(("purge", "pause", "resume"), ("queues_from",)),
+}
+OPTIONS = ("queues_from", "queues_to", "queues_reason")
 # The last is one of site.yml's.
-KNOWN = ("queues_action", "queues_from", "queues_to", "queues_confirmed", "queues_left")
+KNOWN = ("queues_action", *OPTIONS, "queues_confirmed", "queues_left")
 CLOSE, LONGEST, MOST_ROWS, MOST_NAMES, WIDTH = 0.85, 1024, 100, 12, 60
+LONGEST_REASON = 200
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 RUNTIME = "celery-metal."
 
@@ -48,10 +56,10 @@ def _problem(
         if near := difflib.get_close_matches(name, KNOWN, 1, CLOSE):
             return f"{name} is an unknown variable", f"write {near[0]}"
     action = given.get("queues_action", "list")
-    if action not in ACTIONS:
+    if not isinstance(action, str) or action not in ACTIONS:
         return f"queues_action is {shown(action)}", f"write one of {', '.join(ACTIONS)}"
-    wanted = {"list": (), "move": ("queues_from", "queues_to"), "purge": ("queues_from",)}[action]
-    for name in ("queues_from", "queues_to"):
+    wanted = ACTIONS[action]
+    for name in OPTIONS[:2]:
         value = given.get(name, "a")
         if not (isinstance(value, str) and value.isprintable() and 0 < len(value) <= LONGEST):
             return f"{name} is {shown(value)}", "write the name of a queue"
@@ -61,28 +69,34 @@ def _problem(
             return f"queues_action is {action}, without {name}", f"write {name}=QUEUE"
         if name in given and name not in wanted:
             return f"{name} is set, and queues_action is {action}", f"remove {name}"
+    reason = given.get("queues_reason", "a")
+    if "queues_reason" in given and action != "pause":
+        return f"queues_reason is set, and queues_action is {action}", "remove queues_reason"
+    if not (isinstance(reason, str) and reason.isprintable() and len(reason) <= LONGEST_REASON):
+        remedy = f"write text of one line, of at most {LONGEST_REASON} characters"
+        return f"queues_reason is {shown(reason)}", remedy
     confirmed = str(given.get("queues_confirmed", False)).lower()
     if confirmed not in TRUE + FALSE:
         return f"queues_confirmed is {shown(given['queues_confirmed'])}", "write true or false"
-    if action == "move":
-        return _target(given, declared, prefixes)
+    if action == "move" and given["queues_to"] == given["queues_from"]:
+        return f"queues_to is {shown(given['queues_to'])}, as queues_from", "write another queue"
+    if action in ("move", "pause"):
+        name = "queues_to" if action == "move" else "queues_from"
+        return _undeclared(name, given[name], declared, prefixes)
     if action == "purge" and not check and confirmed not in TRUE:
         look = "--check counts the tasks; then write queues_confirmed=true"
         return f"queues_action is purge, and queues_confirmed is {confirmed}", look
     return None
 
 
-def _target(
-    given: Mapping[str, Any], declared: Sequence[str], prefixes: Sequence[str]
+def _undeclared(
+    name: str, queue: str, declared: Sequence[str], prefixes: Sequence[str]
 ) -> tuple[str, str] | None:
-    """What is wrong with the queue that tasks are to be moved to."""
-    target = given["queues_to"]
-    if target == given["queues_from"]:
-        return f"queues_to is {shown(target)}, as queues_from", "write another queue"
-    if target in {prefix + queue for queue in declared for prefix in ("", *prefixes)}:
+    """What is wrong with a queue that workers of the inventory must consume."""
+    if queue in {prefix + one for one in declared for prefix in ("", *prefixes)}:
         return None
     more = [*declared[:MOST_NAMES], *(["..."] if len(declared) > MOST_NAMES else [])]
-    said = f"queues_to is {shown(target)}, which no worker consumes"
+    said = f"{name} is {shown(queue)}, which no worker consumes"
     return said, f"write one of celery_queues: {', '.join(map(shown, more))}"
 
 
@@ -96,6 +110,8 @@ def text(found: QueueTasks, action: str, variables: Mapping[str, Any], check: bo
     raw: Mapping[str, Any] = found
     if action == "list":
         return "\n".join(_table(raw))
+    if action in ("pause", "resume"):
+        return pauses.text(raw, action, variables["queues_from"], check)
     done, queue = _number(raw.get("done")), reported.shown(variables.get("queues_from", ""))
     would = "would be " if check else ""
     if action == "purge":
@@ -119,6 +135,8 @@ def _table(raw: Mapping[str, Any]) -> list[str]:
     lines += [f"{name.ljust(width)}  {count.rjust(7)}" for name, count in cells]
     if len(rows) > MOST_ROWS:
         lines.append(f"and {len(rows) - MOST_ROWS} more queues")
+    paused = [f"{name} is paused {since}" for name, since in pauses.of_list(raw.get("paused"))]
+    lines += paused[:MOST_ROWS]
     if raw.get("is_complete") is not True:
         lines.append(
             "There may be more: not all lists of Redis were looked at, but declared queues were"

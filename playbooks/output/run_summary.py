@@ -262,6 +262,15 @@ def summary(
     return [*fitted(made, left, columns, "changes"), *reports, *failures, *last]
 
 
+def title(destination: str) -> str:
+    """Return the heading of a summary.
+
+    >>> title("production"), title("")
+    ('SUMMARY of production', 'SUMMARY')
+    """
+    return f"SUMMARY of {destination}" if destination else "SUMMARY"
+
+
 def _message(kind: str, message: str, hosts: Sequence[str]) -> list[str]:
     first, *rest = shortened(message) or ["no message"]
     is_named = any(re.search(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", first) for host in hosts)

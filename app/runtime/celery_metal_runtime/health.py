@@ -149,7 +149,8 @@ class Health(Watched):
         size = self.pool.num_processes
         word = WORDS[self.pool_name][size != 1]
         refused = f", {self.ledger.refused} refused" if self.ledger.refused else ""
-        return f"{self.queue}: {size} {word}, {busy} busy, {done} done{refused}"
+        paused = self.ledger.pauses.status
+        return f"{self.queue}: {size} {word}, {busy} busy, {done} done{refused}{paused}"
 
     def verdict(self, now: float) -> str:
         if self.draining:

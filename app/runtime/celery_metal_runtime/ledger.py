@@ -40,6 +40,7 @@ from celery_metal_runtime.messages import (
     printable,
 )
 from celery_metal_runtime.notify import line, say, unpatched
+from celery_metal_runtime.pauses import Pauses
 from celery_metal_runtime.questions import load_scripts
 from celery_metal_runtime.twins import Twins
 from celery_metal_runtime.wake import Waker
@@ -181,7 +182,7 @@ class Ledger:
         #: What Celery is about to take, and whether this worker ends by a failure of its own.
         self._delivered: str | None = None
         self.failed = False
-        self.twins = Twins(node)
+        self.twins, self.pauses = Twins(node), Pauses(self)
         #: How many messages were put aside or dropped, and what was said of those dropped.
         self.refused = 0
         #: Whether there may be dead letters of which nobody has been told; see `verdict`.
@@ -351,13 +352,12 @@ class Ledger:
         if tag in self._records:
             self._lost.add(tag)
 
-    def requeue(self, tag: str) -> None:
-        """A task goes back to its queue, behind those that wait there."""
+    def requeue(self, tag: str, push: str = "LPUSH") -> None:
+        """A task goes back to its queue, by default behind those that wait there."""
         crashed = tag in self._lost
         self._lost.discard(tag)
         if record := self._records.get(tag):
-            change = self._back("LPUSH", record.queue, record.item, crashed=crashed)
-            self._change(tag, change)
+            self._change(tag, self._back(push, record.queue, record.item, crashed=crashed))
 
     def close(self) -> None:
         """Give back all that is held; errors are those of Redis.
@@ -619,10 +619,9 @@ class Beat:
 
     def run(self) -> None:
         """Beat until the ledger is closed."""
-        ledger, pause = self.ledger, unpatched("time", "sleep")
-        client = ledger._clients[1]
+        ledger, client = self.ledger, self.ledger._clients[1]
         while not ledger.closed:
-            pause(BEAT_SECONDS)
+            ledger.pauses.rest(client, BEAT_SECONDS)
             if ledger.closed:
                 return
             now = monotonic()

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 from kombu import common
 from kombu.transport import redis, virtual
 
-from celery_metal_runtime import ahead, backports, channels, full, guard, replies, wake
+from celery_metal_runtime import ahead, backports, channels, full, guard, pauses, replies, wake
 from celery_metal_runtime.broker import is_wrong_type
 from celery_metal_runtime.ledger import PUSH, TAKEN, Ledger, count_losses
 from celery_metal_runtime.messages import RefusedError, brief, parse
 from celery_metal_runtime.notify import line, say
+from celery_metal_runtime.pauses import ASK_SECONDS, PAUSED
 from celery_metal_runtime.revokes import Revokes
 
 REFUSED_SECONDS = 1.0
@@ -30,14 +31,20 @@ REFUSED_SECONDS = 1.0
 MOST_REQUESTS = 256
 # How long a worker of several queues waits for a task of one of them before it looks at all.
 SEVERAL_SECONDS = 0.1
-# A queue key that is not a list does not stop the other queues.
+# Neither a queue key that is not a list nor a paused queue stops the other queues. Without a task
+# the reply is 0 and the first place of each paused one.
 # Taking first: a Redis that is full refuses a script that begins with adding, and BLMOVE.
 CLAIM = (
     PUSH
     + """
-local count, wrong = #KEYS / 2, false
+local count, wrong, paused, known = (#KEYS - 1) / 2, false, {0}, {['']=false}
 for i = 1, count do
-  local item = redis.pcall('RPOP', KEYS[i])
+  local queue = ARGV[i]
+  if known[queue] == nil then
+    known[queue] = type(redis.pcall('HGET', KEYS[#KEYS], queue)) == 'string'
+    if known[queue] then paused[#paused + 1] = i end
+  end
+  local item = not known[queue] and redis.pcall('RPOP', KEYS[i])
   if type(item) == 'table' then
     wrong = item
   elseif item then
@@ -49,7 +56,7 @@ for i = 1, count do
     return {i, item}
   end
 end
-return wrong
+return wrong or paused[2] and paused
 """
 )
 
@@ -110,6 +117,11 @@ class QoS(redis.QoS):
         if was_full:
             waker.wake()
 
+    def give_back(self, delivery_tag: str) -> None:
+        """The message, a claim of this worker, goes back to the front of its queue."""
+        self.channel.ledger.requeue(delivery_tag, "RPUSH")
+        self._free(delivery_tag)
+
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """What workers without this transport have left; nothing while Redis refuses to write."""
         with suppress(self.channel.ResponseError):
@@ -150,6 +162,7 @@ class Claiming(channels.Careful):
             self.ledger.open(self, queue)
             self.revokes.open(self)
             self._claimed.add(queue)
+            self._is_empty = False  # of this one it is not known whether it is paused
             self.connection.wait_for_places()
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
@@ -171,7 +184,9 @@ class Claiming(channels.Careful):
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         wait: float | None = None
-        if self._is_empty:
+        paused = self.ledger.pauses.found
+        if self._is_empty and (some := [one for one in queues if one not in paused]):
+            queues = some
             several = SEVERAL_SECONDS if len(queues) > 1 else None
             wait = self.ledger.wait_seconds or several or timeout or self.brpop_timeout or 0
         # The same again for each task.
@@ -193,7 +208,10 @@ class Claiming(channels.Careful):
             pairs = self._in_order(queues)
             asked = Asked("EVAL", [queue for queue, _ in pairs])
             keys = [prefix + self._q_for_pri(queue, pri) for queue, pri in pairs]
-            arguments = (CLAIM, 2 * len(keys), *keys, *(held(queue) for queue, _ in pairs))
+            keys += [*(held(queue) for queue, _ in pairs), self.ledger.key(PAUSED)]
+            # A worker's first task cannot be paused.
+            names = ("" if queue.startswith(channels.OWN) else queue for queue in asked.queues)
+            arguments = (CLAIM, len(keys), *keys, *names)
         return asked, self.client.connection.pack_command(asked.command, *arguments)
 
     def _in_order(self, queues: list[str]) -> list[tuple[str, int]]:
@@ -287,11 +305,21 @@ class Claiming(channels.Careful):
             self._is_refused = False
             say("Redis gives tasks again")
         # All queues at once first, then what comes into the one, then all again.
-        self._is_empty = asked.command == "EVAL" and not reply
-        if not reply:
-            raise Empty
-        number, item = reply if asked.command == "EVAL" else (1, reply)
-        return asked.queues[number - 1], item
+        self._is_empty = False
+        if asked.command != "EVAL":
+            if not reply:
+                raise Empty
+            return asked.queues[0], reply
+        number, *rest = reply or (0,)
+        if number:
+            self.ledger.pauses.seen([asked.queues[number - 1]], ())
+            return asked.queues[number - 1], rest[0]
+        paused = {asked.queues[place - 1] for place in rest}
+        self.ledger.pauses.seen(asked.queues, paused)
+        self._is_empty = not paused.issuperset(asked.queues)
+        if not self._is_empty:
+            self._pause_until = monotonic() + ASK_SECONDS
+        raise Empty
 
     def _refuse(self, error: Exception) -> None:
         """Redis is full, cannot write to its disk, or is a replica: ask again a little later."""
@@ -316,6 +344,7 @@ def install(node: str) -> Ledger:
     Claiming.revokes = Revokes(Claiming.ledger)
     guard.install(Claiming.ledger)
     count_losses(Claiming.ledger)
+    pauses.install(Claiming.ledger.pauses)
     Claiming.waker = Claiming.ledger.waker = wake.install()
     channels.install(Claiming, wake.Waking)
     return Claiming.ledger

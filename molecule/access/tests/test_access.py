@@ -10,6 +10,7 @@ from celery.exceptions import TaskRevokedError
 from producers import BROKER, PATIENCE, ROTATE, USERS, WORKER, Load, Pusher, add
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
+from web import Web
 
 
 @pytest.fixture
@@ -176,17 +177,36 @@ def test_no_password_is_in_a_unit_a_process_or_a_journal(kit, lab):
     assert sorted(kept) == own
 
 
-def test_passwords_change_under_load_and_no_task_is_lost(kit, lab, app_of, client_of):
+@pytest.fixture
+def web(lab):
+    """A web process on a host of celery_producers, and somebody who asks it all the time."""
+    found = Web(lab)
+    found.install()
+    yield found
+    found.remove()
+
+
+def test_passwords_change_under_load_and_no_task_is_lost(kit, lab, app_of, client_of, web):
     old = {user: kit.password(BROKER, user) for user in USERS}
     redis = lab.invocation_ids(BROKER, "celery-*.service")
     workers = lab.invocation_ids(WORKER, "celery-*.service")
+    files = lab.run(WORKER, "sha256sum /etc/celery-producer/*").splitlines()
+    earlier = web.process
     load = Load(app_of("producer"))
     load.start()
+    web.start()
     try:
-        played = kit.play(playbook=ROTATE)
+        reload = ["systemctl reload shop-web"]
+        played = kit.play(playbook=ROTATE, celery_producer_reload=reload)
     finally:
         counted = load.end(kit, lab)
-    print(counted)
+        of_web = web.end(kit)
+    print(counted, of_web)
+    assert web.errors == []
+    assert (len(web.sent) > 20, of_web.duplicates) == (True, 0)
+    assert web.process != earlier
+    changed = {*files} ^ {*lab.run(WORKER, "sha256sum /etc/celery-producer/*").splitlines()}
+    assert {line.split()[1] for line in changed} == {"/etc/celery-producer/password"}
     assert counted.sent > 100
     assert (counted.lost, counted.duplicates) == (0, 0)
     assert lab.invocation_ids(BROKER, "celery-*.service") == redis
@@ -213,6 +233,7 @@ def test_passwords_change_under_load_and_no_task_is_lost(kit, lab, app_of, clien
     with pytest.raises(AuthenticationError):
         connected.ping()
     assert add(app_of("producer"), 1, 2).apply_async().get(timeout=PATIENCE) == 3
+    assert web.answers(), web.errors
     assert lab.invocation_ids(WORKER, "celery-*.service") == now
     assert kit.play().changed == {BROKER: 0, WORKER: 0}
     # What Redis loads when it starts is what it was told.

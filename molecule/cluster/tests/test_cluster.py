@@ -11,6 +11,7 @@ from kit_fixtures import ROOT
 QUEUES = ["add_queue", "multiply_queue"]
 WORKERS = ["small", "large"]
 DRAIN, UNDRAIN = "playbooks/drain.yml", "playbooks/undrain.yml"
+LOGS = "playbooks/logs.yml"
 
 
 def send(lab, queue, seconds, count):
@@ -367,6 +368,8 @@ def test_a_host_that_died_and_came_back_works_again(kit, lab):
     assert status["hosts"]["large"]["state"] == "ok"
     assert "small" not in {row["host"] for row in status["workers"]}
     assert status["hosts"]["small"]["state"] == "unreachable"
+    shown = kit.play("--timeout", "3", playbook=LOGS, logs_lines=1).output
+    assert re.search(r"^ +small: not read: .*(unreachable|timed out|connect)", shown, re.M), shown
     # The other one serves all queues meanwhile.
     reports = kit.smoke("large", "celery-add_queue-1", *QUEUES)
     for queue, report in reports.items():
@@ -376,6 +379,37 @@ def test_a_host_that_died_and_came_back_works_again(kit, lab):
     lab.wait_for(lambda: kit.services("small") == everything, 90, "all units", host="small")
     reports = kit.smoke("small", "celery-add_queue-1", *QUEUES, count=200)
     assert "add_queue-1@small" in reports["add_queue"]["workers"]
+
+
+def logged(output):
+    """The lines that logs.yml shows: time, host, unit and text."""
+    line = r"^ +(20\d\d-\S+ \S+)  (\S+) +(\S+)  (.*)$"
+    return re.findall(line, output, re.M)
+
+
+def test_the_journals_of_all_hosts_are_read_in_order_of_time(kit, lab):
+    call = "celery-metal-run celery call metal_sample.tasks.add --queue add_queue --args"
+    command = ["podman", "exec", "celery-add_queue-1", *call.split(), '["x", 3]']
+    task = lab.run("small", command).strip()
+    lab.wait_for(lambda: result(kit, task).get("status") == "FAILURE", 30, "it has failed")
+    lines = logged(kit.play(playbook=LOGS, logs_task=task).output)
+    texts = [text for _, _, _, text in lines]
+    assert len({(host, unit) for _, host, unit, _ in lines}) == 1
+    assert texts[0].endswith(f"Task metal_sample.tasks.add[{task}] received")
+    assert "raised unexpected: TypeError" in texts[1]
+    assert texts[2] == "Traceback (most recent call last):"
+    assert texts[-1].startswith("TypeError: ")
+
+    shown = kit.play(
+        playbook=LOGS, logs_queue="multiply_queue", logs_text="ready.", logs_since="1d"
+    )
+    lines = logged(shown.output)
+    assert {(host, unit) for _, host, unit, _ in lines} == {
+        (host, "multiply_queue@1") for host in WORKERS
+    }
+    times = [at for at, _, _, _ in lines]
+    assert times == sorted(times)
+    assert "not read" not in shown.output
 
 
 DEAD = "playbooks/dead.yml"

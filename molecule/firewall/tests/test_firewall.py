@@ -197,7 +197,7 @@ def test_a_changed_list_cuts_and_restarts_nothing(kit, lab, both, monkeypatch):
     assert foretold["reload"] == {"celery-firewall.service"}
     assert not foretold["restart"] | foretold["start"]
     assert all(reaches(lab, OUTSIDER, address) for address in both[BROKER])
-    assert kit.play().changed == {BROKER: 2, WORKER: 0}
+    assert kit.play().changed == {BROKER: 2, WORKER: 0, SHOP: 0}
     is_shut(lab, both)
     assert running(lab) == before
     # All the while, on one connection.
@@ -212,7 +212,7 @@ def test_rules_that_somebody_has_removed_come_back_with_the_next_run(kit, lab, b
     lab.run(BROKER, "nft flush ruleset")
     # systemd keeps others out as well, while Redis runs.
     is_shut(lab, both)
-    assert kit.play().changed == {BROKER: 1, WORKER: 0}
+    assert kit.play().changed == {BROKER: 1, WORKER: 0, SHOP: 0}
     is_shut(lab, both)
     assert running(lab) == before
 

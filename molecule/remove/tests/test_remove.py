@@ -37,6 +37,35 @@ def test_removal_asks_first(kit, lab):
     assert lab.invocation_ids(HOST, "celery*") == before
 
 
+def test_a_host_keeps_its_destination(kit, lab, tmp_path):
+    inventories = {}
+    for name in ("production", "staging"):
+        inventories[name] = kit.inventory_with_redis(tmp_path / name, HOST)
+        (tmp_path / name / "group_vars/celery.yml").write_text(f"deploy_destination: {name}\n")
+    before = lab.invocation_ids(HOST, "celery*")
+    played = kit.play(inventory=inventories["production"])
+    assert "destination production" in played.output
+    assert "SUMMARY of production" in played.output
+    assert lab.invocation_ids(HOST, "celery*") == before
+    recorded = f"{HOST}: deployed for destination production"
+    for playbook in ("playbooks/drain.yml", "site.yml"):
+        played = kit.play(
+            "-e",
+            "destination=staging",
+            playbook=playbook,
+            inventory=inventories["staging"],
+            fails=True,
+            drain_all=True,
+        )
+        assert f"{recorded} (/var/lib/celery-metal/destination.json)" in played.said
+        assert played.changed == {HOST: 0}
+    # Without a destination, too; and back, for the tests below.
+    assert kit.status()["destinations"] == {HOST: "production"}
+    kit.play(destination_was="production")
+    assert kit.status()["destinations"] == {}
+    assert lab.invocation_ids(HOST, "celery*") == before
+
+
 def test_a_drain_leaves_redis_alone(kit, lab):
     before = lab.invocation_ids(HOST, "celery-redis.service")
     # The only host is every host.

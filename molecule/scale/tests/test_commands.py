@@ -161,6 +161,9 @@ def test_a_terminal_is_the_commands_own_and_its_status_the_runs(kit, lab):
     terminal.until(">>> ")
     terminal.write("import os; print(os.isatty(0), 6 * 7)\r")
     terminal.until("True 42")
+    # Its reservation has ended.
+    limits = lab.properties(HOST, "celery-run-*.service", "MemoryMax")
+    assert list(limits.values()) == [str(512 << 20)]
     terminal.write("import sys; sys.exit(7)\r")
     terminal.until("ended with status 7.")
     terminal.until("SUMMARY")

@@ -1,14 +1,15 @@
 """What is declared reaches the worker's process byte for byte, through systemd and Podman."""
 
 import base64
-import importlib.util
 import json
 import pathlib
 import random
 import string
-import sys
 
+import capacity
+import celery_worker
 import yaml
+from of_the_app import environment_problems
 
 HOST = "metal"
 ROOT = pathlib.Path(__file__).parents[3]
@@ -91,14 +92,6 @@ finally:
 """
 
 
-def filters(path):
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 class Unsafe(str):
     """Text of which Ansible makes no template."""
 
@@ -157,9 +150,6 @@ def test_every_character_reaches_the_worker_and_is_shown_as_it_is(kit, lab, tmp_
 
 def test_hundreds_of_values_come_back_through_quadlet_and_systemd(lab):
     rng = random.Random(SEED)
-    declarations = filters("playbooks/filter_plugins/declarations.py")
-    capacity = filters("roles/capacity/filter_plugins/capacity.py")
-    worker = filters("roles/celery_worker/filter_plugins/celery_worker.py")
     letters = [*PRINTABLE, *OTHERS, *map(chr, rng.sample(range(0xA0, 0xD7FF), 200)), *'%$"\\' * 12]
 
     def text():
@@ -168,7 +158,7 @@ def test_hundreds_of_values_come_back_through_quadlet_and_systemd(lab):
     queues = []
     while len(queues) < 40:
         queue = {"name": text(), "environment": {f"V{number}": text() for number in range(20)}}
-        refused = capacity.queue_problems([*queues, queue]) or declarations.environment_problems(
+        refused = capacity.queue_problems([*queues, queue]) or environment_problems(
             "", queue["environment"], []
         )
         if not refused:
@@ -176,7 +166,7 @@ def test_hundreds_of_values_come_back_through_quadlet_and_systemd(lab):
     host = {"name": HOST, "vcpus": 64, "memory_mb": 512000, "numa_nodes": 1}
     plan = capacity.plan(host, capacity.validate_queues(queues), capacity.limits_from_settings({}))
     app = text()
-    units = worker.worker_units(
+    units = celery_worker.worker_units(
         plan,
         str(ROOT / "roles" / "celery_worker" / "templates"),
         image="localhost/celery-metal/app:0123456789abcdef",

@@ -80,6 +80,12 @@ unconsumed:
     consumed by any worker; with the prefix of its app
   type: dict
   returned: always
+paused:
+  description: >-
+    With I(all_lists) or I(external), each paused queue: C(queue), C(name) (with the prefix of its
+    app), C(by), C(at) in seconds since 1970, and C(reason)
+  type: list
+  returned: always
 is_complete:
   description: Whether all lists were looked at; null where they were not to be
   type: bool
@@ -106,6 +112,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_holders import recorded
 from ansible.module_utils.celery_lists import Stray, stray
 from ansible.module_utils.celery_metal import HostError
+from ansible.module_utils.celery_pauses import pauses_of
 from ansible.module_utils.celery_redis import (
     PRIORITIES,
     SOCKET,
@@ -267,6 +274,7 @@ def main() -> None:
         "dead": {},
         "held": [],
         "unconsumed": {},
+        "paused": [],
         "is_complete": None,
         "memory": {},
         "run_id": "",
@@ -288,10 +296,13 @@ def main() -> None:
             with contextlib.closing(client_of("admin")) as admin:
                 admin.ask(("SELECT", str(database)))
                 others = strays(admin, lengths["waiting"], prefixes, module.params["apps"])
+                found["paused"] = pauses_of(admin, [*lengths["waiting"]], prefixes)
             found = {**found, **with_strays(lengths, others, prefixes)}
             found["unconsumed"], found["is_complete"] = others.waiting, others.is_complete
         # Somebody else's may not tell.
         with contextlib.suppress(*([RedisError] if external else [])):
+            if external:
+                found["paused"] = pauses_of(client, [*lengths["waiting"]], prefixes)
             found["memory"] = memory_of(client)
             found["run_id"] = run_id_of(client)
             if external and external.get("sentinels"):

@@ -102,6 +102,8 @@ hooks_left:
   description: The image of a deploy whose last hooks have not run; empty for none
   type: str
   returned: always
+destination: {description: What the host was deployed for, or empty, type: str, returned: always}
+has_data: {description: Whether there are data of a Redis here, type: bool, returned: always}
 routes:
   description:
     - The private IPv4 networks that the main routing table leads to, without default routes and
@@ -187,6 +189,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_destinations import recorded_destination
 from ansible.module_utils.celery_holders import recorded
 from ansible.module_utils.celery_metal import HostError, conclude, output, run
 from ansible.module_utils.container_files import Folder, RefusedError
@@ -402,13 +405,14 @@ def listens_on() -> list[str]:
     return [one.removeprefix("-") for one in found[1].split()] if found else []
 
 
+def has_data() -> bool:
+    """Whether there are data of a Redis here, of one that was removed, too."""
+    return any((*DATA.glob("appendonlydir/*"), *DATA.glob("*.rdb")))
+
+
 def is_sole(members: Sequence[str]) -> bool:
     """Whether there are data of a single Redis here, which are nowhere else."""
-    return (
-        not members
-        and not SEVERAL.exists()
-        and any((*DATA.glob("appendonlydir/*"), *DATA.glob("*.rdb")))
-    )
+    return not members and not SEVERAL.exists() and has_data()
 
 
 def variable(unit: str, name: str) -> str:
@@ -537,6 +541,8 @@ def look(packages: list[str], references: list[str]) -> dict[str, Any]:
         "planned_memory_mb": planned_memory_mb(),
         "app_images": app_images(),
         "hooks_left": hooks_left(),
+        "destination": recorded_destination(),
+        "has_data": has_data(),
     }
 
 

@@ -1,22 +1,36 @@
 #!/usr/bin/python
-"""Tasks that wait in queues: how many, to another queue, deleted."""
+"""Tasks that wait in queues: how many, to another queue, deleted; queues paused and resumed."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: celery_queue
-short_description: Count the tasks that wait in queues, move them to another queue, or delete them
+short_description: Count, move or delete the tasks that wait in queues; pause and resume queues
 description:
   - Asks the Redis of this host through its Unix socket as the user C(admin), and finds all lists
     that hold tasks. With I(external) it asks as the workers of this host do, and looks at
     I(queues).
   - Tasks that a worker has taken are none of these.
+  - A queue that is paused stays so until it is resumed. The module waits until no worker begins one
+    of its tasks.
 options:
   action:
     description: What to do.
     type: str
-    choices: [list, move, purge]
+    choices: [list, move, purge, pause, resume]
     default: list
+  by:
+    description: With C(pause), who asks for it.
+    type: str
+    default: ''
+  reason:
+    description: With C(pause), why.
+    type: str
+    default: ''
+  seconds:
+    description: With C(pause), how long to wait for workers at most.
+    type: int
+    default: 30
   queue:
     description: Name of the queue in Redis, with the prefix of its app.
     type: str
@@ -26,7 +40,7 @@ options:
     type: str
     default: ''
   queues:
-    description: Names of queues to count where Redis cannot be searched.
+    description: Names of declared queues, to count where Redis cannot be searched.
     type: list
     elements: str
     default: []
@@ -54,12 +68,33 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-waiting: {description: Queue to the tasks that wait in it, type: dict, returned: with list}
+waiting:
+  description: Queue to the tasks that wait in it; of one queue with C(pause) and C(resume)
+  type: dict
+  returned: always
+paused:
+  description: >-
+    With C(list) each paused queue: C(queue), C(name) (with the prefix of its app), C(by), C(at) in
+    seconds since 1970, and C(reason). With C(pause) that one.
+  type: list
+  returned: always
+workers: {description: How many workers consume the queue, type: int, returned: always}
+claimed: {description: How many of its tasks these have taken, type: int, returned: always}
+unconfirmed:
+  description: >-
+    Each C(node) that may begin a task of the paused queue, C(ahead), how many its pool has yet to
+    begin, and C(silent_seconds) since its last sign of life; null is what is not known
+  type: list
+  returned: always
+is_kept: {description: Whether no other program has resumed it, type: bool, returned: always}
 is_complete:
   description: Whether all lists of Redis were looked at
   type: bool
   returned: with list
-done: {description: How many were moved or deleted, type: int, returned: always}
+done:
+  description: How many tasks were moved or deleted; 1 for a queue that was paused or resumed
+  type: int
+  returned: always
 gone: {description: How many a worker has taken meanwhile, type: int, returned: always}
 refused: {description: How many stay, for no worker takes them, type: int, returned: always}
 """
@@ -71,6 +106,14 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_dead_letters import clean
 from ansible.module_utils.celery_metal import HostError
 from ansible.module_utils.celery_moves import counts, length, move, purge
+from ansible.module_utils.celery_pauses import (
+    confirmed,
+    pause,
+    pauses_of,
+    place_of,
+    resume,
+    value_of,
+)
 from ansible.module_utils.celery_redis import SOCKET, RedisError
 from ansible.module_utils.celery_redis_login import client_at, client_of
 
@@ -81,6 +124,7 @@ if TYPE_CHECKING:
     from ansible.module_utils.celery_redis import Client
     from celery_metal_types import Endpoint, QueueTasks
 
+ACTIONS = ["list", "move", "purge", "pause", "resume"]
 # Queues in a report.
 MOST_QUEUES = 1000
 
@@ -90,11 +134,25 @@ def run(client: Client, params: Mapping[str, Any], *, admin: bool, check: bool) 
 
     :raises RedisError: when Redis does not answer, or refuses.
     """
-    found: QueueTasks = {"waiting": {}, "is_complete": False, "done": 0, "gone": 0, "refused": 0}
+    found: QueueTasks = {
+        "waiting": {},
+        "is_complete": False,
+        "done": 0,
+        "gone": 0,
+        "refused": 0,
+        "paused": [],
+        "workers": 0,
+        "claimed": 0,
+        "unconfirmed": [],
+        "is_kept": True,
+    }
     queue, to, prefixes = params["queue"], params["to"], params["prefixes"]
     if params["action"] == "list":
         waiting, found["is_complete"] = counts(client, params["queues"], prefixes, admin=admin)
         found["waiting"] = dict(sorted(waiting.items())[:MOST_QUEUES])
+        found["paused"] = pauses_of(client, params["queues"], prefixes)
+    elif params["action"] in ("pause", "resume"):
+        _hold(client, params, found, check=check)
     elif check:
         found["done"] = length(client, queue)
     elif params["action"] == "purge":
@@ -106,13 +164,37 @@ def run(client: Client, params: Mapping[str, Any], *, admin: bool, check: bool) 
     return found
 
 
+def _hold(client: Client, params: Mapping[str, Any], found: QueueTasks, *, check: bool) -> None:
+    """Pause or resume a queue."""
+    place = place_of(params["queue"], params["queues"], params["prefixes"])
+    value, is_new = value_of(client, place), False
+    if params["action"] == "resume":
+        found["done"] = int(value is not None if check else resume(client, place))
+        value = None
+    elif not check:
+        value, is_new = pause(client, place, params["by"], params["reason"])
+        found["done"] = int(is_new)
+    else:
+        found["done"] = int(value is None)
+    # Without a pause to confirm one look, for how many workers there are.
+    seconds = 0 if check or value is None else params["seconds"]
+    looked = confirmed(client, place, value or "", seconds)
+    found["workers"], found["claimed"] = looked.workers, looked.claimed
+    if value is not None and not check:
+        found["unconfirmed"], found["is_kept"] = looked.unconfirmed, looked.is_kept
+        of_all = pauses_of(client, [place.queue], [place.prefix])
+        found["paused"] = [one for one in of_all if one["name"] == params["queue"]]
+    found["waiting"] = {params["queue"]: length(client, params["queue"])}
+
+
 def main() -> None:
     text = {"type": "str", "default": ""}
     names = {"type": "list", "elements": "str", "default": []}
     module = AnsibleModule(
         argument_spec={
-            "action": {"type": "str", "choices": ["list", "move", "purge"], "default": "list"},
-            **dict.fromkeys(("queue", "to"), text),
+            "action": {"type": "str", "choices": ACTIONS, "default": "list"},
+            **dict.fromkeys(("queue", "to", "by", "reason"), text),
+            "seconds": {"type": "int", "default": 30},
             **dict.fromkeys(("queues", "prefixes"), names),
             "database": {"type": "int", "default": 0},
             "external": {"type": "dict"},

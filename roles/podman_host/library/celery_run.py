@@ -15,9 +15,9 @@ options:
   step:
     description: >-
       C(look) says whether the queue is deployed here; C(prepare) returns what runs the command in a
-      terminal; C(start) starts it without one; C(follow) waits for more of what it writes, or for
-      its end; C(leave) keeps in mind that hooks of a deploy of I(image) are left to be run, or with
-      no image that none are
+      terminal, and reserves its memory for five minutes; C(start) starts it without one; C(follow)
+      waits for more of what it writes, or for its end; C(leave) keeps in mind that hooks of a
+      deploy of I(image) are left to be run, or with no image that none are
     type: str
     choices: [look, prepare, start, follow, leave]
     required: true
@@ -124,12 +124,16 @@ exec 3<&0
 "$@" <&3 &
 wait $!
 """
+#: Until its SSH connection begins, and sudo has the password.
+RESERVED_SECONDS = 300
 #: Between the end that is asked for and a kill.
 STOP_SECONDS = 5
 ID = re.compile(r"[0-9a-f]{8}")
 MIB = 1 << 20
 HOOK = "A hook"
-RUNS = ("start", "start-pre", "running", "stop", "stop-sigterm", "stop-post")
+#: Of a unit's name: all that a command has in common with its reservation, and the end of that.
+NAMED, RESERVED = len("celery-run-01234567"), "-reserved"
+RUNS = ("start", "start-pre", "start-post", "running", "stop", "stop-sigterm", "stop-post")
 #: Lines a second, of a command that writes as fast as it can; seconds after which no run follows.
 MOST_RATE, FORGOTTEN_SECONDS = 100_000_000, 120.0
 
@@ -202,9 +206,37 @@ def runs(command: dict[str, str]) -> bool:
 
 
 def others_mb() -> list[int]:
-    """Limits in MB of the commands that run here."""
-    limits = [one.get("MemoryMax", "") for one in commands_here() if runs(one)]
-    return [int(one) // MIB for one in limits if one.isdigit()]
+    """Memory in MB of the commands that run here, or have a reservation."""
+    # A command and its reservation count once.
+    limits = {
+        one.get("Id", "")[:NAMED]: one.get("MemoryMax", "") for one in commands_here() if runs(one)
+    }
+    return [int(one) // MIB for one in limits.values() if one.isdigit()]
+
+
+def reserve(unit: str, memory_mb: int) -> None:
+    """Keep the memory of a command that begins by another connection.
+
+    The command ends the reservation; without one it ends by itself.
+    """
+    done = run(
+        *("systemd-run", "--quiet", "--collect", f"--unit={unit}{RESERVED}"),
+        *(f"--description=Memory of {unit}", f"--property=MemoryMax={memory_mb}M"),
+        *("/usr/bin/sleep", str(RESERVED_SECONDS)),
+    )
+    if done.returncode:
+        raise HostError(
+            f"systemd did not reserve memory for the command: {done.stderr.strip()}\n  Fix: mend "
+            "what it says. Nothing was run."
+        )
+
+
+def prepare(params: dict[str, Any]) -> dict[str, Any]:
+    """What runs a command in a terminal; its memory is reserved."""
+    keep_others_out("a command", LOCK, START_SECONDS)
+    found = made(params, terminal=True)
+    reserve(found["unit"].removesuffix(".service"), found["memory_mb"])
+    return found
 
 
 def clear() -> None:
@@ -283,7 +315,9 @@ def made(params: dict[str, Any], *, terminal: bool) -> dict[str, Any]:
         *limits(service, unit),
     ]
     if terminal:
-        run_it = ["systemd-run", "--pty", "--wait", "--collect", "--background=", *options, *argv]
+        end = f"--property=ExecStartPost=-/usr/bin/systemctl --no-block stop {unit}{RESERVED}"
+        run_it = ["systemd-run", "--pty", "--wait", "--collect", "--background=", *options, end]
+        run_it += argv
         run_it = ["sh", "-c", IN_TERMINAL, f"{unit}.service", *run_it]
     else:
         run_it = ["systemd-run", "--property=RemainAfterExit=yes", *options, *argv]
@@ -387,7 +421,7 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
             HOOKS.unlink(missing_ok=True)
         return {}
     if params["step"] == "prepare":
-        return made(params, terminal=True)
+        return prepare(params)
     if params["step"] == "start":
         return start(params)
     if not ID.fullmatch(params["id"]):

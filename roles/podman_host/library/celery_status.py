@@ -23,6 +23,7 @@ error:
   description: Why nothing is known, which is no failure; then nothing else is returned
   type: str
   returned: when systemd says nothing
+destination: {description: What the host was deployed for, or empty, type: str, returned: success}
 beat: {description: What Beat does, empty where it is not to run, type: str, returned: success}
 workers:
   description: >-
@@ -42,6 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.celery_destinations import recorded_destination
 
 if TYPE_CHECKING:
     from celery_metal_types import HostStatus, PlannedQueue, Worker
@@ -81,12 +83,13 @@ def numbers(text: str) -> dict[str, int]:
     {'busy': 3}
     >>> numbers("a: 1 thread, 0 busy, 7 done, 2 refused")
     {'concurrency': 1, 'busy': 0, 'done': 7}
+    >>> numbers("a: 1 thread, 0 busy, 7 done, paused")
+    {'concurrency': 1, 'busy': 0, 'done': 7}
     """
     count = r"([0-9]{1,12})"  # a task may send anything, and int() refuses 5000 digits
     words = r"(?:processe?s?|threads?|greenlets?)"
-    if found := re.search(
-        rf": {count} {words}, {count} busy, {count} done(?:, \d+ refused)?$", text
-    ):
+    more = r"(?:, \d+ refused)?(?:, paused(?:: \d+ of \d+ queues)?)?"
+    if found := re.search(rf": {count} {words}, {count} busy, {count} done{more}$", text):
         return dict(zip(("concurrency", "busy", "done"), map(int, found.groups()), strict=True))
     found = re.search(rf": draining, {count} busy$", text)
     return {"busy": int(found.group(1))} if found else {}
@@ -197,6 +200,7 @@ def main() -> None:
     result: HostStatus = {
         "workers": [row(one, consumed, versions, drained_at) for one in found if one not in beats],
         "beat": schedule(beats[0], drained_at is not None) if beats else "",
+        "destination": recorded_destination(),
     }
     module.exit_json(changed=False, **result)
 

@@ -1,10 +1,11 @@
-"""celery_queue: tasks that wait, in a real Redis."""
+"""celery_queue: tasks that wait, and pauses, in a real Redis."""
 
+import hashlib
 import json
 
 import celery_queue
 import pytest
-from ansible.module_utils import celery_dead_letters, celery_moves
+from ansible.module_utils import celery_dead_letters, celery_moves, celery_pauses
 from ansible.module_utils.celery_redis import RedisError
 from test_celery_dead import all_of, letter
 
@@ -12,7 +13,8 @@ HIGH = "emials\x06\x169"
 
 
 def run(client, action="list", *, admin=True, check=False, queues=(), prefixes=(), **chosen):
-    params = {"queue": "", "to": "", **chosen, "action": action}
+    params = {"queue": "", "to": "", "by": "", "reason": "", "seconds": 0}
+    params |= {**chosen, "action": action}
     params |= {"queues": list(queues), "prefixes": list(prefixes)}
     return celery_queue.run(client, params, admin=admin, check=check)
 
@@ -136,3 +138,104 @@ def test_more_than_one_answer_holds_are_moved(client, send):
     send(*range(500))
     assert run(client, "move", queue="emials", to="emails")["done"] == 500
     assert order(client, "emails") == list(range(500))
+
+
+def life_of(client, node, *queues, prefix="", age=0):
+    (clock,) = client.ask(("TIME",))
+    life = json.dumps([1, [1, "a", "boot", int(clock[0]) - age], [*queues]])
+    client.ask(("HSET", f"{prefix}celery-metal.nodes", node, life))
+
+
+def confirm(client, node, queue, ahead=0, prefix="", value=None):
+    (said,) = client.ask(("HGET", f"{prefix}celery-metal.paused", queue))
+    known = hashlib.sha256((said if value is None else value).encode()).hexdigest()[:16]
+    text = json.dumps({queue: [known, ahead]})
+    client.ask(("HSET", f"{prefix}celery-metal.pausing", node, text))
+
+
+MAIL = {"queue": "shop:mail", "queues": ["mail"], "prefixes": ["shop:"]}
+
+
+def test_a_queue_is_paused_once_its_workers_have_confirmed(client, send):
+    send(1, 2, key="shop:mail")
+    life_of(client, "mail-1@a", "mail", prefix="shop:")
+    life_of(client, "other-1@a", "other", prefix="shop:")
+    life_of(client, "mail-1@b", "mail")  # of another app
+    asked = {**MAIL, "by": "ops@ctl", "reason": "é", "seconds": 0}
+    found = run(client, "pause", check=True, **asked)
+    assert (found["done"], found["workers"], found["waiting"]) == (1, 1, {"shop:mail": 2})
+    assert client.ask(("EXISTS", "shop:celery-metal.paused")) == [0]
+    found = run(client, "pause", **asked)
+    assert (found["done"], found["workers"], found["is_kept"]) == (1, 1, True)
+    (pause,) = found["paused"]
+    assert (pause["name"], pause["by"], pause["reason"]) == ("shop:mail", "ops@ctl", "é")
+    left = {"node": "mail-1@a", "ahead": None, "silent_seconds": None}
+    assert found["unconfirmed"] == [left]
+    # Of an earlier pause.
+    confirm(client, "mail-1@a", "mail", prefix="shop:", value="x")
+    assert run(client, "pause", **asked)["unconfirmed"] == [left]
+    confirm(client, "mail-1@a", "mail", ahead=3, prefix="shop:")
+    assert run(client, "pause", **asked)["unconfirmed"] == [{**left, "ahead": 3}]
+    confirm(client, "mail-1@a", "mail", prefix="shop:")
+    client.ask(("LPUSH", "shop:celery-metal.held:mail-1@a:mail", "x"))
+    found = run(client, "pause", **{**asked, "by": "another"})
+    assert (found["done"], found["unconfirmed"], found["claimed"]) == (0, [], 1)
+    # Who paused it first, and since when, stays.
+    assert found["paused"] == [pause]
+    assert run(client, **MAIL)["paused"] == [pause]
+
+
+def test_a_queue_is_resumed(client, send):
+    send(1, key="shop:mail")
+    run(client, "pause", **MAIL)
+    run(client, "pause", queue="mail", queues=["mail"])
+    assert [one["name"] for one in run(client, **MAIL)["paused"]] == ["mail", "shop:mail"]
+    assert run(client, "resume", check=True, **MAIL)["done"] == 1
+    assert run(client, "resume", **MAIL)["done"] == 1
+    assert run(client, "resume", **MAIL)["done"] == 0
+    assert client.ask(("HKEYS", "celery-metal.paused")) == [["mail"]]
+    client.ask(("HSET", "shop:celery-metal.pausing", "gone-1@a", "{}"))
+    run(client, "pause", **MAIL)
+    run(client, "resume", **MAIL)
+    assert client.ask(("EXISTS", "shop:celery-metal.pausing")) == [0]
+
+
+def test_a_worker_without_a_sign_of_life_is_reported(client):
+    life_of(client, "mail-1@a", "mail", age=60)
+    (left,) = run(client, "pause", queue="mail", queues=["mail"], seconds=1)["unconfirmed"]
+    assert 60 <= left["silent_seconds"] < 70
+
+
+def test_a_pause_that_ends_meanwhile_is_not_confirmed(client, monkeypatch):
+    life_of(client, "mail-1@a", "mail")
+    monkeypatch.setattr(
+        celery_pauses.time, "sleep", lambda _: client.ask(("DEL", "celery-metal.paused"))
+    )
+    found = run(client, "pause", queue="mail", queues=["mail"], seconds=30)
+    assert found["is_kept"] is False
+
+
+@pytest.mark.parametrize("value", ["", "[", "[1]", '{"at": "x", "by": 3}', "x" * 5000, "\udcff"])
+def test_a_pause_that_says_nothing_valid_is_shown_and_replaced(client, value):
+    client.ask(("HSET", "celery-metal.paused", "mail", value))
+    (pause,) = run(client, queues=["mail"])["paused"]
+    assert (pause["name"], pause["at"], pause["by"], pause["reason"]) == ("mail", None, "", "")
+    assert run(client, "pause", queue="mail", queues=["mail"], by="me")["done"] == 1
+    (pause,) = run(client, queues=["mail"])["paused"]
+    assert pause["by"] == "me"
+
+
+@pytest.mark.parametrize("kind", [("SET",), ("LPUSH",), ("SADD",)])
+def test_a_key_of_another_type_is_replaced(client, kind):
+    client.ask((*kind, "celery-metal.paused", "mail"))
+    assert run(client, queues=["mail"])["paused"] == []
+    assert run(client, "resume", queue="mail", queues=["mail"])["done"] == 0
+    assert run(client, "pause", queue="mail", queues=["mail"])["done"] == 1
+    assert len(run(client, queues=["mail"])["paused"]) == 1
+
+
+def test_very_many_pauses_hide_none_of_a_declared_queue(client):
+    fields = [word for number in range(2000) for word in (f"a{number}", "{}")]
+    client.ask(("HSET", "celery-metal.paused", *fields, "mail", "{}"))
+    found = run(client, queues=["mail"])["paused"]
+    assert (len(found), found[0]["name"]) == (celery_pauses.MOST, "mail")

@@ -1,6 +1,7 @@
 """A command finds its queue and its memory, or is refused."""
 
 import json
+import subprocess
 
 import celery_run
 import pytest
@@ -94,10 +95,49 @@ def test_a_long_line_is_cut_and_its_rest_is_counted():
 
 def test_only_commands_that_run_use_memory(monkeypatch):
     shown = [
-        "SubState=running\nMemoryMax=536870912",
-        "SubState=exited\nMemoryMax=536870912",
-        "SubState=start\nMemoryMax=67108864",
-        "SubState=running\nMemoryMax=infinity",
+        "Id=celery-run-00000001.service\nSubState=running\nMemoryMax=536870912",
+        "Id=celery-run-00000002.service\nSubState=exited\nMemoryMax=536870912",
+        "Id=celery-run-00000003.service\nSubState=start\nMemoryMax=67108864",
+        "Id=celery-run-00000004.service\nSubState=running\nMemoryMax=infinity",
+        # A command in a terminal and its reservation; and one that is only reserved.
+        "Id=celery-run-00000005.service\nSubState=start-post\nMemoryMax=134217728",
+        "Id=celery-run-00000005-reserved.service\nSubState=running\nMemoryMax=134217728",
+        "Id=celery-run-00000006-reserved.service\nSubState=running\nMemoryMax=268435456",
     ]
     monkeypatch.setattr(celery_run, "output", lambda *_: "\n\n".join(shown) + "\n")
-    assert celery_run.others_mb() == [512, 64]
+    assert celery_run.others_mb() == [512, 64, 128, 256]
+
+
+def test_a_command_for_a_terminal_has_its_memory_before_it_starts(host, monkeypatch):
+    units = {}
+
+    def systemd(*argv):
+        unit = next(one for one in argv if one.startswith("--unit=")).removeprefix("--unit=")
+        limit = next(one for one in argv if "MemoryMax=" in one).rpartition("=")[2]
+        units[f"{unit}.service"] = int(limit.removesuffix("M")) << 20
+        return subprocess.CompletedProcess(argv, 0)
+
+    def shown(*_):
+        rows = [f"Id={unit}\nSubState=running\nMemoryMax={size}" for unit, size in units.items()]
+        return "\n\n".join(rows)
+
+    monkeypatch.setattr(
+        celery_run,
+        "run",
+        lambda *argv: (
+            systemd(*argv) if argv[0] == "systemd-run" else subprocess.CompletedProcess(argv, 0)
+        ),
+    )
+    locks = []
+    monkeypatch.setattr(celery_run, "keep_others_out", lambda *argv: locks.append(argv[1]))
+    monkeypatch.setattr(celery_run, "output", shown)
+    monkeypatch.setattr(celery_run, "translated", lambda *_: "")
+    monkeypatch.setattr(celery_run, "podman", lambda *_, **__: (["podman"], "a:1"))
+    monkeypatch.setattr(celery_run, "limits", lambda *_: [])
+    params = {**dict.fromkeys(("queue", "image"), ""), "units": {}, "seconds": 0, "memory_mb": 400}
+    found = celery_run.prepare({**params, "id": "0" * 8, "command": ["true"]})
+    assert locks == [celery_run.LOCK]
+    assert units == {"celery-run-00000000-reserved.service": 400 << 20}
+    assert any(one.endswith("stop celery-run-00000000-reserved") for one in found["argv"])
+    with pytest.raises(HostError, match=r"other commands .* may use 400 MB"):
+        celery_run.prepare({**params, "id": "1" * 8, "command": ["true"]})

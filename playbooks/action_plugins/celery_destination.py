@@ -1,0 +1,107 @@
+"""Refuses a run for the wrong destination by what is declared, or looks what a host has on record.
+
+It looks into each of several inventories, for Ansible merges them, and at the command line, for an
+inventory must not confirm itself.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.inventory.manager import IGNORED, InventoryManager
+from ansible.plugins.action import ActionBase
+from ansible.vars.plugins import get_vars_from_inventory_sources
+
+# Ansible takes each file in this directory for such a plugin.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "declared"))
+import destination
+
+MODULE = "celery_destination"
+GROUPS = ("celery", "redis", "celery_producers")
+
+
+def files_of(source: str) -> Iterator[str]:
+    """The inventories that Ansible reads for one that was given: a directory has several."""
+    if not os.path.isdir(source):
+        yield source
+        return
+    for name in sorted(os.listdir(source)):
+        if not IGNORED.search(name.encode()):
+            yield from files_of(os.path.join(source, name))
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Checks the destination of a run; with ``step: look`` returns the one on record on a host."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Refuse a run that the rules do not allow.
+
+        ``wants`` is what the playbook does that the destination's name must confirm, ``changes``
+        whether it changes hosts. Under ``--check`` nothing needs to be confirmed.
+        """
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        arguments = self._task.args
+        if arguments.get("step") == "look":
+            found = self._execute_module(module_name=MODULE, module_args={}, task_vars=task_vars)
+            return {**result, **found}
+        try:
+            declared = self._declared(task_vars)
+            wants = arguments.get("wants") or destination.insisting(
+                {
+                    name: self._templar.template(task_vars.get(name, ""))
+                    for name in destination.INSISTING
+                }
+            )
+            inventories = self._inventories(declared)
+        except AnsibleError as error:
+            said = f"the destination of this run cannot be read: {error}"
+            return {**result, "failed": True, "msg": f"{said}\n  Fix: correct the variable."}
+        is_check = self._task.check_mode
+        found = destination.problem(
+            declared,
+            self._task.get_variable_manager().extra_vars,
+            inventories,
+            "" if is_check else str(wants),
+            changes=not is_check and str(arguments.get("changes", "")).lower() == "true",
+        )
+        names = {name for name, _ in declared.values()}
+        name = next(iter(names)) if len(names) == 1 else None
+        if isinstance(name, str) and destination.NAME.fullmatch(name):
+            result["destination"] = name  # the callback plugin shows it
+        return {**result, "failed": True, "msg": found} if found else result
+
+    def _declared(self, task_vars: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        hosts = dict.fromkeys(h for group in GROUPS for h in task_vars["groups"].get(group, []))
+        every = task_vars["hostvars"]
+        names = ("deploy_destination", "deploy_protected")
+        return {
+            host: tuple(self._templar.template(every[host].get(name)) for name in names)
+            for host in hosts
+        }
+
+    def _inventories(self, declared: dict[str, tuple[Any, Any]]) -> dict[str, list[Any]]:
+        """The values of ``deploy_destination`` in each inventory, where several were given."""
+        given = self._task.get_variable_manager()._inventory._sources
+        files = [(source, file) for source in given for file in files_of(source)]
+        if len(files) < 2 or not any(name for name, _ in declared.values()):
+            return {}
+        return {file: self._values(source, file) for source, file in files}
+
+    def _values(self, source: str, file: str) -> list[Any]:
+        manager = InventoryManager(self._loader, sources=[file])
+        found = []
+        for one in (*manager.groups.values(), *manager.hosts.values()):
+            beside = get_vars_from_inventory_sources(self._loader, [source], [one], "task")
+            variables = {**one.vars, **beside}
+            if "deploy_destination" in variables:
+                found.append(variables["deploy_destination"])
+        return found

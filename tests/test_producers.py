@@ -1,0 +1,200 @@
+"""What hosts that send tasks, and machines outside, are given, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+from typing import Any
+
+import producers
+import pytest
+
+GROUPS: dict[str, list[str]] = {"redis": ["r1"], "celery": ["web1"], "celery_producers": ["shop1"]}
+LABELS = {
+    "celery-redis-producer": {"version": "a1"},
+    "celery-redis-ca": {"version": "b1", "authority": "c1"},
+    "celery-redis-certificate-producer": {"version": "d1"},
+}
+ALL = {name: one["version"] for name, one in LABELS.items()}
+
+
+def fleet(shop: dict[str, Any] | None = None, **redis: Any) -> dict[str, dict[str, Any]]:
+    first = {
+        "inventory_hostname": "r1",
+        "redis_address": "10.0.0.5",
+        "podman_host_state": {"secrets": copy.deepcopy(LABELS)},
+        **redis,
+    }
+    return {"r1": first, "web1": {}, "shop1": shop or {}, "shop2": shop or {}}
+
+
+def test_a_host_gets_an_address_without_a_password_and_each_secret_as_it_is_now() -> None:
+    found = producers.options(fleet(), GROUPS, "shop1")
+    assert found["url"] == "rediss://producer@10.0.0.5:6379/0"
+    assert found["secrets"] == ALL
+    assert (found["directory"], found["mode"]) == ("/etc/celery-producer", "0640")
+    # What this run has made counts.
+    renewed = fleet(__redis_users={"labels": {"celery-redis-producer": {"version": "a2"}}})
+    now = producers.options(renewed, GROUPS, "shop1")["secrets"]
+    assert now == {**ALL, "celery-redis-producer": "a2"}
+    assert producers.lacks({"secrets": now}, {"versions": ALL}) == ["celery-redis-producer"]
+    assert producers.lacks({"secrets": now}, {}) == list(now)
+
+
+def test_without_tls_it_has_no_certificates_and_with_one_of_the_users_none_of_redis() -> None:
+    plain = producers.options(fleet(redis_tls=False, redis_port=6380), GROUPS, "shop1")
+    assert plain["url"] == "redis://producer@10.0.0.5:6380/0"
+    assert plain["secrets"] == {"celery-redis-producer": "a1"}
+    own = fleet({"celery_producer_certificate": "/tls/shop.pem"})
+    kept = producers.options(own, GROUPS, "shop1")["secrets"]
+    assert kept.keys() == {"celery-redis-producer", "celery-redis-ca"}
+
+
+def test_on_the_host_of_redis_it_uses_the_socket() -> None:
+    groups = {**GROUPS, "celery_producers": ["r1"]}
+    found = producers.options(fleet(), groups, "r1")
+    assert found["url"] == (
+        "redis+socket://producer@/run/celery-metal/redis/redis.sock?virtual_host=0"
+    )
+    assert found["secrets"] == {"celery-redis-producer": "a1"}
+
+
+def test_sentinels_are_named_and_wait_for_as_many_replicas_as_workers_do() -> None:
+    hosts = fleet() | {f"r{n}": {"redis_address": f"10.0.0.{4 + n}"} for n in (2, 3)}
+    groups = {**GROUPS, "redis": ["r1", "r2", "r3"], "celery_producers": ["r2"]}
+    assert producers.options(hosts, groups, "r2")["url"] == (
+        "sentinels://producer@10.0.0.5:26379,10.0.0.6:26379,10.0.0.7:26379/0"
+        "?master_name=celery&replicas=1"
+    )
+
+
+def test_under_check_a_new_redis_has_nothing_to_give() -> None:
+    hosts = fleet(podman_host_state={"secrets": {}})
+    assert producers.options(hosts, GROUPS, "shop1")["secrets"] == {}
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"reloads": []}, "celery_producer_reloads is an unknown variable\n  Fix: write celery_produc"),
+    ({"files": "no"}, 'celery_producer_files is "no"\n  Fix: write true or false'),
+    ({"directory": "/etc"}, 'celery_producer_directory is "/etc"\n  Fix: write a path with two'),
+    ({"directory": "/etc/../x"}, "celery_producer_directory is"),
+    ({"directory": "/etc/a b"}, "celery_producer_directory is"),
+    ({"owner": "a b"}, 'celery_producer_owner is "a b"'),
+    ({"group": 0}, "celery_producer_group is 0"),
+    ({"mode": 0o640}, "celery_producer_mode is 416"),
+    ({"mode": "0644"}, 'celery_producer_mode is "0644"'),
+    ({"broker_variables": "A"}, 'celery_producer_broker_variables is "A"'),
+    ({"broker_variables": ["A B"]}, 'celery_producer_broker_variables has "A B"'),
+    ({"broker_variables": ["CELERY_METAL_BROKER"]}, "which holds something else"),
+    ({"reload": "systemctl reload a"}, "celery_producer_reload is"),
+    ({"reload": ["a 'b"]}, "No closing quotation"),
+    ({"restart": [["a"]]}, "it is no text"),
+    ({"certificate": "/tls/shop.pem"}, "Redis takes certificates of its own authority only"),
+]
+
+
+@pytest.mark.parametrize(("given", "text"), BAD)
+def test_what_cannot_work_is_refused(given: dict[str, Any], text: str) -> None:
+    shop = {f"celery_producer_{name}": value for name, value in given.items()}
+    said = producers.problems(fleet(shop), GROUPS)
+    assert said.startswith("shop1: ")
+    assert text in said
+    assert said.endswith("Nothing was changed.")
+    # Hosts with the same mistake are one message.
+    groups = {**GROUPS, "celery_producers": ["shop1", "shop2"]}
+    assert producers.problems(fleet(shop), groups) == said.replace("shop1:", "shop1, shop2:")
+
+
+def test_what_can_work_is_not_refused() -> None:
+    shop = {
+        "celery_producer_owner": "shop",
+        "celery_producer_mode": "0400",
+        "celery_producer_broker_variables": ["CELERY_BROKER_URL"],
+        "celery_producer_reload": ["systemctl reload shop"],
+    }
+    assert producers.problems(fleet(shop), GROUPS) == ""
+    assert producers.problems(fleet(), {"redis": ["r1"], "celery": ["web1"]}) == ""
+
+
+def test_what_depends_on_redis_is_refused(tmp_path: pathlib.Path) -> None:
+    elected = {**GROUPS, "redis": ["r1", "r2", "r3"]}
+    shop = {"celery_producer_broker_variables": ["CELERY_BROKER_URL"]}
+    assert "and no URL holds a Redis that Sentinels elect" in producers.problems(
+        fleet(shop), elected
+    )
+    own = {"redis_tls_files": {"ca": "x"}}
+    assert "a producer has no certificate of it" in producers.problems(fleet(**own), GROUPS)
+    certificate = tmp_path / "shop.pem"
+    named = {"celery_producer_certificate": str(certificate)}
+    assert "the controller has no such file" in producers.problems(fleet(named, **own), GROUPS)
+    certificate.write_text("")
+    assert producers.problems(fleet(named, **own), GROUPS) == ""
+
+
+def test_a_redis_of_the_users_own_gives_no_password() -> None:
+    hosts = {"web1": {"redis_mode": "external"}, "shop1": {}}
+    groups = {"celery": ["web1"], "celery_producers": ["shop1"]}
+    assert "write celery_producer_files: false" in producers.problems(hosts, groups)
+    hosts["shop1"] = {"celery_producer_files": False}
+    assert producers.problems(hosts, groups) == ""
+    assert producers.found_problems(hosts, groups, ["shop1"]) == ""
+
+
+def test_a_host_that_does_not_answer_or_has_no_such_user_ends_the_run_early() -> None:
+    hosts = fleet()
+    hosts["shop1"] = {"__celery_producer_found": {"unreachable": True, "msg": "no route to host"}}
+    said = producers.found_problems(hosts, GROUPS, ["shop1", "shop2"])
+    assert "shop1 cannot be reached: no route to host." in said
+    hosts["shop1"] = {
+        "__celery_producer_found": {"failed": True, "msg": 'shop1: celery_producer_owner is "x"'}
+    }
+    assert producers.found_problems(hosts, GROUPS, ["shop1"]) == (
+        'shop1: celery_producer_owner is "x"'
+    )
+    hosts["shop1"] = {"__celery_producer_found": {"versions": {}}}
+    assert producers.found_problems(hosts, GROUPS, ["shop1"]) == ""
+
+
+def test_with_a_limit_a_host_that_is_not_recorded_is_refused() -> None:
+    hosts = fleet()
+    given = {"producer": "a1", "certificate": "c1"}
+    state = {"secrets": LABELS, "holders": {"hosts": {"shop1": given}, "certificates": {}}}
+    hosts["shop1"] = hosts["shop2"] = {"__celery_producer_found": {}, "site_producer_broker": state}
+    groups = {**GROUPS, "celery_producers": ["shop1", "shop2"]}
+    assert producers.found_problems(hosts, groups, ["shop1"]) == ""
+    said = producers.found_problems(hosts, groups, ["shop2"])
+    assert "host shop2: it needs what opens Redis, and r1 has not recorded it" in said
+    del hosts["r1"]["podman_host_state"]
+    assert producers.options(hosts, GROUPS, "shop1", state)["secrets"] == ALL
+
+
+OUTSIDE: list[tuple[dict[str, Any], str]] = [
+    ({}, 'producer_to is ""'),
+    ({"producer_to": "out", "producer_plase": "x"}, "producer_plase is an unknown variable"),
+    ({"producer_to": "out", "producer_place": "etc"}, 'producer_place is "etc"'),
+    ({"producer_to": "out", "producer_broker_variables": "A,B-C"}, 'has "B-C", which is no name'),
+    ({"producer_to": "out", "producer_certificate": "/x"}, "its own authority only"),
+]
+
+
+@pytest.mark.parametrize(("given", "text"), OUTSIDE)
+def test_for_a_machine_outside_what_cannot_work_is_refused(
+    given: dict[str, Any], text: str
+) -> None:
+    said = producers.outside_problems(fleet(), GROUPS, given)
+    assert text in said
+    assert said.endswith("Nothing was changed.")
+
+
+def test_a_machine_outside_gets_the_same_with_paths_of_its_own() -> None:
+    given = {"producer_to": "/root/out", "producer_broker_variables": "CELERY_BROKER_URL"}
+    assert producers.outside_problems(fleet(), GROUPS, given) == ""
+    found = producers.outside(fleet(), GROUPS, given)
+    assert found["secrets"] == ALL
+    assert (found["directory"], found["place"]) == ("/root/out", "/etc/celery-producer")
+    assert (found["mode"], found["variables"]) == ("0600", ["CELERY_BROKER_URL"])
+    # On the host of Redis alone nothing from outside arrives.
+    alone = {"redis": ["r1"], "celery": ["r1"]}
+    said = producers.outside_problems(fleet(), alone, given)
+    assert "Redis on r1 does not listen on the network" in said
+    assert producers.outside_problems(fleet(redis_listen=True), alone, given) == ""
