@@ -4,7 +4,7 @@ from urllib.parse import quote
 
 import pytest
 from celery import Celery
-from producers import BROKER, PATIENCE, USERS
+from programs import BROKER, PATIENCE, USERS
 from redis import Redis
 
 

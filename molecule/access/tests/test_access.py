@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from celery import chain, chord, group, signature
 from celery.exceptions import TaskRevokedError
-from producers import BROKER, PATIENCE, ROTATE, USERS, WORKER, Load, Pusher, add
+from programs import BROKER, PATIENCE, ROTATE, USERS, WORKER, Load, Pusher, add
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 from web import Web

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from producers import BROKER, WORKER
+from programs import BROKER, WORKER
 
 SELF, NEIGHBOUR = "celery-add_queue-1", "celery-long-1"
 PORT = 8000

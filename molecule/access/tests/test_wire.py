@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from producers import BROKER, PATIENCE, ROTATE, WORKER, Load, add
+from programs import BROKER, PATIENCE, ROTATE, WORKER, Load, add
 from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 

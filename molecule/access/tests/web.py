@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import effects
-from producers import BROKER, WORKER
+from programs import BROKER, WORKER
 
 PORT = 8123
 SERVER = Path(__file__).with_name("web_server.py")
