@@ -60,3 +60,16 @@ def producer(redis: Redis) -> Producer:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Issues certificates of this session."""
     return Authority(tmp_path_factory.mktemp("tls") / "authority")
+
+
+@pytest.fixture
+def module_utils(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a test import what modules share: from ansible.module_utils, as on a host.
+
+    Inside of the test: with other versions of Celery these tests run without Ansible.
+    """
+    import ansible.module_utils as package
+
+    roles = Path(__file__).parents[2] / "roles"
+    found = [*package.__path__, *map(str, roles.glob("*/module_utils"))]
+    monkeypatch.setattr(package, "__path__", found)

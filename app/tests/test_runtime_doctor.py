@@ -1,12 +1,16 @@
 """What playbooks/doctor.yml asks running workers."""
 
-from celery_doctor_redis import workers_of
-from celery_questions import answer_of, ask
-from celery_redis import Client
+import pytest
 from runtime_lab import PASSWORD
+
+pytestmark = pytest.mark.usefixtures("module_utils")
 
 
 def test_a_worker_tells_its_settings_and_nothing_stays(start, own_redis):
+    from ansible.module_utils.celery_doctor_redis import workers_of
+    from ansible.module_utils.celery_questions import ask
+    from ansible.module_utils.celery_redis import Client
+
     worker = start(server=own_redis, CELERY_METAL_PREFETCH="3").ready()
     client = Client(str(own_redis.path), 5)
     client.ask(("AUTH", "admin", PASSWORD))
@@ -29,5 +33,7 @@ def test_a_worker_tells_its_settings_and_nothing_stays(start, own_redis):
 
 
 def test_an_answer_may_be_anything():
+    from ansible.module_utils.celery_questions import answer_of
+
     for said in (None, 7, "", "{}", "[]", '{"body": "x"}', '{"body": "W10="}', "[" * 5000):
         assert answer_of(said) == {}

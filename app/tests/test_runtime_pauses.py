@@ -3,14 +3,12 @@
 import hashlib
 import json
 import signal
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from celery_metal_runtime import pauses
 from runtime_lab import PASSWORD, PATIENCE, Producer, constants, wait_until
 
-UTILS = Path(__file__).parents[2] / "roles/podman_host/module_utils"
 PAUSED, PAUSING = "celery-metal.paused", "celery-metal.pausing"
 POOLS = ["prefork", "threads", "gevent", "solo"]
 RECORD = json.dumps({"by": "me@here", "at": 1, "id": "1"})
@@ -164,12 +162,8 @@ def test_a_pause_is_not_confirmed_while_the_answer_to_an_earlier_claim_is_unread
 
 
 @pytest.mark.parametrize("user", ["worker", "admin"])
-def test_the_playbook_and_the_runtime_understand_each_other(lab, user, monkeypatch):
-    # Not at the top: with other versions of Celery these tests run without Ansible.
-    import ansible.module_utils
-
-    found = [*ansible.module_utils.__path__, str(UTILS)]
-    monkeypatch.setattr(ansible.module_utils, "__path__", found)
+@pytest.mark.usefixtures("module_utils")
+def test_the_playbook_and_the_runtime_understand_each_other(lab, user):
     from ansible.module_utils import celery_pauses
     from ansible.module_utils.celery_redis import Client
 
