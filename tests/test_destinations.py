@@ -28,6 +28,8 @@ BOTH = {"a/production.yml": ["production"], "a/staging.yml": ["staging", "stagin
     [
         (PRODUCTION, {"deploy_destination": "staging"}, {}, "", "is set on the command line"),
         (PROTECTED, {"deploy_protected": False}, {}, "", "deploy_protected is set on the command"),
+        (PROTECTED, {"destination_changes": "false"}, {}, "", "destination_changes is set on the"),
+        (PROTECTED, {"destination_wants": ""}, {}, "a", "destination_wants is set on the command"),
         ({"web1": ("Prod", None)}, {}, {}, "", 'web1: deploy_destination is "Prod"'),
         ({"web1": ("a\n", None)}, {}, {}, "", 'web1: deploy_destination is "a\\n"'),
         ({"web1": (["a"], None)}, {}, {}, "", "web1: deploy_destination is ['a']"),

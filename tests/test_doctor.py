@@ -75,6 +75,11 @@ def busy(fleet):
     fleet.backlog["held"] = [held]
 
 
+def without_workers(fleet):
+    """A run with --limit to the host of Redis: what waits was not asked."""
+    fleet.status, fleet.backlog, fleet.whole = {}, {}, False
+
+
 def drained(fleet):
     one = worker(state="drained", version=None)
     fleet.status = {name: {"workers": [one], "beat": ""} for name in fleet.hosts}
@@ -289,6 +294,7 @@ def test_each_rule_has_a_cause_here_and_a_row_in_the_page():
         (backlog(held=[{"node": "a", "queue": "a", "tasks": 1, "beats": True}]), "it lives"),
         (status(state="drained", version=None), "an operator's own"),
         (status(restarts=1), "once"),
+        (without_workers, "not asked is not silent"),
     ],
 )
 def test_what_is_no_cause(cause, why):

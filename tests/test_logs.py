@@ -15,6 +15,7 @@ SECOND = 1795980962_000_000
 @pytest.mark.parametrize(
     ("variables", "said", "remedy"),
     [
+        ({"_raw_params": "20:35"}, 'ends before "20:35"', "in quotes of its own"),
         ({"logs_line": 5}, "logs_line is an unknown variable", "write logs_lines"),
         ({"logs_queue": "emials"}, 'logs_queue is "emials", which', '"emails", "a b"; logs_unit'),
         ({"logs_queue": ["emails"]}, "logs_queue is ['emails']", "printable characters"),
@@ -98,6 +99,7 @@ def test_what_is_missing_is_reported():
         "web1": {"entries": [], "has_queue": False, "dropped": ["Suppressed 9 messages"]},
         "web2": {"unreachable": True, "msg": "no\nroute"},
         "web3": {"failed": True},
+        "web4": {"failed": True, "module_stderr": "Traceback\nKeyError: 1\n"},
     }
     said = logs.text(hosts, {"logs_queue": "emails", "logs_since": "2026-11-29"}).split("\n")
     assert said[:2] == ["no line since 2026-11-29 00:00:00.000 UTC", ""]
@@ -106,6 +108,7 @@ def test_what_is_missing_is_reported():
         "web1: lines are missing: systemd-journald: Suppressed 9 messages",
         "web2: not read: no route",
         "web3: not read: no answer",
+        "web4: not read: Traceback KeyError: 1",
     ]
 
 
@@ -130,3 +133,6 @@ def test_nonsense_is_refused_before_a_host_is_contacted(tmp_path):
     run = site.run(playbook="playbooks/logs.yml")
     assert "web1: not read:" in run.said
     assert "web2: not read:" in run.said
+    assert "no journal was read" in run.said
+    assert "no line since" not in run.said
+    assert run.status != 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import run_summary
+from test_refusals import Site
 
 ROOT = pathlib.Path(__file__).parents[1]
 UNIT = "/etc/containers/systemd/celery-metal/celery-mail@.container"
@@ -253,3 +254,14 @@ def test_diff_shows_the_lines_that_change_once_for_all_hosts(tmp_path: pathlib.P
     ]
     # Three lines around it, as Ansible itself, and for each host.
     assert run("-v").count(" line 47") == 2
+
+
+@pytest.mark.playbook
+@pytest.mark.parametrize("name", ["doctor", "queues"])
+def test_a_playbook_without_a_host_does_not_end_well(tmp_path, name):
+    site = Site(tmp_path)
+    site.hosts(celery=["web1"], redis=["web2"], celery_producers=["shop"])
+    run = site.run("--limit", "shop", "-e", "doctor_format=json", playbook=f"playbooks/{name}.yml")
+    assert run.status == 2
+    assert f'FAILED playbooks/{name}.yml: --limit is "shop", and no host of celery' in run.said
+    assert "Fix: run it without --limit, or limit it to a host of celery" in run.said

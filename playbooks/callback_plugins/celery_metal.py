@@ -53,6 +53,8 @@ DEBUG = "ansible.builtin.debug"
 REPORTS = {"doctor.yml": "doctor_format", "status.yml": "status_format"}
 #: Tells the action plugin celery_run that this run has a terminal.
 TERMINAL = "CELERY_METAL_TERMINAL"
+#: Ansible's exit status when a host has failed.
+FAILED = 2
 COLORS = {"+": COLOR_DIFF_ADD, "-": COLOR_DIFF_REMOVE, "@": COLOR_DIFF_LINES}
 
 
@@ -91,6 +93,9 @@ class CallbackModule(Default):  # type: ignore[misc]
         self.passes_on = False
         #: That of this run; empty without one.
         self.destination = ""
+        #: The playbook, the groups of the play, and those of a play that had no host.
+        self.name = ""
+        self.groups = self.unmatched = ""
         self.done: dict[str, list[run_summary.Change]] = {}
         self.failed: dict[str, list[str]] = {}
         self.notes: dict[str, list[str]] = {}
@@ -103,7 +108,7 @@ class CallbackModule(Default):  # type: ignore[misc]
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Have all but the JSON on stderr, where it is asked for."""
         variables = load_extra_vars(playbook._loader)
-        name = pathlib.Path(playbook._file_name).name
+        name = self.name = pathlib.Path(playbook._file_name).name
         self.sums_up = name not in ("logs.yml", *REPORTS)
         self.passes_on = name == "run.yml"
         # What runs a task has none of these, but inherits the environment.
@@ -114,6 +119,18 @@ class CallbackModule(Default):  # type: ignore[misc]
             self.pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
             os.dup2(2, 1)
         super().v2_playbook_on_start(playbook)
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Print its name, and keep its groups."""
+        hosts = play.hosts
+        self.groups = hosts if isinstance(hosts, str) else ":".join(map(str, hosts))
+        super().v2_playbook_on_play_start(play)
+
+    def v2_playbook_on_no_hosts_matched(self) -> None:
+        """Print that a play is skipped; without it some playbooks do nothing, and fail."""
+        if self.name in run_summary.NEEDING:
+            self.unmatched = self.groups
+        super().v2_playbook_on_no_hosts_matched()
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Print what a task has returned; of the one that shows a report its text alone."""
@@ -212,6 +229,12 @@ class CallbackModule(Default):  # type: ignore[misc]
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print Ansible's recap, and below it the summary."""
         super().v2_playbook_on_stats(stats)
+        if self.unmatched and not self.failed:
+            limit = context.CLIARGS["subset"]
+            nothing = run_summary.without_hosts(self.name, self.unmatched, limit)
+            self._display.display(nothing, color=COLOR_ERROR)
+            pass_on(FAILED)
+            return
         if not self.sums_up or self.pipe is not None:
             return
         # What a rescue has mended is in the recap.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -21,6 +21,8 @@ NAMES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 # Longest value that a message quotes in full.
 SHOWN_LENGTH = 70
 PATH_LENGTH = 300
+#: What Ansible makes of the words of a value of -e after the first.
+REST = "_raw_params"
 
 
 def shown(value: Any) -> str:
@@ -46,3 +48,14 @@ def known(names: Iterable[str]) -> str:
     """Which secrets there are, and what to do about one that is not among them."""
     found = ", ".join(sorted(map(str, names))) or "no secret"
     return f"it has {found}; add it there, or remove it here"
+
+
+def cut(variables: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What is wrong where Ansible has cut a value at a blank: of ``-e a='b c'`` a is b.
+
+    :param variables: those of a host; of the other words Ansible makes one.
+    """
+    if REST not in variables:
+        return None
+    said = f"a value of the command line ends before {shown(variables[REST])}"
+    return said, "put a value with blanks in quotes of its own: -e \"NAME='two words'\""

@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).parent))  # Ansible loads filters by their path
+# Beside this file, and rules that are no plugins; Ansible loads filters by their path.
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import reported
+from texts import cut
 
 if TYPE_CHECKING:
     from celery_metal_types import DeadLetters
@@ -51,7 +54,7 @@ def problems(variables: Mapping[str, Any], check: bool) -> str:
     """
     # Others may be templates that need facts.
     given = {name: variables[name] for name in variables if name.startswith("dead_")}
-    found = _problem(given, check)
+    found = cut(variables) or _problem(given, check)
     return f"{found[0]}.\n  Fix: {found[1]}. Nothing was changed." if found else ""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import reported
-from texts import shown
+from texts import cut, shown
 
 KNOWN = (
     *("logs_queue", "logs_unit", "logs_task", "logs_text"),
@@ -30,6 +30,8 @@ MICROSECONDS = 1_000_000
 LAST = 253402300799 * MICROSECONDS  # of the year 9999
 #: What Celery writes before each message; the journal has the time already.
 CELERYS = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}: ([A-Z]+/[^\]\s]{1,60})\] ", re.ASCII)
+#: Instead of lines, where no host has answered; ``logs.yml`` then fails.
+UNREAD = "no journal was read"
 ANY_TIME = "write how long ago, such as 90s, 10min, 2h or 7d, or a time in UTC, 2026-11-29 14:00"
 
 
@@ -68,7 +70,7 @@ def problems(variables: Mapping[str, Any], declared: Sequence[str]) -> str:
     :param declared: queues of the inventory.
     """
     given = {name: variables[name] for name in variables if name.startswith("logs_")}
-    found = _problem(given, declared)
+    found = cut(variables) or _problem(given, declared)
     return f"{found[0]}.\n  Fix: {found[1]}." if found else ""
 
 
@@ -141,8 +143,14 @@ def text(hosts: Mapping[str, Any], variables: Mapping[str, Any]) -> str:
         f"{_stamp(at)}  {name.ljust(names)}  {source.ljust(sources)}  {line}".rstrip()
         for at, name, source, line in rows
     ]
-    lines = lines or [f"no line since {_stamp(_since(variables))} UTC"]
+    nothing = f"no line since {_stamp(_since(variables))} UTC" if answers else UNREAD
+    lines = lines or [nothing]
     return "\n".join([*lines, *_notes(hosts, answers, variables, is_cut)])
+
+
+def unread(hosts: Mapping[str, Any]) -> bool:
+    """Whether no host has answered."""
+    return not any(map(_answers, hosts.values()))
 
 
 def _answers(said: Any) -> bool:
@@ -189,7 +197,9 @@ def _notes(
         notes.append(f"no host here has workers of {reported.shown(variables['logs_queue'])}")
     for name in hosts.keys() - answers.keys():
         said = hosts[name] if isinstance(hosts[name], Mapping) else {}
-        why = reported.shown(said.get("msg", "no answer"), 300)
+        # Of a module that did not end well, Ansible has the last lines.
+        errors = str(said.get("module_stderr") or said.get("exception") or "").strip()
+        why = reported.shown(said.get("msg") or errors[-300:] or "no answer", 300)
         notes.append(f"{reported.shown(name, NAME_WIDTH)}: not read: {why}")
     if len(notes) > MOST_NOTES:
         notes[MOST_NOTES:] = [f"and {len(notes) - MOST_NOTES} more"]
@@ -202,4 +212,9 @@ def _list(value: Any) -> list[Any]:
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"logs_problems": problems, "logs_text": text, "logs_time": moment}
+        return {
+            "logs_problems": problems,
+            "logs_text": text,
+            "logs_time": moment,
+            "logs_unread": unread,
+        }

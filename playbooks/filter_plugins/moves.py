@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import pauses
 import reported
-from texts import shown
+from texts import cut, shown
 
 if TYPE_CHECKING:
     from celery_metal_types import QueueTasks
@@ -44,8 +44,16 @@ def problems(
     :param check: whether nothing is changed anyway.
     """
     given = {name: variables[name] for name in variables if name.startswith("queues_")}
-    found = _problem(given, declared, prefixes, check)
+    found = cut(variables) or _slip(variables) or _problem(given, declared, prefixes, check)
     return f"{found[0]}.\n  Fix: {found[1]}. Nothing was changed." if found else ""
+
+
+def _slip(variables: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A name that lacks an s, and so would do nothing."""
+    for name in sorted(variables):
+        if name.startswith("queue_") and name.replace("queue_", "queues_", 1) in KNOWN:
+            return f"{name} is an unknown variable", f"write {name.replace('queue_', 'queues_', 1)}"
+    return None
 
 
 def _problem(

@@ -78,8 +78,8 @@ def text(raw: Mapping[str, Any], action: str, queue: str, check: bool) -> str:
     lines.append(f"{waits_text}; workers that have confirmed: {confirmed} of {workers}")
     if not workers:
         lines.append(
-            "no worker with a sign of life consumes it; a queue of an app with a key prefix is "
-            f"written with it, such as shop:{name}"
+            "no worker with a sign of life consumes it; write a queue of an app with a key prefix "
+            "as playbooks/queues.yml lists it"
         )
     if claimed := number(raw.get("claimed")):
         lines.append(

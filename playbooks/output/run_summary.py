@@ -10,6 +10,11 @@ from run_diff import FileDiff, files_of, listed, words_of
 
 # With its banner and the empty line above that: 24 lines.
 MOST_ROWS = 22
+#: Playbooks that do nothing when a play of theirs has no host.
+NEEDING = (
+    *("dead.yml", "doctor.yml", "drain.yml", "logs.yml", "producer.yml"),
+    *("queues.yml", "run.yml", "status.yml", "undrain.yml"),
+)
 # What is left to failures, and to warnings, where there is more of all.
 LEAST_CHANGES, LEAST_NOTES = 6, 4
 # Of a long message its first lines and its remedies.
@@ -260,6 +265,21 @@ def summary(
     reports = fitted(told, left - min(rows(made), LEAST_CHANGES), columns, "messages")
     left -= rows([reports])
     return [*fitted(made, left, columns, "changes"), *reports, *failures, *last]
+
+
+def without_hosts(playbook: str, groups: str, limit: str | None) -> str:
+    """Return why a playbook has done nothing, and the remedy.
+
+    >>> print(without_hosts("queues.yml", "celery", "web9"))
+    FAILED playbooks/queues.yml: --limit is "web9", and no host of celery is in this run.
+      Fix: run it without --limit, or limit it to a host of celery. Nothing was changed.
+    """
+    if limit is None:
+        why, fix = f"the inventory has no host of {groups}", "write hosts into the groups"
+    else:
+        why = f'--limit is "{limit}", and no host of {groups} is in this run'
+        fix = f"run it without --limit, or limit it to a host of {groups}"
+    return f"FAILED playbooks/{playbook}: {why}.\n  Fix: {fix}. Nothing was changed."
 
 
 def title(destination: str) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ def entry(line: str) -> Entry | None:
     >>> entry('{"__REALTIME_TIMESTAMP": "7", "MESSAGE": "a\\\\n", "UNIT": "celery-q@1.service"}')
     Entry(at=7, source='q@1', line='a', unit='celery-q@1.service', cursor='')
     """
-    found = json.loads(line)
+    found = _parsed(line)
     at = str(found.get("__REALTIME_TIMESTAMP", ""))
     # systemd writes of a unit, which is then UNIT.
     names = (_text(found.get(name)) for name in ("UNIT", "_SYSTEMD_UNIT"))
@@ -62,6 +63,19 @@ def entry(line: str) -> Entry | None:
         return None
     text = _text(found.get("MESSAGE")).rstrip()[:LONGEST]
     return Entry(int(at), UNIT.sub(r"\1", unit), text, unit, _text(found.get("__CURSOR")))
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ReadError(
+            f"journalctl prints no JSON: {line[:100].strip()}\n  Fix: run 'journalctl -o json "
+            "-n 1' there, and mend what it reports. Nothing was changed."
+        )
+    return found
 
 
 def _text(value: Any) -> str:
@@ -106,8 +120,12 @@ def entries(
 def with_tracebacks(found: Sequence[Entry]) -> list[Entry]:
     """Lines with the tracebacks that follow them: each line of one is an entry of its own."""
     failed = [one for one in found if FAILURE.search(one.line)][-MOST_FAILURES:]
+    deadline = time.monotonic() + SECONDS
     more = {one.cursor: one for one in found}
-    for one in failed:
+    # The newest first; on a slow disk those before have no traceback.
+    for one in reversed(failed):
+        if time.monotonic() > deadline:
+            break
         words = [f"--unit={one.unit}", f"--after-cursor={one.cursor}"]
         # By systemd, which writes of the unit as well, there is none.
         after = (line for line in _read(words) if line.source == one.source)
@@ -133,7 +151,7 @@ def dropped(between: tuple[float, float | None]) -> list[str]:
     """What systemd-journald reports of lines that it dropped, the newest last."""
     reports = []
     for line in _lines([*_times(between), "--reverse", f"--lines={10 * MOST_DROPPED}", DROPPED]):
-        text = _text(json.loads(line).get("MESSAGE"))[:LONGEST]
+        text = _text(_parsed(line).get("MESSAGE"))[:LONGEST]
         if "celery-" in text:
             reports.append(text)
     return reports[:MOST_DROPPED][::-1]

@@ -72,6 +72,12 @@ def test_what_is_no_line_of_a_unit_is_left_out(fields):
     assert entry(json.dumps({"__REALTIME_TIMESTAMP": "7", **fields})) is None
 
 
+@pytest.mark.parametrize("line", ["[1, 2]", "no", "[" * 9000, ""])
+def test_what_is_no_answer_of_journalctl_is_an_error(line):
+    with pytest.raises(celery_entries.ReadError, match=r"no JSON: .*\n  Fix: run"):
+        entry(line)
+
+
 def test_units_of_a_queue():
     planned = [
         {"name": "a", "unit": "a", "queues": ["a"]},
