@@ -44,8 +44,16 @@ def test_the_same_sources_give_the_same_file(tmp_path: pathlib.Path) -> None:
     assert not [name for name in zipfile.ZipFile(one).namelist() if "pycache" in name]
 
 
-def test_a_directory_that_is_not_there_is_refused(tmp_path: pathlib.Path) -> None:
-    command = [sys.executable, TOOL, tmp_path / "none"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "usage: wheel.py DIRECTORY" in done.stderr
+def test_it_runs_as_the_page_prints_it(tmp_path: pathlib.Path) -> None:
+    """From a fresh checkout, which has no directory `dist`."""
+    done = subprocess.run([TOOL, "dist"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (tmp_path / done.stdout.strip()).is_file()
+    assert done.stdout.startswith("dist/celery_metal_runtime-")
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "dist").touch()
+    done = subprocess.run([TOOL, "dist"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "dist: File exists" in done.stderr
+    assert "Traceback" not in done.stderr

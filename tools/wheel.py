@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write celery_metal_runtime as a wheel, for programs that send tasks and pip.
 
-    wheel.py DIRECTORY    writes the file there and prints its path
+    wheel.py DIRECTORY    writes the file there and prints its path; makes the directory
 
 The same sources give the same file. Nothing is built, and the checkout stays as it is.
 """
@@ -70,10 +70,16 @@ def _sum(text: bytes) -> str:
 
 
 def main() -> int:
-    if len(sys.argv) != 2 or not pathlib.Path(sys.argv[1]).is_dir():
-        print("usage: wheel.py DIRECTORY, which is there", file=sys.stderr)
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print("usage: wheel.py DIRECTORY", file=sys.stderr)
         return 2
-    print(write(pathlib.Path(sys.argv[1])))
+    directory = pathlib.Path(sys.argv[1])
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        print(write(directory))
+    except OSError as error:
+        print(f"{directory}: {error.strerror}\n  Fix: name another directory.", file=sys.stderr)
+        return 1
     return 0
 
 

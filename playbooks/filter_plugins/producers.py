@@ -355,10 +355,11 @@ def found_problems(
     # The others of the fleet have answered, so that a run goes on without these.
     answers = {host: one if one.get("unreachable") else {} for host, one in said.items()}
     silent = contact.contact_problems({"": {}, **answers}, "")
+    # The look never counts as failed: what it could not read are the versions.
     refused = [
-        str(one.get("msg"))
+        str(one["msg"])
         for one in said.values()
-        if one.get("failed") and not one.get("unreachable")
+        if "msg" in one and "versions" not in one and not one.get("unreachable")
     ]
     # Looked at where the host of Redis is not part of the run.
     limited = [
