@@ -46,6 +46,9 @@ SECRETS = {
     "certificate": "celery-redis-certificate-producer",
 }
 PATH = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._-]*){2,}", re.ASCII)
+TEXTS = ("true", "false")
+#: A boot, or systemd-tmpfiles, removes what is below.
+LOST = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var/run", "/var/tmp")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII)
 MODE = re.compile(r"0?[46][046]0")
 CLOSE, LONGEST = 0.85, 200
@@ -80,10 +83,10 @@ def _of_host(
         remedy = f"write {PREFIX}{near[0]}" if near else "remove it; see docs/producers.md"
         yield f"{PREFIX}{name} is an unknown variable", remedy
     value = {**DEFAULTS, **given}
-    if not isinstance(value["files"], bool):
+    if not isinstance(value["files"], bool) and str(value["files"]).lower() not in TEXTS:
         yield f"{PREFIX}files is {shown(value['files'])}", "write true or false"
         return
-    if not value["files"]:
+    if not _gets_files(given):
         return
     if is_external(hosts, groups):
         yield (
@@ -96,9 +99,15 @@ def _of_host(
             f"{PREFIX}directory is {shown(value['directory'])}",
             f"write a path with two names or more, such as {DIRECTORY}",
         )
-    for key in ("owner", "group"):
+    elif lost := [one for one in LOST if value["directory"].startswith(f"{one}/")]:
+        yield (
+            f"{PREFIX}directory is {shown(value['directory'])}, and files below {lost[0]} do not "
+            "last: a boot or systemd-tmpfiles removes them",
+            f"write a directory elsewhere, such as {DIRECTORY}",
+        )
+    for key, kind in (("owner", "user"), ("group", "group")):
         if not _is(NAME, value[key]):
-            yield f"{PREFIX}{key} is {shown(value[key])}", f"write the name of a {key}"
+            yield f"{PREFIX}{key} is {shown(value[key])}", f"write the name of a {kind} of the host"
     if not _is(MODE, value["mode"]):
         yield (
             f"{PREFIX}mode is {shown(value['mode'])}",
@@ -119,6 +128,18 @@ def _given(variables: Mapping[str, Any]) -> dict[str, Any]:
         for name in variables
         if name.startswith(PREFIX) and name != f"{PREFIX}wanted"
     }
+
+
+def _gets_files(given: Mapping[str, Any]) -> bool:
+    """Whether a host gets files; an inventory in INI format gives a text."""
+    return str(given.get("files", True)).lower() != "false"
+
+
+def with_files(
+    hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The hosts of the group that get files, so that Ansible connects to them."""
+    return [host for host in groups.get(GROUP, ()) if _gets_files(_given(hosts[host]))]
 
 
 def _is(form: re.Pattern[str], value: Any) -> bool:
@@ -268,6 +289,13 @@ def _of_outside(
     if not isinstance(folder, str) or not folder or not folder.isprintable():
         yield f"producer_to is {shown(folder)}", "write the path of a directory on this machine"
         return
+    target = Path(folder).expanduser()
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        yield (
+            f"producer_to is {shown(folder)}, which is a link or no directory",
+            "write the path of a directory on this machine; it is created where it is missing",
+        )
+        return
     place = variables.get("producer_place", DIRECTORY)
     if not _is(PATH, place) or len(place) > LONGEST:
         yield (
@@ -350,7 +378,7 @@ def found_problems(
     hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]], play: Sequence[str]
 ) -> str:
     """Why producers of a run cannot be given anything, before a host is changed; or nothing."""
-    those = [host for host in play if _given(hosts[host]).get("files", True)]
+    those = [host for host in play if _gets_files(_given(hosts[host]))]
     said = {host: hosts[host].get("__celery_producer_found", {}) for host in those}
     # The others of the fleet have answered, so that a run goes on without these.
     answers = {host: one if one.get("unreachable") else {} for host, one in said.items()}
@@ -373,6 +401,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "producer_found_problems": found_problems,
+            "producer_hosts": with_files,
             "producer_lacks": lacks,
             "producer_options": options,
             "producer_outside": outside,
