@@ -171,6 +171,24 @@ def test_a_host_that_does_not_answer_or_has_no_such_user_ends_the_run_early() ->
     assert producers.found_problems(hosts, GROUPS, ["shop1"]) == ""
 
 
+def test_producers_keep_their_destination() -> None:
+    hosts = fleet({"deploy_destination": "production", "__celery_producer_found": {}})
+    assert producers.found_problems(hosts, GROUPS, ["shop1"]) == ""
+    assert producers.options(hosts, GROUPS, "shop1")["destination"] == "production"
+    assert producers.options(fleet(), GROUPS, "shop1")["destination"] == ""
+    found = {"versions": {}, "destination": "staging"}
+    hosts["shop1"] = {**hosts["shop1"], "__celery_producer_found": found}
+    said = producers.found_problems(hosts, GROUPS, ["shop1"])
+    assert said.startswith(
+        "shop1: deployed for destination staging (/var/lib/celery-metal/producer.json), and "
+        "deploy_destination is production.\n  Fix: take the inventory of staging; -e destination_w"
+    )
+    hosts["shop1"]["destination_was"] = "staging"
+    assert producers.found_problems(hosts, GROUPS, ["shop1"]) == ""
+    # Others than site.yml do not move a host.
+    assert "site.yml -e destination_was=staging" in producers.moved(hosts, ["shop1"])
+
+
 def test_with_a_limit_a_host_that_is_not_recorded_is_refused() -> None:
     hosts = fleet()
     given = {"producer": "a1", "certificate": "c1"}
@@ -260,3 +278,12 @@ def test_the_removal_of_producers_alone_names_the_destination(site: Site) -> Non
     run = site.run(*words, playbook="playbooks/remove.yml")
     assert "playbooks/remove.yml needs its name as a confirmation" in run.said
     assert "UNREACHABLE" not in run.said
+
+
+@pytest.mark.playbook
+def test_for_a_machine_outside_the_record_of_redis_is_looked_at(site: Site) -> None:
+    words = ["-e", f"producer_to={site.directory}/out"]
+    run = site.run(*words, playbook="playbooks/producer.yml")
+    assert "Look for which destination the host was deployed" in run.said
+    assert "UNREACHABLE" in run.said
+    assert not (site.directory / "out").exists()

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import clients
 import commands
 import contact
+import destination
 import holders
 from addresses import UNREADABLE, redis_address
 from external import is_external
@@ -24,6 +25,7 @@ from texts import LETTERS, VARIABLE, shown
 
 GROUP, PREFIX = "celery_producers", "celery_producer_"
 DIRECTORY = "/etc/celery-producer"
+RECORD = "/var/lib/celery-metal/producer.json"
 #: Of the role, whose defaults other hosts' variables do not have.
 VARIABLES: dict[str, Any] = {
     "celery_producer_files": True,
@@ -214,6 +216,7 @@ def options(
         **found,
         **{key: value[key] for key in ("directory", "owner", "group", "mode")},
         "variables": value["broker_variables"],
+        "destination": hosts[host].get("deploy_destination") or "",
         "reload": [commands.words(one) for one in value["reload"]],
         "restart": [commands.words(one) for one in value["restart"]],
     }
@@ -394,7 +397,26 @@ def found_problems(
         for host in those
         if "secrets" in hosts[host].get("site_producer_broker", {})
     ]
-    return "\n".join(filter(None, [silent, *refused, *limited]))
+    return "\n".join(filter(None, [silent, *refused, moved(hosts, those, True), *limited]))
+
+
+def moved(hosts: Mapping[str, Mapping[str, Any]], play: Sequence[str], moves: bool = False) -> str:
+    """Why producers with the files of another destination are refused; empty when they are not.
+
+    :param moves: whether the playbook takes ``destination_was``.
+    """
+    found: dict[str, list[str]] = {}
+    for host in play:
+        recorded = str(hosts[host].get("__celery_producer_found", {}).get("destination", ""))
+        if not (moves and recorded == hosts[host].get("destination_was")):
+            found.setdefault(recorded, []).append(host)
+    problems = [
+        destination.host_problem(
+            some, recorded, hosts[some[0]].get("deploy_destination"), moves=moves
+        ).replace(destination.STATE, RECORD)
+        for recorded, some in found.items()
+    ]
+    return "\n".join(filter(None, problems))
 
 
 class FilterModule:
@@ -403,6 +425,7 @@ class FilterModule:
             "producer_found_problems": found_problems,
             "producer_hosts": with_files,
             "producer_lacks": lacks,
+            "producer_moved": moved,
             "producer_options": options,
             "producer_outside": outside,
             "producer_outside_problems": outside_problems,
