@@ -8,6 +8,7 @@ from typing import Any
 
 import producers
 import pytest
+from test_refusals import QUEUES, Site
 
 GROUPS: dict[str, list[str]] = {"redis": ["r1"], "celery": ["web1"], "celery_producers": ["shop1"]}
 LABELS = {
@@ -79,7 +80,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"directory": "/etc"}, 'celery_producer_directory is "/etc"\n  Fix: write a path with two'),
     ({"directory": "/etc/../x"}, "celery_producer_directory is"),
     ({"directory": "/etc/a b"}, "celery_producer_directory is"),
-    ({"owner": "a b"}, 'celery_producer_owner is "a b"'),
+    ({"directory": "/run/shop"}, 'is "/run/shop", and files below /run do not last: a boot or'),
+    ({"directory": "/var/tmp/shop"}, "files below /var/tmp do not last"),
+    ({"owner": "a b"}, 'celery_producer_owner is "a b"\n  Fix: write the name of a user of'),
     ({"group": 0}, "celery_producer_group is 0"),
     ({"mode": 0o640}, "celery_producer_mode is 416"),
     ({"mode": "0644"}, 'celery_producer_mode is "0644"'),
@@ -114,6 +117,16 @@ def test_what_can_work_is_not_refused() -> None:
     }
     assert producers.problems(fleet(shop), GROUPS) == ""
     assert producers.problems(fleet(), {"redis": ["r1"], "celery": ["web1"]}) == ""
+
+
+@pytest.mark.parametrize("text", ["false", "False"])
+def test_a_text_of_an_inventory_in_ini_format_counts(text: str) -> None:
+    shop = {"celery_producer_files": text, "celery_producer_mode": "0644"}
+    assert producers.problems(fleet(shop), GROUPS) == ""
+    assert producers.with_files(fleet(shop), GROUPS) == []
+    assert producers.found_problems(fleet({**shop}), GROUPS, ["shop1"]) == ""
+    assert producers.problems(fleet({"celery_producer_files": "True"}), GROUPS) == ""
+    assert producers.with_files(fleet({"celery_producer_files": "True"}), GROUPS) == ["shop1"]
 
 
 def test_what_depends_on_redis_is_refused(tmp_path: pathlib.Path) -> None:
@@ -162,6 +175,24 @@ def test_a_host_that_does_not_answer_or_has_no_such_user_ends_the_run_early() ->
     assert producers.found_problems(hosts, GROUPS, ["shop1"]) == ""
 
 
+def test_producers_keep_their_destination() -> None:
+    hosts = fleet({"deploy_destination": "production", "__celery_producer_found": {}})
+    assert producers.found_problems(hosts, GROUPS, ["shop1"]) == ""
+    assert producers.options(hosts, GROUPS, "shop1")["destination"] == "production"
+    assert producers.options(fleet(), GROUPS, "shop1")["destination"] == ""
+    found = {"versions": {}, "destination": "staging"}
+    hosts["shop1"] = {**hosts["shop1"], "__celery_producer_found": found}
+    said = producers.found_problems(hosts, GROUPS, ["shop1"])
+    assert said.startswith(
+        "shop1: deployed for destination staging (/var/lib/celery-metal/producer.json), and "
+        "deploy_destination is production.\n  Fix: take the inventory of staging; -e destination_w"
+    )
+    hosts["shop1"]["destination_was"] = "staging"
+    assert producers.found_problems(hosts, GROUPS, ["shop1"]) == ""
+    # Others than site.yml do not move a host.
+    assert "site.yml -e destination_was=staging" in producers.moved(hosts, ["shop1"])
+
+
 def test_with_a_limit_a_host_that_is_not_recorded_is_refused() -> None:
     hosts = fleet()
     given = {"producer": "a1", "certificate": "c1"}
@@ -177,6 +208,7 @@ def test_with_a_limit_a_host_that_is_not_recorded_is_refused() -> None:
 
 OUTSIDE: list[tuple[dict[str, Any], str]] = [
     ({}, 'producer_to is ""'),
+    ({"producer_to": "/etc/hostname"}, 'producer_to is "/etc/hostname", which is a link or no dir'),
     ({"producer_to": "out", "producer_plase": "x"}, "producer_plase is an unknown variable"),
     ({"producer_to": "out", "producer_place": "etc"}, 'producer_place is "etc"'),
     ({"producer_to": "out", "producer_broker_variables": "A,B-C"}, 'has "B-C", which is no name'),
@@ -205,3 +237,57 @@ def test_a_machine_outside_gets_the_same_with_paths_of_its_own() -> None:
     said = producers.outside_problems(fleet(), alone, given)
     assert "Redis on r1 does not listen on the network" in said
     assert producers.outside_problems(fleet(redis_listen=True), alone, given) == ""
+
+
+@pytest.fixture
+def site(tmp_path: pathlib.Path) -> Site:
+    (tmp_path / "site").mkdir()
+    site = Site(tmp_path / "site")
+    site.hosts(celery=["web1"], redis=["web1"], celery_producers=["shop1"])
+    return site
+
+
+@pytest.mark.playbook
+def test_a_rotation_takes_all_producers(site: Site) -> None:
+    path = "playbooks/rotate-secrets.yml"
+    run = site.run("--limit", "celery:redis", playbook=path)
+    assert run.status != 0
+    assert "Passwords are the same on all hosts, and shop1 would keep the earlier ones" in run.said
+    assert "UNREACHABLE" not in run.said
+    # One that only the firewall admits has nothing of it.
+    site.variables(QUEUES + "celery_producer_files: false\n")
+    assert "would keep" not in site.run("--limit", "celery:redis", playbook=path).said
+
+
+@pytest.mark.playbook
+@pytest.mark.parametrize(
+    ("variables", "words", "text"),
+    [
+        ("celery_producer_mode: '0666'", [], 'shop1: celery_producer_mode is "0666"'),
+        ("deploy_destination: a", ["-e", "destination=b"], 'destination is "b", and'),
+        ("deploy_destination: a\ndeploy_protected: true", [], "this run changes hosts"),
+    ],
+)
+def test_a_run_of_producers_alone_is_checked(
+    site: Site, variables: str, words: list[str], text: str
+) -> None:
+    site.variables(f"{QUEUES}{variables}\n")
+    site.refuses(text, words=["--limit", "shop1", *words])
+
+
+@pytest.mark.playbook
+def test_the_removal_of_producers_alone_names_the_destination(site: Site) -> None:
+    site.variables(f"{QUEUES}deploy_destination: a\n")
+    words = ["--limit", "shop1", "-e", "remove_confirmed=true"]
+    run = site.run(*words, playbook="playbooks/remove.yml")
+    assert "playbooks/remove.yml needs its name as a confirmation" in run.said
+    assert "UNREACHABLE" not in run.said
+
+
+@pytest.mark.playbook
+def test_for_a_machine_outside_the_record_of_redis_is_looked_at(site: Site) -> None:
+    words = ["-e", f"producer_to={site.directory}/out"]
+    run = site.run(*words, playbook="playbooks/producer.yml")
+    assert "Look for which destination the host was deployed" in run.said
+    assert "UNREACHABLE" in run.said
+    assert not (site.directory / "out").exists()

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import clients
 import commands
 import contact
+import destination
 import holders
 from addresses import UNREADABLE, redis_address
 from external import is_external
@@ -24,6 +25,7 @@ from texts import LETTERS, VARIABLE, shown
 
 GROUP, PREFIX = "celery_producers", "celery_producer_"
 DIRECTORY = "/etc/celery-producer"
+RECORD = "/var/lib/celery-metal/producer.json"
 #: Of the role, whose defaults other hosts' variables do not have.
 VARIABLES: dict[str, Any] = {
     "celery_producer_files": True,
@@ -46,6 +48,9 @@ SECRETS = {
     "certificate": "celery-redis-certificate-producer",
 }
 PATH = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._-]*){2,}", re.ASCII)
+TEXTS = ("true", "false")
+#: A boot, or systemd-tmpfiles, removes what is below.
+LOST = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var/run", "/var/tmp")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII)
 MODE = re.compile(r"0?[46][046]0")
 CLOSE, LONGEST = 0.85, 200
@@ -80,10 +85,10 @@ def _of_host(
         remedy = f"write {PREFIX}{near[0]}" if near else "remove it; see docs/producers.md"
         yield f"{PREFIX}{name} is an unknown variable", remedy
     value = {**DEFAULTS, **given}
-    if not isinstance(value["files"], bool):
+    if not isinstance(value["files"], bool) and str(value["files"]).lower() not in TEXTS:
         yield f"{PREFIX}files is {shown(value['files'])}", "write true or false"
         return
-    if not value["files"]:
+    if not _gets_files(given):
         return
     if is_external(hosts, groups):
         yield (
@@ -96,9 +101,15 @@ def _of_host(
             f"{PREFIX}directory is {shown(value['directory'])}",
             f"write a path with two names or more, such as {DIRECTORY}",
         )
-    for key in ("owner", "group"):
+    elif lost := [one for one in LOST if value["directory"].startswith(f"{one}/")]:
+        yield (
+            f"{PREFIX}directory is {shown(value['directory'])}, and files below {lost[0]} do not "
+            "last: a boot or systemd-tmpfiles removes them",
+            f"write a directory elsewhere, such as {DIRECTORY}",
+        )
+    for key, kind in (("owner", "user"), ("group", "group")):
         if not _is(NAME, value[key]):
-            yield f"{PREFIX}{key} is {shown(value[key])}", f"write the name of a {key}"
+            yield f"{PREFIX}{key} is {shown(value[key])}", f"write the name of a {kind} of the host"
     if not _is(MODE, value["mode"]):
         yield (
             f"{PREFIX}mode is {shown(value['mode'])}",
@@ -119,6 +130,18 @@ def _given(variables: Mapping[str, Any]) -> dict[str, Any]:
         for name in variables
         if name.startswith(PREFIX) and name != f"{PREFIX}wanted"
     }
+
+
+def _gets_files(given: Mapping[str, Any]) -> bool:
+    """Whether a host gets files; an inventory in INI format gives a text."""
+    return str(given.get("files", True)).lower() != "false"
+
+
+def with_files(
+    hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The hosts of the group that get files, so that Ansible connects to them."""
+    return [host for host in groups.get(GROUP, ()) if _gets_files(_given(hosts[host]))]
 
 
 def _is(form: re.Pattern[str], value: Any) -> bool:
@@ -193,6 +216,7 @@ def options(
         **found,
         **{key: value[key] for key in ("directory", "owner", "group", "mode")},
         "variables": value["broker_variables"],
+        "destination": hosts[host].get("deploy_destination") or "",
         "reload": [commands.words(one) for one in value["reload"]],
         "restart": [commands.words(one) for one in value["restart"]],
     }
@@ -267,6 +291,13 @@ def _of_outside(
     folder = variables.get("producer_to", "")
     if not isinstance(folder, str) or not folder or not folder.isprintable():
         yield f"producer_to is {shown(folder)}", "write the path of a directory on this machine"
+        return
+    target = Path(folder).expanduser()
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        yield (
+            f"producer_to is {shown(folder)}, which is a link or no directory",
+            "write the path of a directory on this machine; it is created where it is missing",
+        )
         return
     place = variables.get("producer_place", DIRECTORY)
     if not _is(PATH, place) or len(place) > LONGEST:
@@ -350,7 +381,7 @@ def found_problems(
     hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]], play: Sequence[str]
 ) -> str:
     """Why producers of a run cannot be given anything, before a host is changed; or nothing."""
-    those = [host for host in play if _given(hosts[host]).get("files", True)]
+    those = [host for host in play if _gets_files(_given(hosts[host]))]
     said = {host: hosts[host].get("__celery_producer_found", {}) for host in those}
     # The others of the fleet have answered, so that a run goes on without these.
     answers = {host: one if one.get("unreachable") else {} for host, one in said.items()}
@@ -367,14 +398,35 @@ def found_problems(
         for host in those
         if "secrets" in hosts[host].get("site_producer_broker", {})
     ]
-    return "\n".join(filter(None, [silent, *refused, *limited]))
+    return "\n".join(filter(None, [silent, *refused, moved(hosts, those, True), *limited]))
+
+
+def moved(hosts: Mapping[str, Mapping[str, Any]], play: Sequence[str], moves: bool = False) -> str:
+    """Why producers with the files of another destination are refused; empty when they are not.
+
+    :param moves: whether the playbook takes ``destination_was``.
+    """
+    found: dict[str, list[str]] = {}
+    for host in play:
+        recorded = str(hosts[host].get("__celery_producer_found", {}).get("destination", ""))
+        if not (moves and recorded == hosts[host].get("destination_was")):
+            found.setdefault(recorded, []).append(host)
+    problems = [
+        destination.host_problem(
+            some, recorded, hosts[some[0]].get("deploy_destination"), moves=moves
+        ).replace(destination.STATE, RECORD)
+        for recorded, some in found.items()
+    ]
+    return "\n".join(filter(None, problems))
 
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "producer_found_problems": found_problems,
+            "producer_hosts": with_files,
             "producer_lacks": lacks,
+            "producer_moved": moved,
             "producer_options": options,
             "producer_outside": outside,
             "producer_outside_problems": outside_problems,

@@ -60,6 +60,9 @@ options:
     type: list
     elements: list
     default: []
+  destination:
+    description: The destination of the run, for the record; empty for none.
+    default: ""
 author: celery-metal
 """
 
@@ -75,6 +78,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 versions: {description: Each secret to the version of its whole file, type: dict, returned: always}
+destination: {description: The destination on record, type: str, returned: with O(state=look)}
+notes: {description: What an operator has to do, type: list, returned: with O(state=present)}
 diff: {description: What was done, a line each, type: dict, returned: always}
 """
 
@@ -91,14 +96,21 @@ from ansible.module_utils.celery_producing import (
     account,
     contents,
     environment_text,
+    mode_of,
+    moves_safely,
     owned_by,
     remove,
     sum_of,
     trusted,
+    unlink,
     whole,
     write,
 )
 
+UNREAD = (
+    "{} has changed, and a reload does not read it again\n  Fix: restart the program, and write "
+    "celery_producer_restart, such as [systemctl restart shop]: then a run restarts it."
+)
 # A reload waits for requests that run.
 SECONDS = 300
 
@@ -110,13 +122,15 @@ def work(module: AnsibleModule, record: Path = STATE) -> dict[str, Any]:
     known = State.read(record) if is_here else State()
     if params["state"] == "absent":
         return _absent(known, record, check_mode=module.check_mode)
+    mode = mode_of(params["mode"])
     trusted(directory)
+    moves_safely(known, directory, params["restart"])
     own = account(params["owner"], params["group"])
     versions = whole(known, directory)
     if params["state"] == "look":
-        return {"changed": False, "versions": versions, "diff": {"prepared": ""}}
+        found = {"versions": versions, "destination": known.destination}
+        return {"changed": False, **found, "diff": {"prepared": ""}}
     lines: list[str] = []
-    mode = int(params["mode"], 8)
     wanted = params["secrets"]
     if module.check_mode and versions != wanted:
         # Without them the environment file is not known either.
@@ -135,30 +149,41 @@ def work(module: AnsibleModule, record: Path = STATE) -> dict[str, Any]:
         if sum_of(directory / name) != sum_of(text) or not owned_by(directory / name, own, mode)
     }
     gone = known.paths() - {str(directory / name) for name in files}
-    is_first = not known.files
+    is_first = not known.files or known.is_first
     lines = [f"keep {directory / name}\n" for name in sorted(changed)]
     lines += [f"remove {path}\n" for path in sorted(gone)]
     is_new = sum_of(directory / ENVIRONMENT) != sum_of(files[ENVIRONMENT])
-    has_to_restart = params["restart"] and (known.pending == "restart" or is_new)
-    what = "restart" if has_to_restart else "reload"
+    needs = "restart" if is_new or known.pending == "restart" else "reload"
+    what = needs if params[needs] else "reload"
     commands = params[what]
     is_due = is_here and bool(commands) and not is_first and bool(changed or gone or known.pending)
     lines += [f"{what} {' '.join(command)}\n" for command in commands if is_due]
-    done = State(str(directory), dict(wanted), {name: sum_of(text) for name, text in files.items()})
+    done = State(
+        str(directory),
+        dict(wanted),
+        {name: sum_of(text) for name, text in files.items()},
+        destination=params["destination"],
+    )
     if not module.check_mode and (changed or gone or known.pending or done != known):
-        pending = what if is_due else ""
+        pending = needs if is_due else ""
         # Of what is between two versions nothing is whole; a run that is cut is completed.
-        for_now = State(str(directory), {}, {**known.files, **done.files}, pending)
-        for_now.write(record, is_here)
+        for_now = done._replace(pending=pending, earlier=tuple(sorted(gone)), is_first=is_first)
+        for_now._replace(versions={}).write(record, is_here)
         for name in sorted(changed):
             write(directory / name, files[name], own, mode, is_private=not is_here)
-        for path in gone:
-            Path(path).unlink(missing_ok=True)
-        State(str(directory), done.versions, done.files, pending).write(record, is_here)
+        for_now._replace(is_first=False).write(record, is_here)
         if is_due:
             _run_all(commands, what)
-            done.write(record, is_here)
-    return {"changed": bool(lines), "versions": dict(wanted), "diff": {"prepared": "".join(lines)}}
+        # Until now the program may have used them.
+        unlink(gone)
+        done.write(record, is_here)
+    is_unread = is_due and what != needs and not module.check_mode
+    return {
+        "changed": bool(lines),
+        "versions": dict(wanted),
+        "diff": {"prepared": "".join(lines)},
+        "notes": [UNREAD.format(directory / ENVIRONMENT)] if is_unread else [],
+    }
 
 
 def _absent(known: State, record: Path, *, check_mode: bool) -> dict[str, Any]:
@@ -215,10 +240,11 @@ def main() -> None:
             "certificate": {"default": "", "no_log": True},
             "reload": lists,
             "restart": lists,
+            "destination": {"default": ""},
         },
         supports_check_mode=True,
     )
-    conclude(module, lambda: work(module), changes=not module.params["place"])
+    conclude(module, lambda: work(module), changes=not module.params["place"], warned="notes")
 
 
 if __name__ == "__main__":

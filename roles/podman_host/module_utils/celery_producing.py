@@ -9,7 +9,7 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
@@ -31,6 +31,7 @@ VARIABLES = {
 }
 # These name an address for Celery, others one for redis-py; over TCP both are the same.
 CELERYS = re.compile(r"CELERY|BROKER|RESULT")
+MODE = re.compile(r"[0-7]{3,4}", re.ASCII)
 # What a shell, systemd and Podman read alike without quotes.
 PLAIN = re.compile(r"[A-Za-z0-9_./:@,=+%-]*")
 
@@ -44,6 +45,12 @@ class State(NamedTuple):
     files: Mapping[str, str] = {}
     #: ``reload``, ``restart``, or nothing.
     pending: str = ""
+    #: Paths that were written before; a program may use them until the commands have succeeded.
+    earlier: Sequence[str] = ()
+    #: Not all of the first files are there yet, so no program uses them.
+    is_first: bool = False
+    #: Destination that they are of; empty for none.
+    destination: str = ""
 
     @classmethod
     def read(cls, record: Path) -> State:
@@ -52,17 +59,24 @@ class State(NamedTuple):
             found = cls(**json.loads(record.read_text()))
         except (OSError, ValueError, TypeError):
             return cls()
-        is_right = isinstance(found.directory, str) and all(
-            isinstance(one, dict) for one in (found.versions, found.files)
+        names = {*FILES, ENVIRONMENT}
+        is_right = (
+            isinstance(found.directory, str)
+            and isinstance(found.destination, str)
+            and isinstance(found.versions, dict)
+            and isinstance(found.files, dict)
+            and isinstance(found.earlier, list | tuple)
+            and {*found.files} <= names
+            and all(isinstance(one, str) and Path(one).name in names for one in found.earlier)
         )
-        return found if is_right and {*found.files} <= {*FILES, ENVIRONMENT} else cls()
+        return found._replace(earlier=tuple(found.earlier)) if is_right else cls()
 
     def write(self, record: Path, is_kept: bool) -> None:
         if is_kept:
             write_durably(record, json.dumps(self._asdict(), indent=2, sort_keys=True) + "\n")
 
     def paths(self) -> set[str]:
-        return {str(Path(self.directory) / name) for name in self.files}
+        return {*self.earlier, *(str(Path(self.directory) / name) for name in self.files)}
 
 
 def whole(known: State, directory: Path) -> dict[str, str]:
@@ -246,12 +260,45 @@ def write(
 
 def remove(known: State, record: Path) -> None:
     """Remove what was written, and the directory where nothing else is in it."""
-    for path in known.paths():
-        Path(path).unlink(missing_ok=True)
-    if (
-        known.directory
-        and Path(known.directory).is_dir()
-        and not any(Path(known.directory).iterdir())
-    ):
-        Path(known.directory).rmdir()
+    unlink(known.paths())
     record.unlink(missing_ok=True)
+
+
+def unlink(paths: Iterable[str]) -> None:
+    """Remove files, and directories that have become empty."""
+    files = [Path(path) for path in paths]
+    for file in files:
+        file.unlink(missing_ok=True)
+    for directory in {file.parent for file in files}:
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def mode_of(digits: str) -> int:
+    """A mode of files with passwords.
+
+    :raises HostError: when it is none, or gives others a right.
+    """
+    mode = int(digits, 8) if MODE.fullmatch(digits) else None
+    if mode is None or mode & 0o007:
+        raise HostError(
+            f'celery_producer_mode is "{digits[:20]}", and others must not read passwords\n'
+            '  Fix: write "0640", "0600", "0440" or "0400". Nothing was changed here.'
+        )
+    return mode
+
+
+def moves_safely(known: State, directory: Path, restart: Iterable[Any]) -> None:
+    """Refuse another directory where a program would not begin to use it.
+
+    :raises HostError: when files are elsewhere until now, and nothing restarts their program.
+    """
+    former = {str(Path(path).parent) for path in known.paths()} - {str(directory)}
+    if former and not known.is_first and not list(restart):
+        raise HostError(
+            f"celery_producer_directory is {directory}, the files are in "
+            f"{', '.join(sorted(former))}, and celery_producer_restart is empty\n"
+            "  A running program uses the earlier files until it restarts.\n"
+            "  Fix: write celery_producer_restart, such as [systemctl restart shop], or keep the "
+            "directory. Nothing was changed here."
+        )

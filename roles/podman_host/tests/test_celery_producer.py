@@ -48,6 +48,7 @@ def producer(tmp_path):
             "certificate": "",
             "reload": [],
             "restart": [],
+            "destination": "",
             **params,
         }
         module = SimpleNamespace(params=given, check_mode=check_mode)
@@ -152,8 +153,9 @@ def test_look_returns_what_is_whole(producer):
     assert producer(state="look")["versions"] == versions
     producer.record.write_text("{}")
     assert producer(state="look")["versions"] == {}
-    producer.record.write_text('{"files": {"../../etc/shadow": ""}, "directory": "/etc/x"}')
-    assert not producer(state="absent", check_mode=True)["changed"]
+    for text in ('"files": {"../../etc/shadow": ""}', '"earlier": ["/etc/shadow"]'):
+        producer.record.write_text(f'{{{text}, "directory": "/etc/x"}}')
+        assert not producer(state="absent", check_mode=True)["changed"]
 
 
 def test_what_the_host_of_redis_gives_is_what_was_asked_for(producer):
@@ -202,9 +204,10 @@ def test_what_is_not_wanted_any_more_goes(producer, tmp_path):
     producer()
     other = tmp_path / "etc" / "other"
     plain = {"secrets": {NAMES[0]: "v-pw"}, "inspected": inspected(**{NAMES[0]: "pw"})}
-    producer(directory=str(other), url="redis://producer@h:6379/0", **plain)
+    restart = [appends(tmp_path / "log", "a")]
+    producer(directory=str(other), url="redis://producer@h:6379/0", restart=restart, **plain)
     assert sorted(path.name for path in other.iterdir()) == ["environment", "password"]
-    assert [*producer.directory.iterdir()] == []
+    assert not producer.directory.exists()
     (other / "mine").write_text("")
     gone = producer(state="absent")
     assert sorted(gone["diff"]["prepared"].splitlines()) == [
@@ -213,6 +216,81 @@ def test_what_is_not_wanted_any_more_goes(producer, tmp_path):
     ]
     assert [path.name for path in other.iterdir()] == ["mine"]
     assert not producer(state="absent")["changed"]
+
+
+def test_another_directory_needs_a_restart_and_the_earlier_one_lasts_until_then(producer, tmp_path):
+    log, other = tmp_path / "log", tmp_path / "etc" / "other"
+    producer()
+    reload = [appends(log, "reload ")]
+    for state in ("look", "present"):
+        with pytest.raises(HostError, match="and celery_producer_restart is empty"):
+            producer(state=state, directory=str(other), reload=reload)
+    assert not other.exists()
+    names = sorted(path.name for path in producer.directory.iterdir())
+    with pytest.raises(HostError, match="exits with 3"):
+        producer(directory=str(other), restart=[appends(log, "failed ", 3)])
+    assert sorted(path.name for path in producer.directory.iterdir()) == names
+    assert (producer.directory / "password").read_text() == "pw"
+    # What is left of it is known, and still needs the restart.
+    with pytest.raises(HostError, match="and celery_producer_restart is empty"):
+        producer(directory=str(other), reload=reload)
+    done = producer(directory=str(other), restart=[appends(log, "restart")], reload=reload)
+    assert log.read_text() == "failed restart"
+    assert f"remove {producer.directory / 'password'}\n" in done["diff"]["prepared"]
+    assert not producer.directory.exists()
+    assert sorted(path.name for path in other.iterdir()) == names
+    assert not producer(directory=str(other))["changed"]
+
+
+def test_an_environment_that_only_a_reload_follows_is_reported(producer, tmp_path):
+    commands = {"reload": [appends(tmp_path / "log", "a")]}
+    assert producer(**commands)["notes"] == []
+    assert producer("new", **commands)["notes"] == []
+    url = URL.replace("5", "6")
+    with pytest.raises(HostError, match="exits with 3"):
+        producer("new", url=url, reload=[appends(tmp_path / "log", "b", 3)])
+    found = producer("new", url=url, **commands)["notes"]
+    assert len(found) == 1
+    assert found[0].startswith(f"{producer.directory / 'environment'} has changed, and a reload")
+    assert producer("new", url=url, **commands)["notes"] == []
+
+
+def test_a_first_run_that_was_cut_runs_no_command_when_it_is_completed(
+    producer, tmp_path, monkeypatch
+):
+    log = tmp_path / "log"
+    written = celery_producer.write
+
+    def cut(path, *rest, **options):
+        if path.name == "password":
+            raise ZeroDivisionError
+        written(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(celery_producer, "write", cut)
+        with pytest.raises(ZeroDivisionError):
+            producer(reload=[appends(log, "a")])
+    producer(reload=[appends(log, "a")], restart=[appends(log, "b")])
+    assert (producer.directory / "password").read_text() == "pw"
+    assert not log.exists()
+    producer("new", reload=[appends(log, "c")])
+    assert log.read_text() == "c"
+
+
+@pytest.mark.parametrize("mode", ["0644", "0666", "0641", "rw", "0o640", ""])
+def test_a_mode_with_a_right_for_others_is_refused(producer, mode):
+    for state in ("look", "present"):
+        with pytest.raises(HostError, match="celery_producer_mode is"):
+            producer(state=state, mode=mode)
+    assert not producer.directory.exists()
+
+
+def test_the_destination_is_on_record(producer):
+    assert producer(state="look")["destination"] == ""
+    producer(destination="staging")
+    assert producer(state="look")["destination"] == "staging"
+    assert not producer(destination="production")["changed"]
+    assert producer(state="look")["destination"] == "production"
 
 
 def test_for_another_machine_the_paths_are_its_own_and_nothing_is_recorded(producer, tmp_path):
