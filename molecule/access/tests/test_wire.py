@@ -136,6 +136,7 @@ def left(kit, tmp_path):
     known = json.loads(pathlib.Path(kit.inventory, "hosts.yml").read_text())
     for hosts in (known["all"]["hosts"], known["all"]["children"]["celery"]["hosts"]):
         hosts["web9"] = hosts.pop(WORKER)
+    del known["all"]["children"]["celery_producers"]["hosts"][WORKER]
     other = tmp_path / "other"
     shutil.copytree(pathlib.Path(kit.inventory, "group_vars"), other / "group_vars")
     (other / "hosts.yml").write_text(json.dumps(known))
@@ -202,13 +203,14 @@ def ca_of(kit, folder):
 def test_certificates_of_the_user_s_own_take_the_place_of_ours(kit, lab, client_of, others):
     own = {"ssl_ca_certs": others["ca"]}
     own |= {"ssl_certfile": others["worker"], "ssl_keyfile": others["worker"]}
-    kit.play(redis_tls_files=others)
+    ours = {"redis_tls_files": others, "celery_producer_certificate": others["worker"]}
+    kit.play(**ours)
     report = kit.smoke(WORKER, "celery-add_queue-1", "add_queue")["add_queue"]
     assert report["done"] == report["sent"]
     assert client_of("worker", **own).ping()
     secrets = lab.run(BROKER, "podman secret ls --noheading --format '{{.Name}}'").split()
     assert "celery-redis-authority" not in secrets
-    assert set(kit.play(redis_tls_files=others).changed.values()) == {0}
+    assert set(kit.play(**ours).changed.values()) == {0}
     lab.run(BROKER, f"systemctl start {RENEW}")
     kit.play()
     with pytest.raises(RedisConnectionError):
