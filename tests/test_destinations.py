@@ -256,6 +256,14 @@ def test_a_look_and_check_need_no_name(site: Site) -> None:
 
 
 @pytest.mark.playbook
+def test_a_switch_that_is_a_list_is_refused(site: Site) -> None:
+    site.variables(f"{QUEUES}deploy_destination: production\ndeploy_protected: [true]\n")
+    run = site.run(playbook="playbooks/drain.yml")
+    assert "deploy_protected is [True]" in run.said
+    assert "Fix: write true or false" in run.said
+
+
+@pytest.mark.playbook
 def test_a_template_that_fails_is_named(site: Site) -> None:
     site.variables(f"{QUEUES}deploy_destination: '{{{{ nowhere }}}}'\n")
     for playbook in ("site.yml", "playbooks/drain.yml"):

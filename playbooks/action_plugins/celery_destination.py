@@ -22,7 +22,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "declared"))
 import destination
 
 MODULE = "celery_destination"
-TEXTS: dict[Any, bool] = {"true": True, "false": False, True: True, False: False}
 GROUPS = ("celery", "redis", "celery_producers")
 
 
@@ -88,8 +87,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             host: tuple(self._templar.template(every[host].get(name)) for name in names)
             for host in hosts
         }
-        # An inventory in the form of INI has texts.
-        return {host: (name, TEXTS.get(is_, is_)) for host, (name, is_) in found.items()}
+        return {host: (name, destination.switch(is_)) for host, (name, is_) in found.items()}
 
     def _inventories(self, declared: dict[str, tuple[Any, Any]]) -> dict[str, list[Any]]:
         """The values of ``deploy_destination`` in each inventory, where several were given."""

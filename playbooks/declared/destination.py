@@ -44,6 +44,15 @@ def problem(
     return f"{found[0]}.\n  Fix: {found[1]}. Nothing was changed." if found else ""
 
 
+def switch(value: Any) -> Any:
+    """A value of ``deploy_protected``; an inventory in the form of INI has texts.
+
+    >>> switch("false"), switch(True), switch(["true"])
+    (False, True, ['true'])
+    """
+    return value == "true" if value in ("true", "false") else value
+
+
 def insisting(variables: Mapping[str, Any]) -> str:
     """The variables of a run that insist on what it would refuse; empty without any.
 

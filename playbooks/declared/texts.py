@@ -21,6 +21,8 @@ NAMES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 # Longest value that a message quotes in full.
 SHOWN_LENGTH = 70
 PATH_LENGTH = 300
+#: What Ansible takes for true and false on the command line.
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 #: What Ansible makes of the words of a value of -e after the first.
 REST = "_raw_params"
 

@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))  # Ansible loads filters by their path
+# Beside this file, and rules that are no plugins; Ansible loads filters by their path.
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import reported
+from texts import FALSE, REST, TRUE
 
 KNOWN = (
     "run_command",
@@ -26,10 +29,7 @@ KNOWN = (
 CLOSE = 0.85
 MOST_BYTES, MOST_MB, MOST_SECONDS, LONGEST = 65536, 1 << 30, 315360000, 255
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
-#: What Ansible makes of the words of -e run_command='a b' after the first.
-REST = "_raw_params"
 EXAMPLE = "write -e \"run_command='python manage.py migrate'\""
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def words(command: Any) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import reported
-from texts import cut
+from texts import FALSE, TRUE, cut
 
 if TYPE_CHECKING:
     from celery_metal_types import DeadLetters
@@ -23,7 +23,6 @@ ACTIONS = ("list", "show", "send", "delete", "export")
 FILTERS = ("dead_id", "dead_queue", "dead_task", "dead_reason")
 SWITCHES = ("dead_all", "dead_confirmed")
 KNOWN = ("dead_action", *FILTERS, *SWITCHES, "dead_file")
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 COLUMNS = {
     "task": "task",
     "id": "id",

@@ -19,7 +19,7 @@ import of_hosts
 import of_redis
 import report
 import reported
-from texts import shown
+from texts import FALSE, TRUE, shown
 
 if TYPE_CHECKING:
     from celery_metal_types import Backlog, FleetRedis, HostStatus, NoAnswer
@@ -30,7 +30,6 @@ AREAS = (of_hosts, of_redis, of_apps)
 KNOWN = ("doctor_accept", "doctor_format", "doctor_strict")
 FORMATS = ("table", "json")
 CLOSE = 0.75
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def accepted(value: Any) -> list[str]:

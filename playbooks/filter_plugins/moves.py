@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import pauses
 import reported
-from texts import cut, shown
+from texts import FALSE, TRUE, cut, shown
 
 if TYPE_CHECKING:
     from celery_metal_types import QueueTasks
@@ -29,7 +29,6 @@ OPTIONS = ("queues_from", "queues_to", "queues_reason")
 KNOWN = ("queues_action", *OPTIONS, "queues_confirmed", "queues_left")
 CLOSE, LONGEST, MOST_ROWS, MOST_NAMES, WIDTH = 0.85, 1024, 100, 12, 60
 LONGEST_REASON = 200
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 RUNTIME = "celery-metal."
 
 
