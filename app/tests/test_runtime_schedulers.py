@@ -4,7 +4,9 @@ import contextlib
 import json
 import sqlite3
 from collections import Counter
+from types import MappingProxyType
 
+import pytest
 from celery import Celery
 from celery.schedules import schedule
 from celery_metal_runtime import configure, fence
@@ -31,6 +33,20 @@ REDBEAT = f"{APP}app.conf.beat_scheduler = 'redbeat.RedBeatScheduler'\n{SHORT}"
 DJANGO = (
     f"{APP}app.conf.beat_scheduler = 'django_celery_beat.schedulers:DatabaseScheduler'\n{SHORT}"
 )
+# Sending takes until somebody allows it to go on: before Redis has the task, and after.
+SLOW = """
+import pathlib, time
+from celery import signals
+
+here = pathlib.Path(__file__).parent
+
+def hold(**_):
+    (here / "sending").touch()
+    while not (here / "go").exists():
+        time.sleep(0.01)
+
+signals.{}.connect(hold, sender="tick")
+"""
 SETTINGS = """
 SECRET_KEY = "of a test"
 INSTALLED_APPS = ["django_celery_beat"]
@@ -87,15 +103,25 @@ def add_entry(environ):
     entry.save()
 
 
-def goes_on(fleet, recorded):
-    """Both entries are sent again, and as often as is written down once Beat has ended."""
+def kill(fleet, beat, recorded):
+    """End the only Beat that sends; returns what was sent and is not written down."""
+    beat.process.kill()
+    beat.process.wait()
+    return counts(fleet) - Counter(recorded(fleet))
+
+
+def goes_on(fleet, recorded, before_it=MappingProxyType({})):
+    """Both entries are sent again, and as often as is written down once Beat has ended.
+
+    `before_it`: what another one has sent and not written down.
+    """
     before = counts(fleet)
     wait_until(
         lambda: all(counts(fleet)[name] > before[name] + 1 for name in ("static", "late")),
         "both entries are sent",
     )
     assert fleet.beats[-1].stop() == 0
-    assert recorded(fleet) == counts(fleet)
+    assert recorded(fleet) == counts(fleet) - Counter(before_it)
 
 
 def test_redbeat_has_its_entries_in_the_broker_s_redis(own_redis, tmp_path):
@@ -109,9 +135,9 @@ def test_redbeat_has_its_entries_in_the_broker_s_redis(own_redis, tmp_path):
         wait_until(lambda: counts(fleet)["late"] > 1, "what was added is sent")
         # RedBeat's own lock would keep the next one out for as long as this one.
         assert fleet.client.keys("redbeat*lock*") == []
-        first.process.kill()
+        sent = kill(fleet, first, redbeat_counts)
         fleet.beats[1].systemd.wait_for("schedule: holds the lock")
-        goes_on(fleet, redbeat_counts)
+        goes_on(fleet, redbeat_counts, sent)
         assert "stop falling back" not in first.log
     assert own_redis.refused() == []
 
@@ -128,6 +154,32 @@ def test_redbeat_by_tls(authority, tmp_path):
             goes_on(fleet, redbeat_counts)
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("moment", ["before_task_publish", "after_task_publish"])
+def test_what_is_being_sent_at_a_stop_is_sent_and_written_down(own_redis, tmp_path, moment):
+    """RedBeat writes down first: cut off, it would not send at all, or never again."""
+    allow(own_redis)
+    with beats(tmp_path, own_redis, REDBEAT + SLOW.format(moment)) as fleet:
+        beat = fleet.start()
+        wait_until((tmp_path / "sending").exists, "a task is being sent")
+        beat.process.terminate()
+        beat.systemd.wait_for("STOPPING=1")
+        (tmp_path / "go").touch()
+        assert beat.process.wait(PATIENCE) == 0
+        assert redbeat_counts(fleet) == counts(fleet) == {"static": 1}
+        assert fleet.client.get(fence.LOCK) is None
+
+
+def test_what_never_ends_is_cut_off_at_a_stop(own_redis, tmp_path):
+    allow(own_redis)
+    text = f"{REDBEAT}ours.STOP_SECONDS = 0.2\n{SLOW.format('before_task_publish')}"
+    with beats(tmp_path, own_redis, text) as fleet:
+        beat = fleet.start()
+        wait_until((tmp_path / "sending").exists, "a task is being sent")
+        assert beat.stop() == 0
+        assert counts(fleet) == {}
+        assert fleet.client.get(fence.LOCK) is None
 
 
 def test_redbeat_without_rights_to_its_keys_fails_its_start(own_redis, tmp_path):
@@ -187,7 +239,7 @@ def test_the_database_scheduler_with_sqlite(own_redis, tmp_path):
         wait_until(lambda: counts(fleet)["late"] > 1, "what was added is sent")
         # What was sent is in the database at once: who follows a killed one does not send it again.
         wait_until(lambda: recorded(fleet) == counts(fleet), "all is written down")
-        first.process.kill()
+        sent = kill(fleet, first, recorded)
         fleet.start().systemd.wait_for("schedule: holds the lock")
-        goes_on(fleet, recorded)
+        goes_on(fleet, recorded, sent)
     assert own_redis.refused() == []

@@ -37,6 +37,8 @@ CELERYS_SCHEDULER = "celery.beat:PersistentScheduler"
 LOOK_SECONDS = 1.0
 # Above the pause of 30 s that kombu makes between two attempts to connect.
 STUCK_SECONDS = 60.0
+# How long a stop waits for what is being sent or written down.
+STOP_SECONDS = 5.0
 # Packages of schedulers that read their entries without the lock, and write none of them.
 ELSEWHERE = ("django_celery_beat.", "redbeat.")
 # Who has sent nothing for so long shows that it still can.
@@ -171,7 +173,7 @@ class Service(beat.Service):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_told = self._is_proven = False
+        self._is_told = self._is_proven = self._is_idle = False
 
     def start(self, embedded_process: bool = False) -> None:
         """Stand by, schedule, and stand by again, until told to stop."""
@@ -189,7 +191,7 @@ class Service(beat.Service):
                 except UNANSWERED as error:
                     self._refuse(error)
                     self.fence.fail(error)
-                    sleep(LOOK_SECONDS)
+                    self._pause(LOOK_SECONDS)
                 self.__dict__.pop("scheduler", None)
         finally:
             self.watch.finish()
@@ -208,12 +210,31 @@ class Service(beat.Service):
         scheduler.tick = lambda: self._turn(scheduler, tick)
         return scheduler
 
-    def _stop(self, number: int, _: Any) -> NoReturn:
+    def _stop(self, number: int, _: Any) -> None:
+        """End a pause at once, and else what is being done once it is done.
+
+        A scheduler that is cut off between sending and writing down sends twice, or not at all.
+        """
         signal.signal(number, signal.SIG_IGN)  # once is enough
         # The loops look at this, too: Python ignores what is raised in a destructor.
         self._is_told = True
         self.watch.notifier.send("STOPPING=1")
+        if self._is_idle:
+            raise SystemExit
+        # A Redis or a database that does not answer is not waited for.
+        signal.signal(signal.SIGALRM, self._give_up)
+        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS)
+
+    def _give_up(self, _number: int, _: Any) -> NoReturn:
         raise SystemExit
+
+    def _pause(self, seconds: float) -> None:
+        self._is_idle = True
+        try:
+            if not self._is_told:
+                sleep(seconds)
+        finally:
+            self._is_idle = False
 
     def _check(self) -> None:
         """Find a mistake in the schedule now, and not only when this Beat has to take over."""
@@ -230,12 +251,12 @@ class Service(beat.Service):
                 if is_held or not self._is_proven:
                     self._prove()
                 if is_held:
-                    return True
+                    return not self._is_told
                 self.fence.answered()
                 self._tell("stands by, another Beat holds the lock")
             except UNANSWERED as error:
                 self.fence.fail(error)
-            sleep(LOOK_SECONDS)
+            self._pause(LOOK_SECONDS)
         return False
 
     def _prove(self) -> None:
@@ -302,7 +323,7 @@ class Service(beat.Service):
             self._look(scheduler)
         except (UnsentError, *UNANSWERED) as error:
             say(f"schedule: a task was not sent, and is due still: {line(error)}")
-            sleep(LOOK_SECONDS)
+            self._pause(LOOK_SECONDS)
             self._end()
             return None
         self._tell(_words(scheduler))
@@ -315,7 +336,7 @@ class Service(beat.Service):
             if now >= until:
                 # Not nothing, for which Celery would not sync.
                 return 1e-6 if interval else 0
-            sleep(min(until - now, LOOK_SECONDS, PROOF_SECONDS))
+            self._pause(min(until - now, LOOK_SECONDS, PROOF_SECONDS))
             if monotonic() - self.fence.sent_at >= PROOF_SECONDS:
                 return 1e-6  # and the next turn looks
 
