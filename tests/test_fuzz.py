@@ -26,7 +26,7 @@ pytestmark = pytest.mark.playbook
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SEED = 20261124
 # Odd values for each variable and key, of all that there are.
-SAMPLE = 6
+SAMPLE = 4
 # The time that Ansible takes for a task of one host grows with the number of hosts.
 HOSTS_OF_A_RUN = 60
 SPECS = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import functools
 import ipaddress
 import os
 import pathlib
@@ -265,6 +266,16 @@ def text_problem(name: str, value: str) -> str:
     return ""
 
 
+@functools.cache
+def options_of(specs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """What the argument specs of roles say of each variable, by its name."""
+    options: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        # Not Ansible's own from_yaml, which remembers where each word stood, and takes its time.
+        options |= yaml.load(spec, SAFE)["argument_specs"]["main"]["options"]
+    return options
+
+
 def declaration_problems(
     variables: Mapping[str, Any],
     specs: Iterable[str],
@@ -284,10 +295,7 @@ def declaration_problems(
     :param places: directories of the controller in which files with a relative path are looked for.
     :param first: all variables of the host whose images all others get; None without one.
     """
-    options: dict[str, Mapping[str, Any]] = {}
-    for spec in specs:
-        # Not Ansible's own from_yaml, which remembers where each word stood, and takes its time.
-        options |= yaml.load(spec, SAFE)["argument_specs"]["main"]["options"]
+    options = options_of(tuple(specs))
     problems, values = [], {}
     for name in sorted(name for name in variables if name.startswith(PREFIXES)):
         if name not in options:
