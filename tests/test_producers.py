@@ -291,3 +291,18 @@ def test_for_a_machine_outside_the_record_of_redis_is_looked_at(site: Site) -> N
     assert "Look for which destination the host was deployed" in run.said
     assert "UNREACHABLE" in run.said
     assert not (site.directory / "out").exists()
+
+
+def test_programs_with_an_earlier_password_are_named() -> None:
+    row = {"user": "producer", "address": "10.0.0.9", "count": 3, "seconds": 7200}
+    said = producers.connected({"connections": [row]}, "broker", False)
+    title, line, end, fix = said.split("\n")
+    assert title == "broker: connections from before the new password:"
+    assert line == "  producer from 10.0.0.9: 3, the oldest for 7200 s"
+    assert "-e rotate_finish=true" in end
+    assert fix.startswith("  Fix: give these programs the new password")
+    assert "cannot send tasks now" in producers.connected({"connections": [row]}, "broker", True)
+    for nothing in (None, {}, {"connections": []}, {"connections": [None]}, {"connections": "x"}):
+        assert producers.connected(nothing, "broker", False) == ""
+    odd = producers.connected({"connections": [{"user": "\x1b[2J", "count": -1}]}, "broker", True)
+    assert odd.replace("\n", "").isprintable()

@@ -170,6 +170,14 @@ def test_a_pause_that_another_run_ended_fails_the_run():
     assert pauses.problem({"is_kept": True, "unconfirmed": []}, "emails") == ""
 
 
+@pytest.mark.parametrize("action", ["pause", "resume"])
+def test_what_a_power_cut_may_undo_is_in_the_report(action):
+    found = {"done": 1, "unsaved": "appendonly no"}
+    said = moves.text(found, action, PAUSE, False).split("\n")
+    assert said[-1] == f"a power cut of Redis may undo the {action}: appendonly no"
+    assert "power cut" not in moves.text({"done": 1, "unsaved": ""}, action, PAUSE, False)
+
+
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda one: st.lists(one, max_size=3) | st.dictionaries(st.text(), one, max_size=3),
@@ -180,7 +188,9 @@ ANYTHING = st.recursive(
 @given(
     st.fixed_dictionaries(
         {},
-        optional=dict.fromkeys(("done", "workers", "claimed", "waiting", "is_kept"), ANYTHING)
+        optional=dict.fromkeys(
+            ("done", "workers", "claimed", "waiting", "is_kept", "unsaved"), ANYTHING
+        )
         | dict.fromkeys(
             ("paused", "unconfirmed"),
             st.lists(

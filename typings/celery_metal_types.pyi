@@ -448,6 +448,7 @@ class QueueTasks(TypedDict):
     claimed: int
     unconfirmed: list[Unconfirmed]
     is_kept: bool
+    unsaved: str  # why a power cut may undo it; empty where it is on the disk
 
 class Finding(TypedDict):
     kind: str

@@ -18,7 +18,7 @@ APPS = {"shop": "shop:", "mail": "mail:"}
 def site(own_redis):
     rules = user_rules(USERS.read_text().rstrip(), [], ["producer"], APPS)  # as the role reads it
     for block in re.split(r"^user ", rules, flags=re.M)[1:]:
-        text = re.sub(r"^\s*#.*$", "", block, flags=re.M).replace("+client|setinfo", "")
+        text = re.sub(r"^\s*#.*$|\+client\|setinfo|\+waitaof", "", block, flags=re.M)
         name, *rights = re.findall(r"\([^)]*\)|[^\s()]+", " ".join(text.split()))
         own_redis.client.execute_command(
             "ACL", "SETUSER", name, "reset", "on", f">{PASSWORD}", *rights

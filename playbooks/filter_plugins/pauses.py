@@ -68,7 +68,8 @@ def text(raw: Mapping[str, Any], action: str, queue: str, check: bool) -> str:
     if action == "resume":
         if not is_new:
             return f"{name} is not paused"
-        return f"{name} {'would be' if check else 'is'} resumed: {counts}"
+        done = f"{name} {'would be' if check else 'is'} resumed: {counts}"
+        return "\n".join([done, *_unsaved(raw, "the resume")])
     if check:
         what = "would be paused" if is_new else "is paused already"
         return f"{name} {what}: {counts}"
@@ -86,7 +87,15 @@ def text(raw: Mapping[str, Any], action: str, queue: str, check: bool) -> str:
             f"{_count(claimed, 'task')} claimed before: running tasks finish, tasks with an ETA go "
             "back when they are due"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_unsaved(raw, "the pause")])
+
+
+def _unsaved(raw: Mapping[str, Any], what: str) -> list[str]:
+    """The line for what a power cut may undo."""
+    why = raw.get("unsaved")
+    if not (isinstance(why, str) and why):
+        return []
+    return [f"a power cut of Redis may undo {what}: {reported.shown(why, 200)}"]
 
 
 def problem(

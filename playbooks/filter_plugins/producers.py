@@ -21,7 +21,7 @@ import holders
 from addresses import UNREADABLE, redis_address
 from external import is_external
 from of_the_app import OURS
-from texts import LETTERS, VARIABLE, shown
+from texts import LETTERS, VARIABLE, shown, word
 
 GROUP, PREFIX = "celery_producers", "celery_producer_"
 DIRECTORY = "/etc/celery-producer"
@@ -420,9 +420,41 @@ def moved(hosts: Mapping[str, Mapping[str, Any]], play: Sequence[str], moves: bo
     return "\n".join(filter(None, problems))
 
 
+def connected(found: Any, host: str, is_last: bool) -> str:
+    """Which programs are connected to a Redis by an earlier password; empty where none are.
+
+    :param found: what the module ``redis_users`` returned with ``earlier``.
+    :param is_last: whether this run has ended the earlier passwords.
+    """
+    rows = found.get("connections") if isinstance(found, Mapping) else None
+    lines = [
+        f"  {word(str(row.get('user')))} from {word(str(row.get('address')))}: "
+        f"{_number(row.get('count'))}, the oldest for {_number(row.get('seconds'))} s"
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, Mapping)
+    ]
+    if not lines:
+        return ""
+    if is_last:
+        end = "This run has ended them: programs without the new password cannot send tasks now."
+    else:
+        end = (
+            "They end with -e rotate_finish=true.\n"
+            "  Fix: give these programs the new password before, unless they read it again, as the "
+            "runtime does; see docs/producers.md."
+        )
+    title = f"{host}: connections from before the new password:"
+    return "\n".join([title, *lines, f"  {end}"])
+
+
+def _number(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 1 << 53 else 0
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
+            "producer_connected": connected,
             "producer_found_problems": found_problems,
             "producer_hosts": with_files,
             "producer_lacks": lacks,

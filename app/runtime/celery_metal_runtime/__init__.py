@@ -53,7 +53,8 @@ CELERY_METAL_RESULT_BACKEND
     it. Unset: an app that keeps results in a Redis keeps them in the
     broker's; any other stays as it is.
 CELERY_METAL_PASSWORD_FILE
-    Holds the password for both (``/run/secrets/celery-redis-password``, which may be absent).
+    Holds the password for both (``/run/secrets/celery-redis-password``, which may be absent). It is
+    read again for each connection.
 CELERY_METAL_TLS_CA_FILE
     With TLS, holds what the server's certificate is checked by (``/run/secrets/celery-redis-ca``;
     where that is absent, the system's trust store decides).

@@ -79,7 +79,7 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
     """
     environ = os.environ if environ is None else environ
     broker, results = text(environ, BROKER), _results(environ)
-    password = _password(environ) if broker or results else ""
+    place, password = _password(environ) if broker or results else ("", "")
     if broker and not results and _scheme(app.conf.result_backend or "") in (*REDIS, SOCKET):
         results = broker
     # It belongs to the address, as the password does: an app's own is for a broker of its own.
@@ -104,8 +104,7 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
         put(app, result_backend=url, redis_backend_use_ssl=tls[results])
         _add_options(app, "result_backend_transport_options", options)
         if options:  # before Celery 5.5 the user of such an address is lost
-            user = urlsplit(url.partition(";")[0]).username
-            put(app, redis_username=unquote(user) if user else None)
+            put(app, redis_username=_user(results) or None)
     if SENTINEL in (
         _scheme(app.conf.broker_read_url or ""),
         _scheme(app.conf.result_backend or ""),
@@ -113,6 +112,12 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
         from celery_metal_runtime import sentinels  # not before gevent has patched
 
         sentinels.install()
+    if password:
+        from celery_metal_runtime import passwords  # not before gevent has patched
+
+        for address in (broker, results):
+            if _scheme(address) in (*REDIS, *TLS):
+                passwords.follow(place, _user(address), password)
     _choose_exchange(app)
     _set_service_defaults(app)
 
@@ -135,7 +140,7 @@ def export_address(environ: MutableMapping[str, str]) -> None:
             "them from celery_worker_broker_variables, and let the app ask Celery for a client, "
             "app.connection_for_write().default_channel.client"
         )
-    url = _for_celery(BROKER, broker, _password(environ), None)[0]
+    url = _for_celery(BROKER, broker, _password(environ)[1], None)[0]
     if scheme in TLS:
         url += ("&" if "?" in url else "?") + urlencode(_tls(environ), safe="/")
     environ.update(dict.fromkeys(names, url))
@@ -186,7 +191,7 @@ def _choose_exchange(app: "Celery") -> None:
     url = app.conf.broker_read_url or ""
     if isinstance(url, (list, tuple)):  # of several, Celery takes the first
         url = next(iter(url), "")
-    user = unquote(urlsplit(str(url).partition(";")[0]).username or "")
+    user = _user(str(url).partition(";")[0])
     if user == MONITOR or user.endswith(MONITORS):
         if not is_set(app, "control_exchange"):
             put(app, control_exchange=QUESTIONS)
@@ -282,13 +287,18 @@ def _results(environ: Mapping[str, str]) -> str:
     return found
 
 
+def _user(url: str) -> str:
+    return unquote(urlsplit(url).username or "")
+
+
 def _has_password(url: str) -> bool:
     return ":" in url.partition("://")[2].partition("/")[0].rpartition("@")[0]
 
 
-def _password(environ: Mapping[str, str]) -> str:
-    """The first line of the password file, or nothing where none is named and none is there."""
-    return _secret(environ, PASSWORD_FILE, DEFAULT_PASSWORD_FILE)[1].rstrip("\r\n")
+def _password(environ: Mapping[str, str]) -> tuple[str, str]:
+    """The password file's path and first line; no line where none is named and none is there."""
+    path, content = _secret(environ, PASSWORD_FILE, DEFAULT_PASSWORD_FILE)
+    return path, content.rstrip("\r\n")
 
 
 def _tls(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -222,6 +222,8 @@ def test_passwords_change_under_load_and_no_task_is_lost(kit, lab, app_of, clien
             client_of(user, old[user]).ping()
         assert client_of(user).ping()
     assert "-e rotate_finish=true" in played.output
+    # Those of the load, which nothing has reloaded.
+    assert f"{BROKER}: connections from before the new password: producer from " in played.said
     assert not any(word in played.output for word in (*old.values(), *new.values()))
 
     # Producers have both, until it is said that they need the earlier one no more.

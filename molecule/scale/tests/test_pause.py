@@ -36,6 +36,8 @@ def test_a_queue_is_paused_over_restarts_and_a_deploy_and_every_task_done_once(k
     lab.wait_for(lambda: "1 busy" in lab.show(HOST, UNIT, "StatusText"), 20, "a task", unit=UNIT)
     said = kit.play(playbook=TOOL, **pause).said
     assert "workers that have confirmed: 1 of 1" in said
+    # It is on the disk by then.
+    assert "power cut" not in said
     begun = len(done())
     # What runs is finished, and the task with a countdown goes back.
     lab.wait_for(is_idle, 60, "nothing is claimed", unit=UNIT)

@@ -87,6 +87,11 @@ unconfirmed:
   type: list
   returned: always
 is_kept: {description: Whether no other program has resumed it, type: bool, returned: always}
+unsaved:
+  description: >-
+    Why a power cut of Redis may undo the pause or the resume; empty where it is on the disk
+  type: str
+  returned: always
 is_complete:
   description: Whether all lists of Redis were looked at
   type: bool
@@ -112,6 +117,7 @@ from ansible.module_utils.celery_pauses import (
     pauses_of,
     place_of,
     resume,
+    unsaved,
     value_of,
 )
 from ansible.module_utils.celery_redis import SOCKET, RedisError
@@ -145,6 +151,7 @@ def run(client: Client, params: Mapping[str, Any], *, admin: bool, check: bool) 
         "claimed": 0,
         "unconfirmed": [],
         "is_kept": True,
+        "unsaved": "",
     }
     queue, to, prefixes = params["queue"], params["to"], params["prefixes"]
     if params["action"] == "list":
@@ -176,6 +183,8 @@ def _hold(client: Client, params: Mapping[str, Any], found: QueueTasks, *, check
         found["done"] = int(is_new)
     else:
         found["done"] = int(value is None)
+    if not check and (found["done"] or value is not None):
+        found["unsaved"] = unsaved(client)
     # Without a pause to confirm one look, for how many workers there are.
     seconds = 0 if check or value is None else params["seconds"]
     looked = confirmed(client, place, value or "", seconds)

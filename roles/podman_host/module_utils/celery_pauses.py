@@ -28,6 +28,8 @@ LOOK_SECONDS = 0.3
 MOST, LONGEST, LONGEST_TEXT = 200, 4096, 200
 #: As the runtime abbreviates what it confirms.
 LONGEST_ID = 16
+#: How long Redis may take to have a write on its disk; less than the patience of a Client.
+DISK_SECONDS = 4
 MAX_AT = 253402300799  # the last second of the year 9999
 # Those of declared queues first: other fields cannot keep them out.
 READ = """
@@ -158,6 +160,25 @@ def resume(client: Client, place: Waiting) -> bool:
     keys = (place.prefix + PAUSED, place.prefix + PAUSING)
     (count,) = client.ask(("EVAL", RESUME, "2", *keys, place.queue))
     return bool(count)
+
+
+def unsaved(client: Client) -> str:
+    """Why a power cut may undo what this connection wrote last; empty where it is on the disk.
+
+    With ``appendfsync everysec`` Redis answers before it is there, by a second and more.
+    """
+    (said,) = client.try_all(("WAITAOF", "1", "0", str(DISK_SECONDS * 1000)))
+    if isinstance(said, list) and said[:1] == [1]:
+        return ""
+    text = str(said) if isinstance(said, RedisError) else ""
+    if "appendonly is disabled" in text:
+        return "Redis keeps no append-only file (appendonly no)"
+    if "unknown command" in text:
+        return "this Redis cannot confirm what is on its disk (no WAITAOF: older than 7.2)"
+    if text.startswith("NOPERM"):
+        return "the user in Redis has no right to WAITAOF, which confirms what is on the disk"
+    late = f"Redis has not confirmed within {DISK_SECONDS} s that it is on the disk"
+    return text[:LONGEST_TEXT] or f"{late} (a slow disk, or appendfsync no)"
 
 
 def confirmed(client: Client, place: Waiting, value: str, seconds: float) -> Confirmed:

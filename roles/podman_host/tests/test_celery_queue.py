@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import celery_queue
 import pytest
@@ -183,6 +184,43 @@ def test_a_queue_is_paused_once_its_workers_have_confirmed(client, send):
     # Who paused it first, and since when, stays.
     assert found["paused"] == [pause]
     assert run(client, **MAIL)["paused"] == [pause]
+
+
+def test_a_pause_that_a_power_cut_may_undo_is_reported(client):
+    # This Redis has no append-only file, or is older than WAITAOF; so it is also when asked again.
+    words = "Redis keeps no append-only file", "this Redis cannot confirm what is on its disk"
+    assert run(client, "pause", check=True, **MAIL)["unsaved"] == ""
+    for action in ("pause", "pause", "resume"):
+        assert run(client, action, **MAIL)["unsaved"].startswith(words)
+    assert run(client, "resume", **MAIL)["unsaved"] == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ([1, 0], ""),
+        ([0, 0], "Redis has not confirmed within 4 s that it is on the disk"),
+        (RedisError("NOPERM User w has no permissions to run the 'waitaof'"), "the user in Redis"),
+        (
+            RedisError("ERR unknown command 'WAITAOF', with args"),
+            "this Redis cannot",
+        ),
+        (
+            RedisError(
+                "ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled."
+            ),
+            "Redis keeps no append-only file",
+        ),
+        (RedisError("LOADING"), "LOADING"),
+        ("odd", "Redis has not confirmed"),
+    ],
+)
+def test_what_is_on_the_disk_is_asked_after_it_is_written(answer, said):
+    asked = []
+    client = SimpleNamespace(try_all=lambda *commands: asked.extend(commands) or [answer])
+    found = celery_pauses.unsaved(client)
+    assert (found.startswith(said), bool(found)) == (True, bool(said))
+    assert asked == [("WAITAOF", "1", "0", "4000")]
 
 
 def test_a_queue_is_resumed(client, send):

@@ -8,7 +8,8 @@ module: redis_users
 short_description: Keep the passwords and the rights of Redis's users
 description:
   - Each user has a password of its own, made once and kept as the Podman secret
-    C(celery-redis-USER) with the label C(version), a random mark that says nothing of it. What
+    C(celery-redis-USER) with the labels C(version), a random mark that says nothing of it, and
+    C(at), when it was made. What
     Redis loads at its start, rights and hashed passwords, is the secret C(celery-redis-acl).
   - The password of an app's user that is gone is removed.
   - A Redis that runs is told at once, and its Sentinel, so that nothing restarts. A user's earlier
@@ -45,6 +46,13 @@ options:
         that are kept. All of them must know these by then.
     type: bool
     default: false
+  earlier:
+    description:
+      - Instead, report the connections of these users that were made before their newest password,
+        and so with an earlier one. Nothing is changed.
+    type: list
+    elements: str
+    default: []
   taken:
     description:
       - Instead, what C(podman secret inspect --showsecret) has printed on the host that makes them,
@@ -74,6 +82,12 @@ generation:
   description: What changes when Redis must be started anew to take the users
   type: str
   returned: always
+connections:
+  description: >-
+    With I(earlier), for each user and address how many (C(count)), and since how many seconds
+    (C(seconds)) the oldest; those first
+  type: list
+  returned: with earlier
 diff: {description: Names of the secrets that are written or removed, type: dict, returned: always}
 """
 
@@ -82,6 +96,7 @@ import json
 import re
 import secrets as randomness
 import string
+import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -103,6 +118,8 @@ LENGTH = 40
 APP_SECRET = re.compile(
     rf"{PREFIX}(?!certificate-)[a-z][a-z0-9]{{0,30}}-(?:worker|producer|monitor)", re.ASCII
 )
+#: Addresses in a report.
+MOST = 100
 # Of Redis's own, without a password.
 NOBODY = "default"
 CONSEQUENCE = (
@@ -258,6 +275,14 @@ class Servers:
             known = [name for name in names if name in self._users(client)]
             self._ask(client, *(("CLIENT", "KILL", "USER", one, "SKIPME", "yes") for one in known))
 
+    def connections(self) -> list[dict[str, str]]:
+        """Each connection to the Redis of this host, in the words of CLIENT LIST."""
+        if not self.redis:
+            return []
+        (text,) = self._ask(self.redis, ("CLIENT", "LIST"))
+        lines = str(text).splitlines()
+        return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+
     def _users(self, client: Client) -> list[str]:
         """Those that it knows; a Sentinel has no user that replicates."""
         users: list[str] = self._ask(client, ("ACL", "USERS"))[0]
@@ -287,7 +312,8 @@ def password(before: Kept | None, *, renew: bool) -> tuple[Kept, bool]:
     if before and not renew:
         return before, False
     value = "".join(randomness.choice(LETTERS) for _ in range(LENGTH))
-    return Kept(value, {"version": randomness.token_hex(6)}), True
+    labels = {"version": randomness.token_hex(6), "at": str(int(time.time()))}
+    return Kept(value, labels), True
 
 
 def bring(module: AnsibleModule) -> dict[str, Any]:
@@ -394,6 +420,28 @@ def adopt(module: AnsibleModule) -> dict[str, Any]:
     return {"changed": True, "diff": {"prepared": "log in to others with what is kept\n"}}
 
 
+def earlier(module: AnsibleModule) -> dict[str, Any]:
+    """Which connections were made before the newest password of their user."""
+    found, now = kept(PREFIX), time.time()
+    made = {
+        name: int(found[PREFIX + name].labels["at"])
+        for name in module.params["earlier"]
+        # One that an earlier version of this module has made says not when.
+        if PREFIX + name in found and found[PREFIX + name].labels.get("at", "").isdecimal()
+    }
+    ages: dict[tuple[str, str], list[int]] = {}
+    for one in Servers(found.get(PREFIX + KEEPER)).connections() if made else ():
+        user, age = one.get("user", ""), int(one.get("age", 0))
+        if user in made and age > now - made[user]:
+            # Of a Unix socket it is its path.
+            ages.setdefault((user, one.get("addr", "").rpartition(":")[0]), []).append(age)
+    rows = [
+        {"user": user, "address": address, "count": len(some), "seconds": max(some)}
+        for (user, address), some in sorted(ages.items(), key=lambda one: -max(one[1]))
+    ]
+    return {"changed": False, "connections": rows[:MOST], "diff": {"prepared": ""}}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -401,6 +449,7 @@ def main() -> None:
             "more": {"type": "dict", "default": {}},
             "mark": {"type": "str", "default": ""},
             "adopt": {"type": "bool", "default": False},
+            "earlier": {"type": "list", "elements": "str", "default": []},
             "taken": {"type": "str", "default": "", "no_log": True},
             "names": {"type": "list", "elements": "str", "default": []},
             "renew": {"type": "list", "elements": "str", "default": []},
@@ -409,7 +458,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     work = adopt if module.params["adopt"] else take if module.params["names"] else bring
-    conclude(module, lambda: work(module), changes=True)
+    if module.params["earlier"]:
+        work = earlier
+    conclude(module, lambda: work(module), changes=work is not earlier)
 
 
 if __name__ == "__main__":

@@ -212,6 +212,32 @@ def test_a_renewed_password_is_valid_beside_the_earlier_one_until_that_is_retire
     assert not host.takes("worker", new)
 
 
+def test_connections_from_before_the_newest_password_are_reported(host):
+    host.bring()
+    host.start()
+    old = host.password("worker")
+    earlier = [host.logged_in("worker", old) for _ in range(2)]
+    keeper = host.logged_in("admin", host.password("admin"))
+    deadline = time.monotonic() + 20
+    while not re.search(" age=[2-9] .* user=worker", keeper.ask(("CLIENT", "LIST"))[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    look = SimpleNamespace(params={"earlier": ["worker", "nobody"]}, check_mode=False)
+    assert redis_users.earlier(look)["connections"] == []
+    host.bring(renew=["worker"])
+    later = host.logged_in("worker", host.password("worker"))
+    found = redis_users.earlier(look)
+    (row,) = found["connections"]
+    assert row.pop("seconds") >= 2
+    assert row == {"user": "worker", "address": str(host.socket), "count": 2}
+    assert not found["changed"]
+    assert later.ask(("PING",)) == earlier[0].ask(("PING",)) == ["PONG"]
+    # Of a password that was made before this was recorded nothing is known.
+    kept = host.store["celery-redis-worker"]
+    host.store["celery-redis-worker"] = kept._replace(labels={"version": kept.version})
+    assert redis_users.earlier(look)["connections"] == []
+
+
 def test_another_right_is_there_at_once(host):
     generation = host.bring()["generation"]
     host.start()
