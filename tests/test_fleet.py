@@ -1,4 +1,4 @@
-"""The table of playbooks/status.yml: one row for each worker, and what no row tells."""
+"""What playbooks/status.yml prints: what is wrong, a row for each worker, and what no row tells."""
 
 from __future__ import annotations
 
@@ -42,6 +42,20 @@ BACKLOG = {
     ],
 }
 TABLE = """\
+wrong, the worst first:
+- web3, unreachable: No route to host
+  Fix: see whether it runs; if it is down, others run its tasks once it was silent for 90 s
+- web5, no answer: MODULE FAILURE
+  Fix: run site.yml with --limit web5, or look there why the module failed
+- tasks wait, and no host runs a worker for them: old 3
+  Fix: run site.yml, or undrain.yml, on a host that serves them
+- workers, restarting: reports 1 on web2
+  Fix: see why: ansible-playbook playbooks/logs.yml -e logs_queue=reports --limit web2
+- 4 of mail held by mail-1@gone, which has no row
+  Fix: wait: others run them once it was silent for 90 s
+- put aside: reports 1
+  Fix: see why, and send them back or delete them, by playbooks/dead.yml
+
 host   queue    inst.  state                   conc.  busy  done  waiting  version  since (UTC)
 web10  mail     9      active                      4     2  1032        7  1.2      2026-11-24 13:14
 web10  mail     10     active                      -     -     -        7  -        -
@@ -51,13 +65,19 @@ web3                   unreachable
 web4                   no workers
 web5                   no answer
 
-web3, unreachable: No route to host
-web5, no answer: MODULE FAILURE
-A host that is down: others run its tasks once it was silent for 90 s.
-waiting, with no worker above: old 3: run site.yml, or undrain.yml, on a host that serves them
-held by workers: a/b 1, mail 6
-4 of mail held by mail-1@gone, which is not above: others run them once it was silent for 90 s
-put aside, see playbooks/dead.yml: reports 1"""
+held by workers: a/b 1, mail 6"""
+
+
+def wrong(fleet: ModuleType, hosts: Any, backlog: Any, redis: Any, whole: bool = True) -> list[str]:
+    """What is wrong, each with its remedy."""
+    found = fleet.fleet(hosts, backlog, redis, whole)["wrong"]
+    return [f"{one['what']} | {one['fix']}" for one in found]
+
+
+def table(text: str) -> list[str]:
+    """The lines from the table's head on."""
+    lines = text.splitlines()
+    return lines[next(n for n, one in enumerate(lines) if one.startswith("host ")) :]
 
 
 def test_the_table(fleet: ModuleType) -> None:
@@ -67,10 +87,10 @@ def test_the_table(fleet: ModuleType) -> None:
 def test_a_worker_of_several_queues_shows_them_and_what_waits_in_all(fleet: ModuleType) -> None:
     both = worker("both", queues=["mail", "old"], **BUSY)
     hosts = {"web1": {"workers": [both]}}
-    said = fleet.fleet_text(hosts, BACKLOG, DB).splitlines()
+    said = table(fleet.fleet_text(hosts, BACKLOG, DB))
     assert said[1].startswith("web1  both (mail, old)  1")
     assert said[1].split()[8:10] == ["1032", "10"]
-    assert not [line for line in said if line.startswith("waiting, with no worker")]
+    assert not [line for line in wrong(fleet, hosts, BACKLOG, DB) if "tasks wait" in line]
     unknown = {"web1": {"workers": [worker("x", queues=["y"])]}}
     assert fleet.fleet(unknown, BACKLOG, DB, True)["workers"][0]["waiting"] is None
 
@@ -89,6 +109,8 @@ def test_a_paused_queue_is_shown_with_since_when_by_whom_and_why(fleet: ModuleTy
     assert found["paused"] == [PAUSE]
     said = fleet.fleet_text(hosts, {**BACKLOG, "paused": [PAUSE]}, DB)
     assert "\nshop:mail is paused since 2023-11-14 22:13 UTC by ops@ctl: why\n" in said
+    # That its tasks wait is what somebody wants.
+    assert "none of its workers" not in said
 
 
 @pytest.mark.parametrize(
@@ -133,10 +155,9 @@ def test_who_schedules_is_told(fleet: ModuleType) -> None:
 
 def test_where_only_some_hosts_are_looked_at_no_worker_is_missing(fleet: ModuleType) -> None:
     said = fleet.fleet_text({"web10": HOSTS["web10"]}, BACKLOG, DB, "table", False).splitlines()
-    assert said[4:] == [
-        "held by workers: a/b 1, mail 6",
-        "put aside, see playbooks/dead.yml: reports 1",
-    ]
+    assert said[:2] == ["wrong, the worst first:", "- put aside: reports 1"]
+    assert said[4].startswith("host ")
+    assert said[8:] == ["held by workers: a/b 1, mail 6"]
 
 
 def test_where_all_is_well_there_is_nothing_but_the_table(fleet: ModuleType) -> None:
@@ -154,9 +175,12 @@ def test_where_all_is_well_there_is_nothing_but_the_table(fleet: ModuleType) -> 
     ],
 )
 def test_a_redis_that_is_silent(fleet: ModuleType, backlog: dict[str, Any], text: str) -> None:
-    said = fleet.fleet_text({"web10": HOSTS["web10"]}, backlog, DB).splitlines()
-    assert said[-1].startswith(f"Redis on db gave no answer: {text}. Workers wait")
-    assert said[1].split()[4:8] == ["4", "2", "1032", "-"]
+    said = fleet.fleet_text({"web10": HOSTS["web10"]}, backlog, DB)
+    assert said.splitlines()[1:3] == [
+        f"- Redis on db gave no answer: {text}. Workers wait for it, and keep their tasks",
+        "  Fix: see 'systemctl status celery-redis' there; if it runs, run site.yml",
+    ]
+    assert table(said)[1].split()[4:8] == ["4", "2", "1032", "-"]
 
 
 GB = 1024**3
@@ -178,7 +202,7 @@ def test_a_redis_that_fills_up(
 ) -> None:
     hosts = {"web1": {"workers": [worker("mail", **BUSY)]}}
     backlog = {"error": "", "waiting": {"mail": 0}, "dead": {}, "held": [], "memory": memory}
-    notes = fleet.fleet_text(hosts, backlog, {**DB, "alarm_percent": alarm}).splitlines()[3:]
+    notes = wrong(fleet, hosts, backlog, {**DB, "alarm_percent": alarm})
     told = json.loads(fleet.fleet_text(hosts, backlog, {**DB, "alarm_percent": alarm}, "json"))[
         "redis_memory"
     ]
@@ -198,7 +222,7 @@ FOLLOWS = {**ONE, "behind_bytes": 0}
 COMES = {**TWO, "behind_bytes": 6923, "state": "wait_bgsave", "lag_seconds": 0}
 SILENT = {**TWO, "behind_bytes": 923, "lag_seconds": 7}
 LONELY = "nobody follows the primary 10.0.0.5:6379"
-AFTER = ": if it goes, so do tasks; see docs/failover.md"
+AFTER = ": if it goes, so do tasks | see docs/failover.md"
 
 
 @pytest.mark.parametrize(
@@ -222,8 +246,8 @@ AFTER = ": if it goes, so do tasks; see docs/failover.md"
                 "the primary is 10.0.0.5:6379; followed by 10.0.0.6:6379 (0 bytes behind), "
                 "10.0.0.7:6379 (923 bytes behind, silent for 7 s)",
                 "the primary takes no tasks, and gives none: redis_replicas_required is 2, and "
-                "replicas that keep up: 1. See 'systemctl status celery-redis' on the other hosts "
-                "of the group redis.",
+                "replicas that keep up: 1 | see 'systemctl status celery-redis' on the other hosts "
+                "of the group redis",
             ],
             1,
         ),
@@ -258,8 +282,8 @@ def test_who_is_the_primary_and_who_follows(
     hosts = {"web1": {"workers": [worker("mail", **BUSY)]}}
     backlog = {**NOTHING, "waiting": {"mail": 0}, "replication": said}
     redis = {**DB, "replicas_required": required}
-    shown = fleet.fleet_text(hosts, backlog, redis).splitlines()[3:]
-    assert shown == [f"Redis: {line}" for line in lines]
+    shown = table(fleet.fleet_text(hosts, backlog, redis))[3:]
+    assert shown + wrong(fleet, hosts, backlog, redis) == [f"Redis: {line}" for line in lines]
     told = json.loads(fleet.fleet_text(hosts, backlog, redis, "json"))
     found = told["redis_replication"]
     assert (found["host"], found["absent"]) == (said["primary"], [])
@@ -274,11 +298,11 @@ def test_hosts_of_redis_are_named_as_in_the_inventory(fleet: ModuleType) -> None
     said = {"primary": "10.0.0.5:6379", "replicas": [FOLLOWS, COMES], "count": 1}
     backlog = {**NOTHING, "memory": {"used": 9, "limit": 10}, "replication": said}
     shown = fleet.fleet_text({}, backlog, {**DB, "names": NAMES})
-    assert "\nRedis on red5 uses 90 % of" in shown
-    assert (
+    assert "\n- Redis on red5 uses 90 % of" in shown
+    assert table(shown)[2:] == [
         "Redis: the primary is red5; followed by red6 (0 bytes behind), red7 (not online: "
-        "wait_bgsave)\n"
-    ) in shown
+        "wait_bgsave)"
+    ]
     assert "neither" not in shown
 
 
@@ -299,8 +323,8 @@ def test_a_host_of_redis_that_is_not_there_is_named(
         "replication": {"primary": primary, "replicas": [FOLLOWS], "count": 1},
     }
     redis = {**DB, "names": NAMES}
-    shown = fleet.fleet_text({}, backlog, redis)
-    assert (" neither is the primary nor follows it: see 'systemctl status" in shown) == bool(
+    shown = "\n".join(wrong(fleet, {}, backlog, redis))
+    assert (" neither is the primary nor follows it | see 'systemctl status" in shown) == bool(
         absent
     )
     assert all(f"Redis: {name} neither" in shown for name in absent)
@@ -329,31 +353,31 @@ def test_json_has_all_of_it(fleet: ModuleType) -> None:
 def test_tasks_that_no_worker_would_ever_take_are_said(fleet: ModuleType) -> None:
     gone = {"node": "old-1@web1", "queue": "old", "tasks": 2, "beats": False}
     backlog = {**BACKLOG, "held": [gone], "unconsumed": {"mial": 12, "shop:x": 1}}
-    notes = fleet.fleet_text(HOSTS, {**backlog, "is_complete": True}, DB)
+    notes = wrong(fleet, HOSTS, {**backlog, "is_complete": True}, DB)
     assert (
-        "\nundeclared queues without a consumer: mial 12, shop:x 1: declare them in celery_queues, "
-        "or move their tasks: see 'Undeclared queues' in docs/operating.md\n" in notes
+        "undeclared queues without a consumer: mial 12, shop:x 1 | declare them in celery_queues, "
+        "or move their tasks: see 'Undeclared queues' in docs/operating.md" in notes
     )
     assert (
-        "\n2 of old held by old-1@web1, which is not above: it sends no heartbeat; a worker of "
-        "this node name gives them back at its start\n" in notes
+        "2 of old held by old-1@web1, which has no row | it sends no heartbeat; a worker of "
+        "this node name gives them back at its start" in notes
     )
-    assert "not complete" not in notes
-    some = fleet.fleet_text(HOSTS, {**backlog, "is_complete": False}, DB)
-    assert "\nthe search for undeclared queues is not complete: " in some
+    assert not [one for one in notes if "not complete" in one]
+    some = wrong(fleet, HOSTS, {**backlog, "is_complete": False}, DB)
+    assert [one for one in some if "the search for undeclared queues is not complete: " in one]
     found = fleet.fleet(HOSTS, {**backlog, "is_complete": False}, DB, True)
     assert (found["unconsumed"], found["is_complete"]) == ({"mial": 12, "shop:x": 1}, False)
 
 
 def test_who_consumes_an_undeclared_queue_is_named(fleet: ModuleType) -> None:
     nodes = {"old": ["old-1@a", "old-2@a", "old-1@b", "old-1@c"], "empty": ["empty-1@a"]}
-    notes = fleet.fleet_text(HOSTS, {**BACKLOG, "consumers": nodes}, DB)
+    notes = wrong(fleet, HOSTS, {**BACKLOG, "consumers": nodes}, DB)
     assert (
-        "\nwaiting in undeclared queues, consumed by workers that are not above: old 3 by old-1@a, "
-        "old-2@a, old-1@b and 1 more: declare the queues, or look at who runs these workers\n"
+        "waiting in undeclared queues, consumed by workers without a row: old 3 by old-1@a, "
+        "old-2@a, old-1@b and 1 more | declare the queues, or look at who runs these workers"
         in notes
     )
-    assert "with no worker above" not in notes
+    assert not [one for one in notes if "no host runs a worker" in one]
     assert fleet.fleet(HOSTS, {**BACKLOG, "consumers": nodes}, DB, True)["consumers"] == nodes
 
 
@@ -364,11 +388,92 @@ def test_another_format_is_refused(fleet: ModuleType) -> None:
         fleet.fleet_text(HOSTS, BACKLOG, DB, "csv")
 
 
-def test_what_an_operator_must_do_is_below_the_table_and_in_json(fleet: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("states", "fix"),
+    [
+        (("failed", "drained"), "see why: ansible-playbook playbooks/logs.yml -e logs_queue=mail"),
+        (("no broker",), "see why: ansible-playbook playbooks/logs.yml -e logs_queue=mail"),
+        (("drained", "inactive"), "run undrain.yml with --limit web0"),
+        (("inactive",), "start them: run site.yml"),
+        (("inactive", "active"), None),
+        (("starting",), None),
+    ],
+)
+def test_a_queue_that_nobody_serves_is_wrong(
+    fleet: ModuleType, states: tuple[str, ...], fix: str | None
+) -> None:
+    hosts = {f"web{n}": {"workers": [worker("mail", state=one)]} for n, one in enumerate(states)}
+    said = [one for one in wrong(fleet, hosts, BACKLOG, DB) if one.startswith("mail: 7 tasks wait")]
+    if fix is None:
+        assert said == []
+        return
+    each = ", ".join(f"web{n} {one}" for n, one in enumerate(states))
+    (line,) = said
+    assert line.startswith(f"mail: 7 tasks wait, and none of its workers takes any: {each} | {fix}")
+    # Workers of hosts that were not looked at may serve it, and nothing waits in a paused one.
+    assert not [one for one in wrong(fleet, hosts, BACKLOG, DB, False) if "none of its" in one]
+    paused = {**BACKLOG, "paused": [PAUSE]}
+    assert not [one for one in wrong(fleet, hosts, paused, DB) if "none of its" in one]
+    quiet = {**BACKLOG, "waiting": {"mail": 0}}
+    assert not [one for one in wrong(fleet, hosts, quiet, DB) if "none of its" in one]
+
+
+@pytest.mark.parametrize(
+    ("beats", "text"),
+    [
+        (["stands by, another Beat holds the lock", "drained"], "no Beat holds the lock"),
+        (["failed"], "no Beat holds the lock, so nothing is scheduled (web0: failed)"),
+        (["stands by, another Beat holds the lock", "holds the lock, 1 entry, next a at 3"], None),
+        (["holds the lock, 2 entries, 1 cannot be sent (a: why), next b at 3"], "cannot be sent"),
+        ([], None),
+    ],
+)
+def test_a_schedule_that_sends_nothing_is_wrong(
+    fleet: ModuleType, beats: list[str], text: str | None
+) -> None:
+    hosts = {f"web{n}": {"workers": [], "beat": one} for n, one in enumerate(beats)}
+    said = [one for one in wrong(fleet, hosts, NOTHING, DB) if one.startswith("schedule")]
+    assert bool(said) == (text is not None)
+    assert not text or text in said[0]
+
+
+def test_the_worst_is_first(fleet: ModuleType) -> None:
+    hosts = {
+        "web1": {"workers": [worker("mail", state="failed")], "beat": "failed"},
+        "web2": {"unreachable": True, "msg": "No route"},
+    }
+    memory = {"used": 99, "limit": 100}
+    backlog = {**BACKLOG, "memory": memory, "unconsumed": {"mial": 1}, "error": "gone"}
+    said = wrong(fleet, hosts, backlog, {**DB, "reports": ["web9: left\n  Fix: rotate"]})
+    begins = [
+        "Redis on db gave",
+        "Redis on db uses",
+        "web2, unreach",
+        "mail: 7 tasks wait",
+        "tasks wait, and no host",
+        "undeclared",
+        "workers, failed",
+        "schedule",
+        "2 of mail held by",
+        "1 of a/b held by",
+        "4 of mail held by",
+        "put aside",
+        "web9: left | rotate",
+    ]
+    assert len(said) == len(begins)
+    assert all(one.startswith(start) for one, start in zip(said, begins, strict=True))
+
+
+def test_what_an_operator_must_do_is_above_the_table_and_in_json(fleet: ModuleType) -> None:
     lines = ["web9: has left the inventory\n  Fix: rotate", "host db: ends soon"]
     found = fleet.fleet({}, NOTHING, {**DB, "reports": lines}, whole=True)
     assert found["redis_reports"] == lines
-    assert fleet.table(found).endswith("\n\n" + "\n".join(lines))
+    assert fleet.table(found).splitlines()[1:5] == [
+        "- web9: has left the inventory",
+        "  Fix: rotate",
+        "- host db: ends soon",
+        "",
+    ]
     assert fleet.fleet({}, NOTHING, DB, whole=True)["redis_reports"] == []
 
 

@@ -346,9 +346,19 @@ class FleetHeld(Held):
 
     listed: bool
 
-class Fleet(TypedDict):
-    """destinations: host to the one on record there; whole: whether these are all hosts."""
+class Wrong(TypedDict):
+    """Something that is wrong, and its remedy; fix may be empty."""
 
+    what: str
+    fix: str
+
+class Fleet(TypedDict):
+    """wrong: the worst first. destinations: host to the one on record there.
+
+    whole: whether these are all hosts.
+    """
+
+    wrong: list[Wrong]
     destination: str | None
     destinations: dict[str, str]
     whole: bool

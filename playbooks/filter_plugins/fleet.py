@@ -1,17 +1,20 @@
-"""One table of all workers of all hosts, from what each host and Redis have said."""
+"""What is wrong, then one table of all workers of all hosts, from what they and Redis answered."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Beside this file, and in the runtime; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "output"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "app/runtime"))
+import fleet_wrong
 import pauses
 import reported
 from celery_metal_runtime.names import node_name
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
         HostStatus,
         NoAnswer,
         RedisUse,
-        Replica,
         Replication,
         Worker,
     )
@@ -53,13 +55,9 @@ COLUMNS = {
 }
 RIGHT = ("concurrency", "busy", "done", "waiting")
 FORMATS = ("table", "json")
-# Replicas tell of themselves each second; the kit's min-replicas-max-lag.
-SILENT_SECONDS = 3
 # What a host may report: it may be compromised, and the terminal is the operator's.
 MAX_TEXT, MAX_WHY, MAX_ITEMS, MAX_DEPTH = 256, 1000, 10_000, 6
 MAX_NUMBER = 1 << 53
-# Workers that a line names.
-MOST_NAMES = 3
 MAX_SINCE = 253402300799  # the last second of the year 9999
 WORKER: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("queue", "instance", "state"), (str,)),
@@ -110,8 +108,9 @@ def fleet(
     :param redis: what the inventory says of Redis.
     :param whole: whether these are all hosts; else a worker without a row is none that is missing.
     :param destination: ``deploy_destination`` of the inventory; None where it is not set.
-    :returns: ``hosts``, each with its ``state`` ("ok" when it answered) and ``why``; ``workers``, a
-        row each; ``beat``, host to what its Beat says; and what Redis holds.
+    :returns: ``wrong``, what is wrong and its remedy, the worst first; ``hosts``, each with its
+        ``state`` ("ok" when it answered) and ``why``; ``workers``, a row each; ``beat``, host to
+        what its Beat says; and what Redis holds.
     """
     hosts = {host: _answer(said) for host, said in hosts.items()}
     workers: list[FleetWorker] = []
@@ -132,7 +131,8 @@ def fleet(
             workers.append(row)
             nodes.add(node_name(worker["queue"], worker["instance"], host))
     recorded = {host: said.get("destination", "") for host, said in answered.items()}
-    return {
+    known: Fleet = {
+        "wrong": [],
         "destination": destination,
         "destinations": {host: name for host, name in recorded.items() if name},
         "whole": whole,
@@ -152,6 +152,7 @@ def fleet(
         "dead": asked["dead"],
         "paused": asked["paused"],
     }
+    return {**known, "wrong": fleet_wrong.wrong(known)}
 
 
 def _known(backlog: Backlog | NoAnswer) -> Backlog:
@@ -302,6 +303,7 @@ def table(found: Fleet) -> str:
         state = "no workers" if answer["state"] == "ok" else answer["state"]
         rows += own or [{"host": host, "state": state}]
     top = [f"destination {found['destination']}", ""] if found["destination"] else []
+    top += fleet_wrong.lines(found["wrong"])
     return "\n".join([*top, *_aligned([COLUMNS, *rows]), *_notes(found)])
 
 
@@ -331,134 +333,19 @@ def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _notes(found: Fleet) -> list[str]:
-    """What no row tells, where there is any."""
-    notes = [
-        f"{host}: deployed for destination {name}, and deploy_destination is "
-        f"{found['destination'] or 'not set'}: take the inventory of {name}; see "
-        "docs/destinations.md#move-a-host"
-        for host, name in found["destinations"].items()
-        if name != found["destination"]
-    ]
-    down = [
-        f"{host}, {answer['state']}: {answer['why']}"
-        for host, answer in found["hosts"].items()
-        if answer["state"] != "ok"
-    ]
-    notes += down
-    if down and found["whole"]:
-        notes.append("A host that is down: others run its tasks once it was silent for 90 s.")
-    if found["redis_error"] and "://" in found["redis_host"]:
-        notes.append(
-            f"{found['redis_host']} gave no answer: {found['redis_error']}. Workers wait for it, "
-            "and keep their tasks. Look at it where it runs."
-        )
-    elif found["redis_error"]:
-        notes.append(
-            f"Redis on {found['redis_host']} gave no answer: {found['redis_error']}. Workers wait "
-            "for it, and keep their tasks. See 'systemctl status celery-redis' there; if it runs, "
-            "run site.yml."
-        )
-    replication = found["redis_replication"]
-    notes += _followers(replication) if replication else []
-    memory = found["redis_memory"]
-    if memory and memory["alarm"]:
-        where = replication["host"] if replication else found["redis_host"]
-        notes.append(
-            f"Redis on {where} uses {memory['percent']} % of its memory; producers "
-            "get an error when it is full: run more workers, or see 'When Redis fills up' in "
-            "docs/operating.md"
-        )
+    """What no row tells, and is not wrong."""
+    replication, held = found["redis_replication"], Counter[str]()
+    notes = []
+    if replication and fleet_wrong.is_followed(replication):
+        followers = fleet_wrong.distances(replication)
+        notes.append(f"Redis: the primary is {replication['host']}; followed by {followers}")
     notes += [f"{name} is paused {since}" for name, since in pauses.of_list(found["paused"])]
     notes += [f"schedule on {host}: {what}" for host, what in found["beat"].items()]
-    shown = {queue for worker in found["workers"] for queue in worker["queues"]}
-    waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}
-    others = {queue: waiting.pop(queue) for queue in [*waiting] if queue in found["consumers"]}
-    if others and found["whole"]:
-        each = [
-            f"{queue} {number} by {_some(found['consumers'][queue])}"
-            for queue, number in sorted(others.items())
-        ]
-        notes.append(
-            f"waiting in undeclared queues, consumed by workers that are not above: "
-            f"{', '.join(each)}: declare the queues, or look at who runs these workers"
-        )
-    if waiting and found["whole"]:
-        notes.append(
-            f"waiting, with no worker above: {_counts(waiting)}: run site.yml, or undrain.yml, "
-            "on a host that serves them"
-        )
-    if found["unconsumed"]:
-        notes.append(
-            f"undeclared queues without a consumer: {_counts(found['unconsumed'])}: declare them "
-            "in celery_queues, or move their tasks: see 'Undeclared queues' in docs/operating.md"
-        )
-    if found["is_complete"] is False:
-        notes.append(
-            "the search for undeclared queues is not complete: Redis has too many keys: see "
-            "'Undeclared queues' in docs/operating.md"
-        )
-    held: dict[str, int] = {}
     for one in found["held"]:
-        held[one["queue"]] = held.get(one["queue"], 0) + one["tasks"]
+        held[one["queue"]] += one["tasks"]
     if held:
-        notes.append(f"held by workers: {_counts(held)}")
-    notes += [
-        f"{one['tasks']} of {one['queue']} held by {one['node']}, which is not above: "
-        + (
-            "others run them once it was silent for 90 s"
-            if one["beats"]
-            else "it sends no heartbeat; a worker of this node name gives them back at its start"
-        )
-        for one in found["held"]
-        if found["whole"] and not one["listed"]
-    ]
-    if found["dead"]:
-        notes.append(f"put aside, see playbooks/dead.yml: {_counts(found['dead'])}")
-    notes += found["redis_reports"]
+        notes.append(f"held by workers: {fleet_wrong.counts(held)}")
     return ["", *notes] if notes else []
-
-
-def _followers(found: FleetReplication) -> list[str]:
-    """Who is the primary, who has what it has, and what it means that too few have."""
-    primary, replicas = found["host"], found["replicas"]
-    said = ", ".join(f"{one['host']} ({_distance(one)})" for one in replicas)
-    if any(one["state"] == "online" and one["lag_seconds"] <= SILENT_SECONDS for one in replicas):
-        notes = [f"Redis: the primary is {primary}; followed by {said}"]
-    else:
-        notes = [
-            f"Redis: nobody follows the primary {primary}{said and f', not even {said}'}: if it "
-            "goes, so do tasks; see docs/failover.md"
-        ]
-    if found["absent"]:
-        notes.append(
-            f"Redis: {', '.join(found['absent'])} neither is the primary nor follows it: see "
-            "'systemctl status celery-redis' there"
-        )
-    if found["missing"]:
-        notes.append(
-            "Redis: the primary takes no tasks, and gives none: redis_replicas_required is "
-            f"{found['required']}, and replicas that keep up: {found['count']}. See 'systemctl "
-            "status celery-redis' on the other hosts of the group redis."
-        )
-    return notes
-
-
-def _distance(replica: Replica) -> str:
-    """How far a replica is behind."""
-    if replica["state"] != "online":
-        return f"not online: {replica['state']}"
-    lag = replica["lag_seconds"]
-    silence = f", silent for {lag} s" if lag > SILENT_SECONDS else ""
-    return f"{replica['behind_bytes']} bytes behind{silence}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
-
-
-def _counts(tasks: Mapping[str, int]) -> str:
-    return ", ".join(f"{queue} {number}" for queue, number in sorted(tasks.items()))
 
 
 def queue_names(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) -> list[str]:

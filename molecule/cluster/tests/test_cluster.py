@@ -487,11 +487,17 @@ def test_status_shows_what_nobody_works_on(kit, waiting):
     assert small["waiting"] == large["waiting"] == 3
     assert small["busy"] is large["busy"] is None
     assert status["dead"] == {"multiply_queue": 1}
+    stuck = "multiply_queue: 3 tasks wait, and none of its workers takes any: "
+    first = {
+        "what": f"{stuck}small drained, large inactive",
+        "fix": "run undrain.yml with --limit small",
+    }
+    assert first == status["wrong"][0]
     # With --limit too, Redis is asked.
     table = kit.play("-vvv", "--limit", "large", playbook="playbooks/status.yml").output
     assert kit.password("broker") not in table
     assert re.search(r"^ +large +multiply_queue +1 +inactive +- +- +- +3 +- ", table, re.M), table
-    assert re.search(r"^ +put aside, see playbooks/dead.yml: multiply_queue 1$", table, re.M), table
+    assert re.search(r"^ +- put aside: multiply_queue 1$", table, re.M), table
     assert " small " not in table
     assert kit.redis("broker", "del", "celery-metal.dead:multiply_queue") == "1"
 
@@ -514,7 +520,7 @@ def test_status_reports_tasks_in_undeclared_queues(kit, waiting):
     assert gone in status["held"]
     assert "multiply_queue" not in status["unconsumed"]
     table = kit.play(playbook="playbooks/status.yml").output
-    assert "undeclared queues without a consumer: mutliply_queue 6, other:mail 3: " in table
+    assert "- undeclared queues without a consumer: mutliply_queue 6, other:mail 3\n" in table
     lists = ("celery-metal.dead:gone", "celery-metal.held:gone-1@away:gone", "app.log", "app.json")
     assert kit.redis("broker", "del", *keys, *lists) == "7"
 

@@ -1,0 +1,277 @@
+"""What is wrong in a fleet, the worst first, with the remedy of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from celery_metal_types import Fleet, FleetReplication, FleetWorker, Wrong
+
+# Replicas tell of themselves each second; min-replicas-max-lag of what is deployed.
+SILENT_SECONDS = 3
+# Workers that a line names.
+MOST_NAMES = 3
+# States of a worker that takes tasks, or will without anybody's help.
+WORKING = ("active", "starting")
+# And of one that should, but cannot.
+BROKEN = ("failed", "restarting", "no broker")
+SCHEDULES = "holds the lock"
+UNDECLARED = "see 'Undeclared queues' in docs/operating.md"
+
+
+def wrong(found: Fleet) -> list[Wrong]:
+    """Return what is wrong: first what stops tasks for all, last what may hurt one day.
+
+    Args:
+        found: all that hosts and Redis have answered. Where these are not all hosts, what others
+            may do is not taken for missing.
+    """
+    kinds = (_redis, _primary, _memory, _hosts, _stuck, _nowhere, _broken, _schedule, _lost, _dead)
+    return [one for kind in (*kinds, _replicas, _others, _moved, _reports) for one in kind(found)]
+
+
+def lines(problems: Sequence[Wrong]) -> list[str]:
+    """Return them for a terminal, without the last newline of each."""
+    text = []
+    for one in problems:
+        text.append(f"- {one['what']}")
+        if one["fix"]:
+            text.append(f"  Fix: {one['fix']}")
+    return ["wrong, the worst first:", *text, ""] if text else []
+
+
+def _redis(found: Fleet) -> Iterator[Wrong]:
+    if not found["redis_error"]:
+        return
+    host, is_own = found["redis_host"], "://" in found["redis_host"]
+    yield {
+        "what": f"{host if is_own else f'Redis on {host}'} gave no answer: {found['redis_error']}. "
+        "Workers wait for it, and keep their tasks",
+        "fix": "look at it where it runs"
+        if is_own
+        else "see 'systemctl status celery-redis' there; if it runs, run site.yml",
+    }
+
+
+def _primary(found: Fleet) -> Iterator[Wrong]:
+    replication = found["redis_replication"]
+    if replication and replication["missing"]:
+        yield {
+            "what": "Redis: the primary takes no tasks, and gives none: redis_replicas_required is "
+            f"{replication['required']}, and replicas that keep up: {replication['count']}",
+            "fix": "see 'systemctl status celery-redis' on the other hosts of the group redis",
+        }
+
+
+def _memory(found: Fleet) -> Iterator[Wrong]:
+    memory, replication = found["redis_memory"], found["redis_replication"]
+    if memory and memory["alarm"]:
+        where = replication["host"] if replication else found["redis_host"]
+        yield {
+            "what": f"Redis on {where} uses {memory['percent']} % of its memory; producers get an "
+            "error when it is full",
+            "fix": "run more workers, or see 'When Redis fills up' in docs/operating.md",
+        }
+
+
+def _hosts(found: Fleet) -> Iterator[Wrong]:
+    for host, answer in found["hosts"].items():
+        if answer["state"] == "unreachable":
+            yield {
+                "what": f"{host}, unreachable: {answer['why']}",
+                "fix": "see whether it runs; if it is down, others run its tasks once it was "
+                "silent for 90 s",
+            }
+        elif answer["state"] != "ok":
+            yield {
+                "what": f"{host}, {answer['state']}: {answer['why']}",
+                "fix": f"run site.yml with --limit {host}, or look there why the module failed",
+            }
+
+
+def _stuck(found: Fleet) -> Iterator[Wrong]:
+    """Queues with rows, none of which takes the tasks that wait."""
+    if not found["whole"]:
+        return
+    paused = {one["queue"] for one in found["paused"]}
+    for queue, number in sorted(found["waiting"].items()):
+        own = [one for one in found["workers"] if queue in one["queues"]]
+        if not number or not own or queue in paused:
+            continue
+        if not any(one["state"] in WORKING for one in own):
+            states = some([f"{one['host']} {one['state']}" for one in own])
+            yield {
+                "what": f"{queue}: {number} {_tasks(number)}, and none of its workers takes any: "
+                f"{states}",
+                "fix": _cure(own),
+            }
+
+
+def _cure(workers: Sequence[FleetWorker]) -> str:
+    states = {one["state"] for one in workers}
+    if states & set(BROKEN):
+        return _look(next(one for one in workers if one["state"] in BROKEN))
+    if states & {"drained", "draining"}:
+        host = next(one["host"] for one in workers if one["state"] in ("drained", "draining"))
+        return f"run undrain.yml with --limit {host}"
+    return "start them: run site.yml"
+
+
+def _look(worker: FleetWorker) -> str:
+    return (
+        f"see why: ansible-playbook playbooks/logs.yml -e logs_queue={worker['queue']} "
+        f"--limit {worker['host']}"
+    )
+
+
+def _nowhere(found: Fleet) -> Iterator[Wrong]:
+    """Queues without a worker anywhere."""
+    shown = {queue for worker in found["workers"] for queue in worker["queues"]}
+    waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}
+    alone = {queue: n for queue, n in waiting.items() if queue not in found["consumers"]}
+    if alone and found["whole"]:
+        yield {
+            "what": f"tasks wait, and no host runs a worker for them: {counts(alone)}",
+            "fix": "run site.yml, or undrain.yml, on a host that serves them",
+        }
+    if found["unconsumed"]:
+        yield {
+            "what": f"undeclared queues without a consumer: {counts(found['unconsumed'])}",
+            "fix": f"declare them in celery_queues, or move their tasks: {UNDECLARED}",
+        }
+
+
+def _others(found: Fleet) -> Iterator[Wrong]:
+    shown = {queue for worker in found["workers"] for queue in worker["queues"]}
+    each = [
+        f"{queue} {number} by {some(found['consumers'][queue])}"
+        for queue, number in sorted(found["waiting"].items())
+        if number and queue not in shown and queue in found["consumers"]
+    ]
+    if each and found["whole"]:
+        yield {
+            "what": "waiting in undeclared queues, consumed by workers without a row: "
+            f"{', '.join(each)}",
+            "fix": "declare the queues, or look at who runs these workers",
+        }
+    if found["is_complete"] is False:
+        yield {
+            "what": "the search for undeclared queues is not complete: Redis has too many keys",
+            "fix": UNDECLARED,
+        }
+
+
+def _broken(found: Fleet) -> Iterator[Wrong]:
+    for state in BROKEN:
+        own = [one for one in found["workers"] if one["state"] == state]
+        if own:
+            names = some([f"{one['queue']} {one['instance']} on {one['host']}" for one in own])
+            words = "waiting for the broker" if state == "no broker" else state
+            yield {"what": f"workers, {words}: {names}", "fix": _look(own[0])}
+
+
+def _schedule(found: Fleet) -> Iterator[Wrong]:
+    beats = found["beat"]
+    if found["whole"] and beats and not any(one.startswith(SCHEDULES) for one in beats.values()):
+        each = some([f"{host}: {what}" for host, what in beats.items()])
+        yield {
+            "what": f"schedule: no Beat holds the lock, so nothing is scheduled ({each})",
+            "fix": "if it is still so after 30 s, see 'journalctl -u celery-beat' there",
+        }
+    for host, what in beats.items():
+        if what.startswith(SCHEDULES) and " cannot be sent (" in what:
+            yield {
+                "what": f"schedule on {host}: {what}",
+                "fix": "see 'journalctl -u celery-beat' there",
+            }
+
+
+def _lost(found: Fleet) -> Iterator[Wrong]:
+    for one in found["held"]:
+        if not found["whole"] or one["listed"]:
+            continue
+        yield {
+            "what": f"{one['tasks']} of {one['queue']} held by {one['node']}, which has no row",
+            "fix": "wait: others run them once it was silent for 90 s"
+            if one["beats"]
+            else "it sends no heartbeat; a worker of this node name gives them back at its start",
+        }
+
+
+def _dead(found: Fleet) -> Iterator[Wrong]:
+    if found["dead"]:
+        yield {
+            "what": f"put aside: {counts(found['dead'])}",
+            "fix": "see why, and send them back or delete them, by playbooks/dead.yml",
+        }
+
+
+def is_followed(found: FleetReplication) -> bool:
+    """Return whether a replica has what the primary has."""
+    return any(
+        one["state"] == "online" and one["lag_seconds"] <= SILENT_SECONDS
+        for one in found["replicas"]
+    )
+
+
+def distances(found: FleetReplication) -> str:
+    """Return each replica, and how far it is behind."""
+    each = []
+    for one in found["replicas"]:
+        lag = one["lag_seconds"]
+        silence = f", silent for {lag} s" if lag > SILENT_SECONDS else ""
+        behind = f"{one['behind_bytes']} bytes behind{silence}"
+        is_online = one["state"] == "online"
+        each.append(f"{one['host']} ({behind if is_online else 'not online: ' + one['state']})")
+    return ", ".join(each)
+
+
+def _replicas(found: Fleet) -> Iterator[Wrong]:
+    replication = found["redis_replication"]
+    if not replication:
+        return
+    if not is_followed(replication):
+        said = distances(replication)
+        yield {
+            "what": f"Redis: nobody follows the primary {replication['host']}"
+            f"{said and f', not even {said}'}: if it goes, so do tasks",
+            "fix": "see docs/failover.md",
+        }
+    if replication["absent"]:
+        yield {
+            "what": f"Redis: {', '.join(replication['absent'])} neither is the primary nor follows "
+            "it",
+            "fix": "see 'systemctl status celery-redis' there",
+        }
+
+
+def _moved(found: Fleet) -> Iterator[Wrong]:
+    for host, name in found["destinations"].items():
+        if name != found["destination"]:
+            yield {
+                "what": f"{host}: deployed for destination {name}, and deploy_destination is "
+                f"{found['destination'] or 'not set'}",
+                "fix": f"take the inventory of {name}; see docs/destinations.md#move-a-host",
+            }
+
+
+def _reports(found: Fleet) -> Iterator[Wrong]:
+    for report in found["redis_reports"]:
+        what, _, fix = report.partition("\n  Fix: ")
+        yield {"what": what, "fix": fix}
+
+
+def _tasks(number: int) -> str:
+    return "task waits" if number == 1 else "tasks wait"
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first of these names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+def counts(tasks: Mapping[str, int]) -> str:
+    """Return the number of tasks of each queue."""
+    return ", ".join(f"{queue} {number}" for queue, number in sorted(tasks.items()))
