@@ -1,4 +1,4 @@
-"""Refuses a run for the wrong destination by what is declared, or looks what a host has on record.
+"""Refuses a run for the wrong destination or without hosts, or looks what a host has on record.
 
 It looks into each of several inventories, for Ansible merges them, and at the command line, for an
 inventory must not confirm itself.
@@ -18,11 +18,13 @@ from ansible.plugins.action import ActionBase
 from ansible.vars.plugins import get_vars_from_inventory_sources
 
 # Ansible takes each file in this directory for such a plugin.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "filter_plugins"))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "declared"))
 import destination
+import external
+import groups
 
 MODULE = "celery_destination"
-GROUPS = ("celery", "redis", "celery_producers")
 
 
 def files_of(source: str) -> Iterator[str]:
@@ -45,7 +47,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Refuse a run that the rules do not allow.
 
         ``wants`` is what the playbook does that the destination's name must confirm, ``changes``
-        whether it changes hosts. Under ``--check`` nothing needs to be confirmed.
+        whether it changes hosts. Under ``--check`` nothing needs to be confirmed. ``needs`` is one
+        of ``groups.DEPLOY``, ``USE``, which is the default, and ``ANY``.
         """
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
@@ -73,6 +76,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "" if is_check else str(wants),
             changes=not is_check and str(arguments.get("changes", "")).lower() == "true",
         )
+        # After that, for the groups of two inventories together fit to none.
+        found = (declared and found) or groups.problem(
+            task_vars["groups"],
+            str(arguments.get("needs", groups.USE)),
+            is_external=external.is_external(task_vars["hostvars"], task_vars["groups"]),
+        )
         names = {name for name, _ in declared.values()}
         name = next(iter(names)) if len(names) == 1 else None
         if isinstance(name, str) and destination.NAME.fullmatch(name):
@@ -80,7 +89,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return {**result, "failed": True, "msg": found} if found else result
 
     def _declared(self, task_vars: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        hosts = dict.fromkeys(h for group in GROUPS for h in task_vars["groups"].get(group, []))
+        every_group = task_vars["groups"]
+        hosts = dict.fromkeys(h for group in groups.GROUPS for h in every_group.get(group, []))
         every = task_vars["hostvars"]
         names = ("deploy_destination", "deploy_protected")
         found = {

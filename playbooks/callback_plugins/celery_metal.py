@@ -21,7 +21,9 @@ from ansible.utils.color import stringc
 from ansible.utils.vars import load_extra_vars
 
 # Ansible takes each file in this directory for such a plugin.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "declared"))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "output"))
+import groups
 import run_diff
 import run_hooks
 import run_summary
@@ -94,8 +96,10 @@ class CallbackModule(Default):  # type: ignore[misc]
         #: That of this run; empty without one.
         self.destination = ""
         #: The playbook, the groups of the play, and those of a play that had no host.
-        self.name = ""
-        self.groups = self.unmatched = ""
+        self.name = self.groups = self.unmatched = ""
+        #: Whether a play had a host, and the inventory's groups.
+        self.has_begun = False
+        self.inventory: dict[str, list[str]] = {}
         self.done: dict[str, list[run_summary.Change]] = {}
         self.failed: dict[str, list[str]] = {}
         self.notes: dict[str, list[str]] = {}
@@ -124,13 +128,19 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Print its name, and keep its groups."""
         hosts = play.hosts
         self.groups = hosts if isinstance(hosts, str) else ":".join(map(str, hosts))
+        self.inventory = play.get_variable_manager()._inventory.get_groups_dict()
         super().v2_playbook_on_play_start(play)
 
     def v2_playbook_on_no_hosts_matched(self) -> None:
         """Print that a play is skipped; without it some playbooks do nothing, and fail."""
-        if self.name in run_summary.NEEDING:
-            self.unmatched = self.groups
+        if self.name in (*run_summary.NEEDING, *run_summary.NEEDING_ANY):
+            self.unmatched = self.unmatched or self.groups
         super().v2_playbook_on_no_hosts_matched()
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """Print its name; a play without hosts has none."""
+        self.has_begun = True
+        super().v2_playbook_on_task_start(task, is_conditional)
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Print what a task has returned; of the one that shows a report its text alone."""
@@ -229,9 +239,13 @@ class CallbackModule(Default):  # type: ignore[misc]
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print Ansible's recap, and below it the summary."""
         super().v2_playbook_on_stats(stats)
-        if self.unmatched and not self.failed:
+        is_any = self.name in run_summary.NEEDING_ANY
+        if self.unmatched and not self.failed and not (is_any and self.has_begun):
+            is_limited = any(map(self.inventory.get, self.unmatched.split(":")))
+            needs = groups.ANY if is_any else groups.USE
+            missing = "" if is_limited else groups.problem(self.inventory, needs)
             limit = context.CLIARGS["subset"]
-            nothing = run_summary.without_hosts(self.name, self.unmatched, limit)
+            nothing = run_summary.without_hosts(self.name, self.unmatched, limit, missing)
             self._display.display(nothing, color=COLOR_ERROR)
             pass_on(FAILED)
             return
