@@ -21,9 +21,11 @@ from ansible.utils.color import stringc
 from ansible.utils.vars import load_extra_vars
 
 # Ansible takes each file in this directory for such a plugin.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "filter_plugins"))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "declared"))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "output"))
 import groups
+import pauses
 import run_diff
 import run_hooks
 import run_summary
@@ -51,6 +53,8 @@ MODULE = re.compile(r"(celery|debian|redis)_[a-z_]+")
 # Tasks that tell the operator something.
 TELLS = re.compile(r"(Report|Say) ")
 DEBUG = "ansible.builtin.debug"
+# Its answer has the paused queues, too.
+LIVES = "celery_lives"
 #: Playbooks whose end is a report of their own, and the variable for its form.
 REPORTS = {"doctor.yml": "doctor_format", "status.yml": "status_format"}
 #: Tells the action plugin celery_run that this run has a terminal.
@@ -165,6 +169,10 @@ class CallbackModule(Default):  # type: ignore[misc]
             print(result.result["msg"], file=self.pipe, flush=True)
         else:
             super().v2_runner_on_ok(result)
+        if result.task.action == LIVES and (lines := pauses.reminders(result.result)):
+            self.notes.setdefault(run_summary.FLEET, []).extend(lines)
+            # The summary may have room for some of them alone.
+            self._display.display("\n".join(lines))
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Print why a task has failed, and keep it for the summary."""

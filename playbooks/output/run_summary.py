@@ -17,6 +17,8 @@ NEEDING = (
 )
 #: Playbooks with a play for each group, of which an inventory may lack all but one.
 NEEDING_ANY = ("remove.yml",)
+#: In the place of a host, for what concerns all of them.
+FLEET = ""
 # What is left to failures, and to warnings, where there is more of all.
 LEAST_CHANGES, LEAST_NOTES = 6, 4
 # Of a long message its first lines and its remedies.
@@ -297,7 +299,9 @@ def title(destination: str) -> str:
 
 def _message(kind: str, message: str, hosts: Sequence[str]) -> list[str]:
     first, *rest = shortened(message) or ["no message"]
-    is_named = any(re.search(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", first) for host in hosts)
+    is_named = FLEET in hosts or any(
+        re.search(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", first) for host in hosts
+    )
     return [f"{kind}{first if is_named else f'{named(hosts)}: {first}'}", *rest]
 
 
