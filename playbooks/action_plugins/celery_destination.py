@@ -1,4 +1,6 @@
-"""Refuses a run for the wrong destination or without hosts, or looks what a host has on record.
+"""Refuses a run for the wrong destination, without hosts, or with options that do not exist.
+
+With ``step: look`` it returns the destination that a host has on record.
 
 It looks into each of several inventories, for Ansible merges them, and at the command line, for an
 inventory must not confirm itself.
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ansible import context
 from ansible.errors import AnsibleError
 from ansible.inventory.manager import IGNORED, InventoryManager
 from ansible.plugins.action import ActionBase
@@ -20,6 +23,7 @@ from ansible.vars.plugins import get_vars_from_inventory_sources
 # Ansible takes each file in this directory for such a plugin.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "filter_plugins"))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "declared"))
+import arguments as options
 import destination
 import external
 import groups
@@ -68,10 +72,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         except AnsibleError as error:
             said = f"the destination of this run cannot be read: {error}"
             return {**result, "failed": True, "msg": f"{said}\n  Fix: correct the variable."}
+        given = self._task.get_variable_manager().extra_vars
+        # destination.yml is imported by many: the command line says by which.
+        names_called = {pathlib.Path(one).stem for one in context.CLIARGS.get("args", ())}
+        for playbook in sorted(names_called):
+            if wrong := options.problem(playbook, given, task_vars, self._read):
+                return {**result, "failed": True, "msg": wrong}
         is_check = self._task.check_mode
         found = destination.problem(
             declared,
-            self._task.get_variable_manager().extra_vars,
+            given,
             inventories,
             "" if is_check else str(wants),
             changes=not is_check and str(arguments.get("changes", "")).lower() == "true",
@@ -87,6 +97,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if isinstance(name, str) and destination.NAME.fullmatch(name):
             result["destination"] = name  # the callback plugin shows it
         return {**result, "failed": True, "msg": found} if found else result
+
+    def _read(self, value: Any) -> Any:
+        try:
+            return self._templar.template(value)
+        except AnsibleError as error:
+            raise ValueError(str(error)) from error
 
     def _declared(self, task_vars: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         every_group = task_vars["groups"]
