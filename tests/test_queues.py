@@ -3,6 +3,7 @@
 import moves
 import pauses
 import pytest
+import run_summary
 from hypothesis import given
 from hypothesis import strategies as st
 from test_refusals import Site
@@ -206,6 +207,37 @@ ANYTHING = st.recursive(
 def test_no_answer_of_a_host_ends_the_report_or_reaches_the_terminal(found, action, check):
     said = moves.text(found, action, PAUSE, check) + pauses.problem(found, "emails")
     assert all(one.isprintable() or one == "\n" for one in said)
+
+
+COMMAND = "ansible-playbook playbooks/queues.yml"
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("emails", f"{COMMAND} -e queues_action=resume -e queues_from=emails"),
+        ("shop:größe", f"{COMMAND} -e queues_action=resume -e queues_from=shop:größe"),
+        ("a b", f"""{COMMAND} -e queues_action=resume -e '{{"queues_from": "a b"}}'"""),
+        # What a shell or Ansible would take for something else stands in no command.
+        *((name, f"{COMMAND} lists it") for name in ("{{ x }}", "a'b", "$(x)", "", "a" * 99, 7)),
+    ],
+)
+def test_a_deploy_ends_with_each_paused_queue_and_how_to_resume_it(name, command):
+    (line,) = pauses.reminders({"paused": [{"name": name, "at": 1700000000, "by": "ops@ctl"}]})
+    assert " is paused since 2023-11-14 22:13 UTC by ops@ctl: its tasks wait. To r" in line
+    assert line.endswith(f"To resume it: {command}")
+    summary = run_summary.summary({}, {}, {run_summary.FLEET: [line], "web1": ["web1 is up"]})
+    assert summary == ["nothing changed", line, "web1 is up"]
+
+
+def test_a_deploy_reports_pauses_that_cannot_be_read():
+    (line,) = pauses.reminders({"paused": [], "paused_error": "ERR\x1b no"})
+    assert line == "Redis does not say which queues are paused: ERR? no"
+
+
+@given(st.dictionaries(st.sampled_from(["paused", "paused_error"]), ANYTHING))
+def test_no_answer_of_a_host_ends_a_deploy_or_reaches_the_terminal(lives):
+    assert all(one.isprintable() for one in pauses.reminders(lives))
 
 
 def test_who_pauses_is_known(monkeypatch):

@@ -1,4 +1,6 @@
-"""Refuses a run for the wrong destination by what is declared, or looks what a host has on record.
+"""Refuses a run for the wrong destination, without hosts, or with options that do not exist.
+
+With ``step: look`` it returns the destination that a host has on record.
 
 It looks into each of several inventories, for Ansible merges them, and at the command line, for an
 inventory must not confirm itself.
@@ -12,17 +14,21 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ansible import context
 from ansible.errors import AnsibleError
 from ansible.inventory.manager import IGNORED, InventoryManager
 from ansible.plugins.action import ActionBase
 from ansible.vars.plugins import get_vars_from_inventory_sources
 
 # Ansible takes each file in this directory for such a plugin.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "filter_plugins"))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "declared"))
+import arguments as options
 import destination
+import external
+import groups
 
 MODULE = "celery_destination"
-GROUPS = ("celery", "redis", "celery_producers")
 
 
 def files_of(source: str) -> Iterator[str]:
@@ -45,7 +51,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Refuse a run that the rules do not allow.
 
         ``wants`` is what the playbook does that the destination's name must confirm, ``changes``
-        whether it changes hosts. Under ``--check`` nothing needs to be confirmed.
+        whether it changes hosts. Under ``--check`` nothing needs to be confirmed. ``needs`` is one
+        of ``groups.DEPLOY``, ``USE``, which is the default, and ``ANY``.
         """
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
@@ -65,13 +72,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         except AnsibleError as error:
             said = f"the destination of this run cannot be read: {error}"
             return {**result, "failed": True, "msg": f"{said}\n  Fix: correct the variable."}
+        given = self._task.get_variable_manager().extra_vars
+        # destination.yml is imported by many: the command line says by which.
+        names_called = {pathlib.Path(one).stem for one in context.CLIARGS.get("args", ())}
+        for playbook in sorted(names_called):
+            if wrong := options.problem(playbook, given, task_vars, self._read):
+                return {**result, "failed": True, "msg": wrong}
         is_check = self._task.check_mode
         found = destination.problem(
             declared,
-            self._task.get_variable_manager().extra_vars,
+            given,
             inventories,
             "" if is_check else str(wants),
             changes=not is_check and str(arguments.get("changes", "")).lower() == "true",
+        )
+        # After that, for the groups of two inventories together fit to none.
+        found = (declared and found) or groups.problem(
+            task_vars["groups"],
+            str(arguments.get("needs", groups.USE)),
+            is_external=external.is_external(task_vars["hostvars"], task_vars["groups"]),
         )
         names = {name for name, _ in declared.values()}
         name = next(iter(names)) if len(names) == 1 else None
@@ -79,8 +98,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             result["destination"] = name  # the callback plugin shows it
         return {**result, "failed": True, "msg": found} if found else result
 
+    def _read(self, value: Any) -> Any:
+        try:
+            return self._templar.template(value)
+        except AnsibleError as error:
+            raise ValueError(str(error)) from error
+
     def _declared(self, task_vars: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        hosts = dict.fromkeys(h for group in GROUPS for h in task_vars["groups"].get(group, []))
+        every_group = task_vars["groups"]
+        hosts = dict.fromkeys(h for group in groups.GROUPS for h in every_group.get(group, []))
         every = task_vars["hostvars"]
         names = ("deploy_destination", "deploy_protected")
         found = {

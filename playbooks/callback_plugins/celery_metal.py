@@ -21,7 +21,11 @@ from ansible.utils.color import stringc
 from ansible.utils.vars import load_extra_vars
 
 # Ansible takes each file in this directory for such a plugin.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "filter_plugins"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "declared"))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "output"))
+import groups
+import pauses
 import run_diff
 import run_hooks
 import run_summary
@@ -49,6 +53,8 @@ MODULE = re.compile(r"(celery|debian|redis)_[a-z_]+")
 # Tasks that tell the operator something.
 TELLS = re.compile(r"(Report|Say) ")
 DEBUG = "ansible.builtin.debug"
+# Its answer has the paused queues, too.
+LIVES = "celery_lives"
 #: Playbooks whose end is a report of their own, and the variable for its form.
 REPORTS = {"doctor.yml": "doctor_format", "status.yml": "status_format"}
 #: Tells the action plugin celery_run that this run has a terminal.
@@ -94,8 +100,10 @@ class CallbackModule(Default):  # type: ignore[misc]
         #: That of this run; empty without one.
         self.destination = ""
         #: The playbook, the groups of the play, and those of a play that had no host.
-        self.name = ""
-        self.groups = self.unmatched = ""
+        self.name = self.groups = self.unmatched = ""
+        #: Whether a play had a host, and the inventory's groups.
+        self.has_begun = False
+        self.inventory: dict[str, list[str]] = {}
         self.done: dict[str, list[run_summary.Change]] = {}
         self.failed: dict[str, list[str]] = {}
         self.notes: dict[str, list[str]] = {}
@@ -124,13 +132,19 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Print its name, and keep its groups."""
         hosts = play.hosts
         self.groups = hosts if isinstance(hosts, str) else ":".join(map(str, hosts))
+        self.inventory = play.get_variable_manager()._inventory.get_groups_dict()
         super().v2_playbook_on_play_start(play)
 
     def v2_playbook_on_no_hosts_matched(self) -> None:
         """Print that a play is skipped; without it some playbooks do nothing, and fail."""
-        if self.name in run_summary.NEEDING:
-            self.unmatched = self.groups
+        if self.name in (*run_summary.NEEDING, *run_summary.NEEDING_ANY):
+            self.unmatched = self.unmatched or self.groups
         super().v2_playbook_on_no_hosts_matched()
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """Print its name; a play without hosts has none."""
+        self.has_begun = True
+        super().v2_playbook_on_task_start(task, is_conditional)
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Print what a task has returned; of the one that shows a report its text alone."""
@@ -155,6 +169,10 @@ class CallbackModule(Default):  # type: ignore[misc]
             print(result.result["msg"], file=self.pipe, flush=True)
         else:
             super().v2_runner_on_ok(result)
+        if result.task.action == LIVES and (lines := pauses.reminders(result.result)):
+            self.notes.setdefault(run_summary.FLEET, []).extend(lines)
+            # The summary may have room for some of them alone.
+            self._display.display("\n".join(lines))
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Print why a task has failed, and keep it for the summary."""
@@ -229,9 +247,13 @@ class CallbackModule(Default):  # type: ignore[misc]
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print Ansible's recap, and below it the summary."""
         super().v2_playbook_on_stats(stats)
-        if self.unmatched and not self.failed:
+        is_any = self.name in run_summary.NEEDING_ANY
+        if self.unmatched and not self.failed and not (is_any and self.has_begun):
+            is_limited = any(map(self.inventory.get, self.unmatched.split(":")))
+            needs = groups.ANY if is_any else groups.USE
+            missing = "" if is_limited else groups.problem(self.inventory, needs)
             limit = context.CLIARGS["subset"]
-            nothing = run_summary.without_hosts(self.name, self.unmatched, limit)
+            nothing = run_summary.without_hosts(self.name, self.unmatched, limit, missing)
             self._display.display(nothing, color=COLOR_ERROR)
             pass_on(FAILED)
             return

@@ -75,7 +75,7 @@ def _declared_problem(
                 f"{variable} is set on the command line",
                 f"write it into the inventory of the destination; see {PAGE}",
             )
-    for variable in ("destination_changes", "destination_wants"):
+    for variable in ("destination_changes", "destination_needs", "destination_wants"):
         if variable in given:
             return f"{variable} is set on the command line", "remove it: playbooks set it"
     for host, (name, is_protected) in declared.items():

@@ -14,17 +14,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import reported
+from arguments import OPTIONS
 from texts import FALSE, REST, TRUE
 
-KNOWN = (
-    "run_command",
-    "run_memory_mb",
-    "run_on",
-    "run_queue",
-    "run_seconds",
-    "run_terminal",
-    "run_version",
-)
+KNOWN = OPTIONS["run"]
 # Bytes of a command; the kernel takes 128 kB for one word. MB; seconds in ten years.
 CLOSE = 0.85
 MOST_BYTES, MOST_MB, MOST_SECONDS, LONGEST = 65536, 1 << 30, 315360000, 255

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import reported
+from arguments import OPTIONS
 from texts import FALSE, TRUE, cut
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 ACTIONS = ("list", "show", "send", "delete", "export")
 FILTERS = ("dead_id", "dead_queue", "dead_task", "dead_reason")
 SWITCHES = ("dead_all", "dead_confirmed")
-KNOWN = ("dead_action", *FILTERS, *SWITCHES, "dead_file")
+KNOWN = OPTIONS["dead"]
 COLUMNS = {
     "task": "task",
     "id": "id",

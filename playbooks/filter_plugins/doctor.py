@@ -19,6 +19,7 @@ import of_hosts
 import of_redis
 import report
 import reported
+from arguments import OPTIONS
 from texts import FALSE, TRUE, shown
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 RULES = findings.RULES
 # They fill RULES.
 AREAS = (of_hosts, of_redis, of_apps)
-KNOWN = ("doctor_accept", "doctor_format", "doctor_strict")
+KNOWN = OPTIONS["doctor"]
 FORMATS = ("table", "json")
 CLOSE = 0.75
 

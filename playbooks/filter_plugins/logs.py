@@ -15,12 +15,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import reported
+from arguments import OPTIONS
 from texts import cut, shown
 
-KNOWN = (
-    *("logs_queue", "logs_unit", "logs_task", "logs_text"),
-    *("logs_since", "logs_until", "logs_lines"),
-)
+KNOWN = OPTIONS["logs"]
 CLOSE, LONGEST, MOST_LINES, MOST_NAMES, MOST_NOTES = 0.85, 1024, 5000, 12, 20
 WIDTH, NAME_WIDTH, LINES = 4000, 40, 200
 UNIT = re.compile(r"[A-Za-z0-9_.@:-]{1,200}")

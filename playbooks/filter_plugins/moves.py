@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 # Beside this file, and rules that are no plugins; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
+import arguments
 import pauses
 import reported
 from texts import FALSE, TRUE, cut, shown
@@ -25,8 +26,7 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("purge", "pause", "resume"), ("queues_from",)),
 }
 OPTIONS = ("queues_from", "queues_to", "queues_reason")
-# The last is one of site.yml's.
-KNOWN = ("queues_action", *OPTIONS, "queues_confirmed", "queues_left")
+KNOWN = arguments.OPTIONS["queues"]
 CLOSE, LONGEST, MOST_ROWS, MOST_NAMES, WIDTH = 0.85, 1024, 100, 12, 60
 LONGEST_REASON = 200
 RUNTIME = "celery-metal."

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import getpass
+import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import reported
 
 WIDTH, MOST_WORKERS = 60, 20
+# Names that stand in a command for a shell as they are, and those that JSON in quotes can hold:
+# never a template, for Ansible would fill it in.
+PLAIN, QUOTED = re.compile(r"[\w.:@/-]{1,60}"), re.compile(r"[\w.:@/ -]{1,60}")
 MAX_AT = 253402300799  # the last second of the year 9999
 
 
@@ -52,6 +57,37 @@ def of_list(found: Any) -> Iterator[tuple[str, str]]:
     for one in found if isinstance(found, list) else ():
         if isinstance(one, Mapping):
             yield reported.shown(one.get("name", "?"), WIDTH), described(one)
+
+
+def reminders(lives: Mapping[str, Any]) -> list[str]:
+    """A line for each paused queue, for the end of a run of site.yml.
+
+    :param lives: what the module ``celery_lives`` returned, of a host that may be compromised.
+
+    >>> print(*reminders({"paused": [{"name": "a", "at": 1700000000, "by": "ops@ctl"}]}))
+    queue a is paused since 2023-11-14 22:13 UTC by ops@ctl: its tasks wait. To resume it: \
+ansible-playbook playbooks/queues.yml -e queues_action=resume -e queues_from=a
+    """
+    if isinstance(error := lives.get("paused_error"), str) and error:
+        return [f"Redis does not say which queues are paused: {reported.shown(error, 200)}"]
+    found = lives.get("paused")
+    return [
+        f"queue {reported.shown(one.get('name', '?'), WIDTH)} is paused "
+        f"{described({**one, 'reason': ''})}: its tasks wait. To resume it: "
+        f"ansible-playbook playbooks/queues.yml{_resuming(one.get('name'))}"
+        for one in (found if isinstance(found, list) else ())
+        if isinstance(one, Mapping)
+    ]
+
+
+def _resuming(name: Any) -> str:
+    """The options that resume a queue; nothing for a name that only the list can show."""
+    if isinstance(name, str) and PLAIN.fullmatch(name):
+        return f" -e queues_action=resume -e queues_from={name}"
+    if isinstance(name, str) and QUOTED.fullmatch(name):
+        value = json.dumps({"queues_from": name}, ensure_ascii=False)
+        return f" -e queues_action=resume -e '{value}'"
+    return " lists it"
 
 
 def text(raw: Mapping[str, Any], action: str, queue: str, check: bool) -> str:

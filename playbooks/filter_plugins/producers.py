@@ -19,6 +19,7 @@ import contact
 import destination
 import holders
 from addresses import UNREADABLE, redis_address
+from arguments import OPTIONS
 from external import is_external
 from of_the_app import OURS
 from texts import LETTERS, VARIABLE, shown, word
@@ -40,7 +41,7 @@ VARIABLES: dict[str, Any] = {
 }
 DEFAULTS = {name.removeprefix(PREFIX): value for name, value in VARIABLES.items()}
 # Of playbooks/producer.yml.
-OUTSIDE = ("producer_to", "producer_place", "producer_broker_variables", "producer_certificate")
+OUTSIDE = OPTIONS["producer"]
 SOCKET = "/run/celery-metal/redis/redis.sock"
 SECRETS = {
     "password": "celery-redis-producer",

@@ -13,8 +13,12 @@ MOST_ROWS = 22
 #: Playbooks that do nothing when a play of theirs has no host.
 NEEDING = (
     *("dead.yml", "doctor.yml", "drain.yml", "logs.yml", "producer.yml"),
-    *("queues.yml", "run.yml", "status.yml", "undrain.yml"),
+    *("queues.yml", "restore.yml", "run.yml", "status.yml", "undrain.yml"),
 )
+#: Playbooks with a play for each group, of which an inventory may lack all but one.
+NEEDING_ANY = ("remove.yml",)
+#: In the place of a host, for what concerns all of them.
+FLEET = ""
 # What is left to failures, and to warnings, where there is more of all.
 LEAST_CHANGES, LEAST_NOTES = 6, 4
 # Of a long message its first lines and its remedies.
@@ -267,18 +271,20 @@ def summary(
     return [*fitted(made, left, columns, "changes"), *reports, *failures, *last]
 
 
-def without_hosts(playbook: str, groups: str, limit: str | None) -> str:
+def without_hosts(playbook: str, groups: str, limit: str | None, missing: str = "") -> str:
     """Return why a playbook has done nothing, and the remedy.
+
+    :param groups: those of the play without a host.
+    :param missing: what the inventory lacks; empty where the limit leaves no host.
 
     >>> print(without_hosts("queues.yml", "celery", "web9"))
     FAILED playbooks/queues.yml: --limit is "web9", and no host of celery is in this run.
       Fix: run it without --limit, or limit it to a host of celery. Nothing was changed.
     """
-    if limit is None:
-        why, fix = f"the inventory has no host of {groups}", "write hosts into the groups"
-    else:
-        why = f'--limit is "{limit}", and no host of {groups} is in this run'
-        fix = f"run it without --limit, or limit it to a host of {groups}"
+    if missing:
+        return f"FAILED playbooks/{playbook}: {missing}"
+    why = f'--limit is "{limit}", and no host of {groups} is in this run'
+    fix = f"run it without --limit, or limit it to a host of {groups}"
     return f"FAILED playbooks/{playbook}: {why}.\n  Fix: {fix}. Nothing was changed."
 
 
@@ -293,7 +299,9 @@ def title(destination: str) -> str:
 
 def _message(kind: str, message: str, hosts: Sequence[str]) -> list[str]:
     first, *rest = shortened(message) or ["no message"]
-    is_named = any(re.search(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", first) for host in hosts)
+    is_named = FLEET in hosts or any(
+        re.search(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", first) for host in hosts
+    )
     return [f"{kind}{first if is_named else f'{named(hosts)}: {first}'}", *rest]
 
 

@@ -48,6 +48,9 @@ def test_a_queue_is_paused_over_restarts_and_a_deploy_and_every_task_done_once(k
     # A deploy replaces the worker, and proves the new one by a task of its own.
     played = kit.play(celery_queues=[ADD, MULTIPLY, {**MAIL, "concurrency": 2}])
     assert played.changed[HOST] > 0
+    end = played.said.partition("SUMMARY ")[2]
+    assert "queue mail is paused since " in end
+    assert "playbooks/queues.yml -e queues_action=resume -e queues_from=mail" in end
     assert len(kit.children(HOST, "celery-mail-1")) == 2
     status = kit.status()
     (row,) = [one for one in status["workers"] if one["queue"] == "mail"]

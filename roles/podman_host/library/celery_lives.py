@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Whether each worker works at this moment, asked of Redis in one go."""
+"""Whether each worker works at this moment, asked of Redis in one go; which queues are paused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ description:
     enough; otherwise the module looks again for I(seconds).
   - One from before the last start of Redis does not count.
   - A Redis that does not answer is no failure; C(error) says so.
+  - Reports the queues that are paused, too. Their workers work, and start none of their tasks.
 options:
   expected:
     description: Node name to the queues that it is to consume.
@@ -44,6 +45,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 error: {description: Why Redis gave no answer; empty when it did, type: str, returned: always}
+paused:
+  description: Each paused queue, as C(celery_backlog) reports it
+  type: list
+  returned: always
+paused_error:
+  description: Why paused queues cannot be read; empty when they can
+  type: str
+  returned: always
 silent:
   description: >-
     Node name of each worker without a fresh sign of life to C(seconds) since its last one, null
@@ -59,6 +68,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_metal import HostError
+from ansible.module_utils.celery_pauses import pauses_of
 from ansible.module_utils.celery_redis import SOCKET, Client, RedisError
 from ansible.module_utils.celery_redis_login import client_at, client_of
 from ansible.module_utils.celery_signs import Clock, silent, silent_in_each
@@ -66,7 +76,7 @@ from ansible.module_utils.celery_signs import Clock, silent, silent_in_each
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from celery_metal_types import Endpoint, Silent
+    from celery_metal_types import Endpoint, Pause, Silent
 
 PAUSE_SECONDS = 0.3
 # A Redis that is just starting, or being elected.
@@ -127,6 +137,31 @@ def watch(
         time.sleep(PAUSE_SECONDS)
 
 
+def paused(client: Client, queues: Sequence[str], prefixes: Sequence[str]) -> list[Pause] | str:
+    """The queues that are paused, those of ``queues`` first; a text where they cannot be read."""
+    try:
+        return pauses_of(client, queues, prefixes)
+    except (OSError, RedisError) as problem:
+        return str(problem)
+
+
+def paused_queues(client: Client, params: Mapping[str, Any]) -> list[Pause] | str:
+    """The same, with the rights for it: a Redis of the project has the user admin on its host.
+
+    :param client: of the user that asked for signs of life.
+    :param params: of this module.
+    """
+    queues = sorted({queue for some in params["expected"].values() for queue in some})
+    if params["external"]:
+        return paused(client, queues, params["prefixes"])
+    try:
+        with contextlib.closing(client_of("admin")) as admin:
+            admin.ask(("SELECT", str(params["database"])))
+            return paused(admin, queues, params["prefixes"])
+    except (OSError, RedisError, HostError) as problem:
+        return str(problem)
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -156,14 +191,18 @@ def main() -> None:
                     left,
                     lambda: last.append(time.monotonic()),
                 )
-            module.exit_json(changed=False, error="", silent=found)
+                pauses = paused_queues(client, params)
+            why = pauses if isinstance(pauses, str) else ""
+            rest = {"paused": [] if why else pauses, "paused_error": why}
+            module.exit_json(changed=False, error="", silent=found, **rest)
         except OSError as problem:
             where = "" if external else f"{SOCKET}: "
             error = f"{where}{problem.strerror or problem}"
         except (RedisError, HostError) as problem:
             error = str(problem)
         if time.monotonic() - last[-1] > ERROR_SECONDS:
-            module.exit_json(changed=False, error=error, silent={})
+            rest = {"paused": [], "paused_error": ""}
+            module.exit_json(changed=False, error=error, silent={}, **rest)
         time.sleep(PAUSE_SECONDS)
 
 

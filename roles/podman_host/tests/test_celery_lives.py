@@ -153,3 +153,29 @@ def test_an_earlier_runtime_has_names_of_its_own():
     assert not silent({node: ["a/b"]}, after, before, Clock(NOW))
     # Another queue's, by a runtime of today.
     assert silent({node: ["a/b"]}, {left: life(queues=["a/b"])}, {}, Clock(NOW))
+
+
+class Pausing:
+    def __init__(self, said):
+        self.said, self.words = said, ()
+
+    def try_all(self, words):
+        self.words += words
+        return [self.said]
+
+
+def test_paused_queues_are_read_those_of_the_run_first():
+    said = ["mail", json.dumps({"by": "ops", "at": NOW, "reason": "x"})]
+    client = Pausing(said)
+    (pause,) = celery_lives.paused(client, ["mail"], [])
+    assert (pause["name"], pause["by"], pause["at"]) == ("mail", "ops", NOW)
+    assert client.words[-1] == "mail"
+    # Over the network the user is the same as for signs of life.
+    params = {"external": {"host": "r1"}, "expected": {MAIL: ["mail"]}, "prefixes": []}
+    assert celery_lives.paused_queues(client, params) == [pause]
+
+
+def test_pauses_that_cannot_be_read_fail_no_run():
+    assert celery_lives.paused(Pausing(RedisError("ERR no EVAL")), [], []) == "ERR no EVAL"
+    # A user of an external Redis may lack the right.
+    assert celery_lives.paused(Pausing(RedisError("NOPERM no")), [], []) == []
