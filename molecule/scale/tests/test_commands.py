@@ -223,4 +223,3 @@ def test_hooks_run_once_in_the_new_version_and_one_that_fails_stops_the_deploy(
     assert played.changed == {HOST: 1}
     assert kit.play(**variables, deploy_hooks=hooks).changed == {HOST: 0}
     assert commands_here(lab) == []
-    kit.play(**SITE)

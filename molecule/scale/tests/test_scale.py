@@ -21,10 +21,8 @@ SERVICES = {
 
 
 @pytest.fixture
-def site(kit, lab):
-    """The site as it was converged, and a way to change it that says which units that concerned."""
-    kit.ensure(celery_queues=copy.deepcopy(QUEUES))
-    assert kit.services(HOST) == SERVICES
+def change(kit, lab):
+    """A way to change the site that says which units that concerned."""
 
     def change(queues, **variables):
         before = lab.invocation_ids(HOST, "celery-*.service")
@@ -41,32 +39,105 @@ def site(kit, lab):
     return change
 
 
+@pytest.fixture
+def site(kit, change):
+    """The site as it was converged, and a way to change it that says which units that concerned."""
+    kit.ensure(celery_queues=copy.deepcopy(QUEUES))
+    assert kit.services(HOST) == SERVICES
+    return change
+
+
 def test_nothing_changes_nothing(site):
     assert site(QUEUES) == {"new": set(), "restarted": set(), "gone": set(), "changed": 0}
 
 
-def test_changing_a_queue_restarts_that_queue(site, kit):
-    queues = copy.deepcopy(QUEUES)
-    queues[1]["concurrency"] = 3
-    done = site(queues)
-    assert (done["new"], done["gone"]) == (set(), set())
+# One queue is changed, and those are added whose names look alike or are odd.
+ALIKE = ["media/thumbs", "media_thumbs"]
+ODD = 'mail "50%" of $HOME ${PATH} \\ é;#x \'y'
+MORE = [
+    ADD,
+    {**MULTIPLY, "concurrency": 3},
+    MAIL,
+    *({"name": name, "concurrency": 1} for name in (*ALIKE, ODD)),
+]
+# Those go again, a queue has instances, and one grows by itself.
+WIDE = [{**ADD, "instances": 3}, {**MULTIPLY, "concurrency": {"min": 1, "max": 4}}, MAIL]
+FEWER = [{**ADD, "instances": 2}, *WIDE[1:]]
+
+
+def test_a_run_restarts_the_queue_that_changed_and_starts_those_that_came(site, kit, lab):
+    done = site(MORE)
+    assert done["gone"] == set()
     assert done["restarted"] == {"celery-multiply_queue@1.service"}
     assert len(kit.children(HOST, "celery-multiply_queue-1")) == 3
-
-
-def test_adding_queues_whose_names_look_alike_starts_these_queues(site, kit):
-    names = ["media/thumbs", "media_thumbs"]
-    done = site([*QUEUES, *({"name": name, "concurrency": 1} for name in names)])
-    assert done["new"] == {"celery-media_2fthumbs@1.service", "celery-media_thumbs@1.service"}
-    assert (done["restarted"], done["gone"]) == (set(), set())
-    reports = kit.smoke(HOST, "celery-add_queue-1", *names, count=20)
+    alike = {"celery-media_2fthumbs@1.service", "celery-media_thumbs@1.service"}
+    assert alike <= done["new"]
+    (unit,) = done["new"] - alike
+    container = unit.removesuffix(".service").replace("@", "-")
+    assert kit.environment(HOST, container)["CELERY_METAL_QUEUE"] == ODD
+    shown = lab.show(HOST, unit, "Description")
+    assert ODD.replace("\\", "") in shown.replace("\\", "")
+    reports = kit.smoke(HOST, "celery-add_queue-1", *ALIKE, ODD, count=20)
     for report in reports.values():
         assert report["done"] == report["sent"] >= 20
+        assert report["wrong"] == 0
         assert len(report["workers"]) == 1
-    assert len({worker for report in reports.values() for worker in report["workers"]}) == 2
+    assert len({worker for report in reports.values() for worker in report["workers"]}) == 3
 
 
-def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
+def test_instances_come_and_go_alone_and_autoscale_keeps_its_bounds(change, kit, lab):
+    kit.ensure(celery_queues=MORE)
+    before = kit.services(HOST)
+    done = change(WIDE)
+    more = {"celery-add_queue@2.service", "celery-add_queue@3.service"}
+    assert more <= done["new"]
+    assert done["gone"] >= before - SERVICES
+    # The share of the CPU of each instance is smaller now, so the first one is set up anew too.
+    scaled = "celery-multiply_queue@1.service"
+    assert {scaled} <= done["restarted"] <= {scaled, "celery-add_queue@1.service"}
+    reports = kit.smoke(HOST, "celery-mail-1", "add_queue", count=200)
+    assert set(reports["add_queue"]["workers"]) == {f"add_queue-{n}@{HOST}" for n in (1, 2, 3)}
+    idle = len(kit.children(HOST, "celery-multiply_queue-1"))
+    assert idle == 1
+    task = (
+        "from metal_sample.tasks import wait; from metal_sample.celery import app;"
+        "from celery_metal_runtime import configure; configure(app);"
+        "[wait.apply_async((4,), queue='multiply_queue') for _ in range(12)]"
+    )
+    lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", task])
+    lab.wait_for(
+        lambda: len(kit.children(HOST, "celery-multiply_queue-1")) == 4,
+        30,
+        "growth of the pool",
+        host=HOST,
+        unit=scaled,
+    )
+    # Tasks that run: a run has nothing to do with this worker.
+    done = change(FEWER)
+    assert done["gone"] >= {"celery-add_queue@3.service"}
+    assert done["restarted"] <= {"celery-add_queue@1.service", "celery-add_queue@2.service"}
+
+
+FOREIGN = {
+    "/etc/containers/systemd/other.container": "[Container]\nImage=localhost/other:1\n",
+    "/etc/containers/systemd/celery-x@.container": "[Container]\nImage=localhost/other:1\n",
+    "/etc/systemd/system/my-celery.service": "[Service]\nExecStart=/bin/true\n",
+}
+
+
+@pytest.fixture
+def foreign(lab):
+    """Files of others, which look like those of celery-metal."""
+    for path, text in FOREIGN.items():
+        lab.run(HOST, f"cat > {path}", stdin=text)
+    yield
+    lab.run(HOST, ["rm", *FOREIGN])
+
+
+def test_dropping_a_queue_drains_it_and_leaves_no_trace_but_what_is_not_ours(
+    change, foreign, kit, lab
+):
+    kit.ensure(celery_queues=FEWER)
     task = (
         "from metal_sample.tasks import wait; from metal_sample.celery import app;"
         "from celery_metal_runtime import configure; configure(app);"
@@ -81,7 +152,7 @@ def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
         unit="celery-mail@1.service",
     )
     # A task that runs is one that stays, unless it is meant.
-    done = site([ADD, MULTIPLY], queues_left=True)
+    done = change(FEWER[:2], queues_left=True)
     assert done["gone"] == {"celery-mail@1.service"}
     assert (done["new"], done["restarted"]) == (set(), set())
     # The task that ran when its worker was told to go has ended well.
@@ -90,18 +161,38 @@ def test_dropping_a_queue_drains_it_and_leaves_no_trace(site, kit, lab):
     assert lab.run(HOST, "systemctl list-units --all --plain --no-legend 'celery-mail*'") == ""
     assert lab.run(HOST, "find /etc /run/systemd -name '*celery-mail*'") == ""
     assert "celery-mail" not in lab.run(HOST, "podman ps -a --format '{{.Names}}'")
+    for path, text in FOREIGN.items():
+        assert lab.run(HOST, f"cat {path}") == text
+    left = kit.services(HOST)
     # Nor does it come back with the version before, when the next one does not come up.
-    broken = {**ADD, "environment": {"PYTHONHOME": "/nowhere"}}
-    played = kit.play(fails=True, celery_queues=[broken, MULTIPLY])
+    broken = {**FEWER[0], "environment": {"PYTHONHOME": "/nowhere"}}
+    played = kit.play(fails=True, celery_queues=[broken, FEWER[1]])
     assert "The previous version is back" in played.said, played.output
-    assert kit.services(HOST) == SERVICES - {"celery-mail@1.service"}
+    assert kit.services(HOST) == left
     assert lab.run(HOST, "find /etc /run/systemd -name '*celery-mail*'") == ""
 
 
-def test_what_outlasts_the_drain_is_in_its_queue_again_when_the_stop_is_over(site, kit, lab):
-    # Above the first: a task of 4 s ends in it, and one of 600 s does not.
-    queues = [ADD, {**MULTIPLY, "drain_seconds": 8}, MAIL]
-    site(queues)
+ORDERS = ("round_robin", "priority")
+SEVERAL = [
+    ADD,
+    # A task of 4 s ends in it, and one of 600 s does not.
+    {**MULTIPLY, "drain_seconds": 8},
+    MAIL,
+    *(
+        {
+            "name": order,
+            "queues": [f"urgent_{order}", f"bulk_{order}"],
+            "queue_order": order,
+            "concurrency": 1,
+        }
+        for order in ORDERS
+    ),
+    {"name": "both", "queues": ["urgent", "bulk"], "concurrency": 2, "drain_seconds": 2},
+]
+
+
+def test_what_outlasts_the_drain_is_in_its_queue_again_when_the_stop_is_over(kit, lab):
+    kit.ensure(celery_queues=SEVERAL)
     send = (
         "from metal_sample.tasks import wait; from metal_sample.celery import app;"
         "from celery_metal_runtime import configure; configure(app);"
@@ -121,57 +212,6 @@ def test_what_outlasts_the_drain_is_in_its_queue_again_when_the_stop_is_over(sit
     assert kit.redis(HOST, "del", "multiply_queue") == "1"
 
 
-def test_instances_come_and_go_alone(site, kit):
-    queues = copy.deepcopy(QUEUES)
-    queues[0]["instances"] = 3
-    done = site(queues)
-    more = {"celery-add_queue@2.service", "celery-add_queue@3.service"}
-    assert more <= done["new"]
-    # The share of the CPU of each instance is smaller now, so the first one is set up anew too.
-    assert done["restarted"] <= {"celery-add_queue@1.service"}
-    reports = kit.smoke(HOST, "celery-mail-1", "add_queue", count=200)
-    assert set(reports["add_queue"]["workers"]) == {f"add_queue-{n}@{HOST}" for n in (1, 2, 3)}
-    queues[0]["instances"] = 2
-    done = site(queues)
-    assert done["gone"] >= {"celery-add_queue@3.service"}
-    assert done["restarted"] <= {"celery-add_queue@1.service", "celery-add_queue@2.service"}
-
-
-def test_any_queue_name_reaches_the_worker_as_it_is(site, kit, lab):
-    name = 'mail "50%" of $HOME ${PATH} \\ é;#x \'y'
-    done = site([*QUEUES, {"name": name, "concurrency": 1}])
-    (unit,) = done["new"]
-    container = unit.removesuffix(".service").replace("@", "-")
-    assert kit.environment(HOST, container)["CELERY_METAL_QUEUE"] == name
-    report = kit.smoke(HOST, "celery-add_queue-1", name, count=10)[name]
-    assert report["done"] == report["sent"]
-    assert report["wrong"] == 0
-    shown = lab.show(HOST, unit, "Description")
-    assert name.replace("\\", "") in shown.replace("\\", "")
-
-
-def test_autoscale_keeps_its_bounds(site, kit, lab):
-    queues = copy.deepcopy(QUEUES)
-    queues[1]["concurrency"] = {"min": 1, "max": 4}
-    done = site(queues)
-    assert done["restarted"] == {"celery-multiply_queue@1.service"}
-    idle = len(kit.children(HOST, "celery-multiply_queue-1"))
-    assert idle == 1
-    task = (
-        "from metal_sample.tasks import wait; from metal_sample.celery import app;"
-        "from celery_metal_runtime import configure; configure(app);"
-        "[wait.apply_async((4,), queue='multiply_queue') for _ in range(12)]"
-    )
-    lab.run(HOST, ["podman", "exec", "celery-add_queue-1", "python", "-c", task])
-    lab.wait_for(
-        lambda: len(kit.children(HOST, "celery-multiply_queue-1")) == 4,
-        30,
-        "growth of the pool",
-        host=HOST,
-        unit="celery-multiply_queue@1.service",
-    )
-
-
 @pytest.mark.parametrize(
     ("order", "expected"),
     [
@@ -181,10 +221,9 @@ def test_autoscale_keeps_its_bounds(site, kit, lab):
         ("priority", ["urgent0", "urgent6", "urgent9", "bulk0", "bulk0", "bulk6"]),
     ],
 )
-def test_a_worker_of_several_queues_takes_their_tasks_in_order(site, kit, lab, order, expected):
-    both = {"name": "both", "queues": ["urgent", "bulk"], "queue_order": order, "concurrency": 1}
-    site([*QUEUES, both])
-    unit = "celery-both@1.service"
+def test_a_worker_of_several_queues_takes_their_tasks_in_order(kit, lab, order, expected):
+    kit.ensure(celery_queues=SEVERAL)
+    unit = f"celery-{order}@1.service"
     lab.run(HOST, ["systemctl", "stop", unit])
     keys = [f"metal_sample.record:{queue}" for queue in ("urgent", "bulk")]
     kit.redis(HOST, "del", *keys)
@@ -192,13 +231,14 @@ def test_a_worker_of_several_queues_takes_their_tasks_in_order(site, kit, lab, o
     code = (
         "from metal_sample.tasks import record; from metal_sample.celery import app;"
         "from celery_metal_runtime import configure; configure(app);"
-        "[record.apply_async((queue, priority, 0), queue=queue, priority=priority)"
+        f"[record.apply_async((queue, priority, 0), queue=f'{{queue}}_{order}', priority=priority)"
         f" for queue, priority in {sent}]"
     )
     lab.run(HOST, ["podman", "exec", "celery-mail-1", "python", "-c", code])
-    declared = json.dumps({"celery_queues": [*QUEUES, both]})
-    (row,) = [r for r in kit.status("-e", declared)["workers"] if r["queue"] == "both"]
-    assert (row["queues"], row["state"], row["waiting"]) == (["urgent", "bulk"], "inactive", 6)
+    declared = json.dumps({"celery_queues": SEVERAL})
+    (row,) = [r for r in kit.status("-e", declared)["workers"] if r["queue"] == order]
+    queues = [f"urgent_{order}", f"bulk_{order}"]
+    assert (row["queues"], row["state"], row["waiting"]) == (queues, "inactive", 6)
     lab.run(HOST, ["systemctl", "start", unit])
 
     def effects():
@@ -215,9 +255,8 @@ def test_a_worker_of_several_queues_takes_their_tasks_in_order(site, kit, lab, o
     assert not kit.status()["held"]
 
 
-def test_what_a_worker_of_several_queues_gives_back_is_where_it_was(site, kit, lab):
-    both = {"name": "both", "queues": ["urgent", "bulk"], "concurrency": 2, "drain_seconds": 2}
-    site([*QUEUES, both])
+def test_what_a_worker_of_several_queues_gives_back_is_where_it_was(kit, lab):
+    kit.ensure(celery_queues=SEVERAL)
     unit = "celery-both@1.service"
     code = (
         "from metal_sample.tasks import wait; from metal_sample.celery import app;"
@@ -317,34 +356,21 @@ def test_a_queue_stopped_by_hand_is_started_again(site, kit, lab):
     assert done["restarted"] <= {"celery-mail@1.service"}
 
 
+TWO = [ADD, MULTIPLY, {**MAIL, "concurrency": 2}]
+
+
 def test_an_interrupted_run_is_completed_by_the_next(site, kit, lab):
     # As if the connection had gone after the files were written: nothing reloaded or restarted.
     unit = "/etc/containers/systemd/celery-metal/celery-mail@.container"
     old = lab.run(HOST, f"cat {unit}")
-    queues = copy.deepcopy(QUEUES)
-    queues[2]["concurrency"] = 2
-    kit.play(celery_queues=queues)
+    kit.play(celery_queues=TWO)
     new = lab.run(HOST, f"cat {unit}")
     again = "systemctl daemon-reload && systemctl restart celery-mail@1"
     lab.run(HOST, f"cat > {unit} && {again}", stdin=old, timeout=120)
     assert len(kit.children(HOST, "celery-mail-1")) == 1
     lab.run(HOST, f"cat > {unit}", stdin=new)
-    kit.play(celery_queues=queues)
+    kit.play(celery_queues=TWO)
     assert len(kit.children(HOST, "celery-mail-1")) == 2
-
-
-def test_what_is_not_ours_stays(site, lab):
-    foreign = {
-        "/etc/containers/systemd/other.container": "[Container]\nImage=localhost/other:1\n",
-        "/etc/containers/systemd/celery-x@.container": "[Container]\nImage=localhost/other:1\n",
-        "/etc/systemd/system/my-celery.service": "[Service]\nExecStart=/bin/true\n",
-    }
-    for path, text in foreign.items():
-        lab.run(HOST, f"cat > {path}", stdin=text)
-    site([ADD])
-    for path, text in foreign.items():
-        assert lab.run(HOST, f"cat {path}") == text
-    lab.run(HOST, ["rm", *foreign])
 
 
 MEDIA = "/var/lib/containers/lab-media"  # of a file system that can map owners; the root's cannot
@@ -381,8 +407,9 @@ def needs(lab):
     lab.run(HOST, ["rm", "-r", "/srv/lab-read", MEDIA, "/etc/cdi/lab.json"])
 
 
-def test_volumes_ports_devices_and_more_keys_reach_the_app(site, needs, kit, lab):
-    assert site([*QUEUES, NEEDY])["new"] == {"celery-needy@1.service"}
+def test_volumes_ports_devices_and_more_keys_reach_the_app(change, needs, kit, lab):
+    kit.ensure(celery_queues=TWO)
+    assert change([*TWO, NEEDY])["new"] == {"celery-needy@1.service"}
     ask = (
         "from metal_sample.tasks import append; from metal_sample.celery import app;"
         "from celery_metal_runtime import configure; configure(app);"
@@ -411,13 +438,13 @@ def test_volumes_ports_devices_and_more_keys_reach_the_app(site, needs, kit, lab
     assert lab.run(HOST, [*inside, "python", "-c", size]) == "7\n"
     main = kit.main_process(HOST, "celery-needy-1")
     assert lab.run(HOST, f"ps -o ni= -p {main}").strip() == "7"
-    assert site([*QUEUES, NEEDY])["changed"] == 0
+    assert change([*TWO, NEEDY])["changed"] == 0
     # A port is bound once: its worker is replaced without one beside it, and comes up.
-    done = site([*QUEUES, {**NEEDY, "prefetch": 2}])
+    done = change([*TWO, {**NEEDY, "prefetch": 2}])
     assert done["restarted"] == {"celery-needy@1.service"}
 
 
-def test_a_worker_does_not_run_without_the_disk_of_its_volume(site, kit, lab):
+def test_a_worker_does_not_run_without_the_disk_of_its_volume(kit, lab):
     path = "/etc/systemd/system/srv-disk.mount"
     good = "[Mount]\nWhere=/srv/disk\nWhat=/srv/store\nType=none\nOptions=bind\n"
     broken = "[Mount]\nWhere=/srv/disk\nWhat=/srv/no-image\nType=ext4\n"
@@ -426,7 +453,7 @@ def test_a_worker_does_not_run_without_the_disk_of_its_volume(site, kit, lab):
     lab.run(HOST, ["systemctl", "start", "srv-disk.mount"])
     queue = {"name": "disk", "concurrency": 1, "volumes": ["/srv/disk/data:/data"]}
     unit = "celery-disk@1.service"
-    site([*QUEUES, queue])
+    kit.play(celery_queues=[*QUEUES, queue])
     assert unit in kit.services(HOST)
     lab.run(HOST, ["systemctl", "stop", "srv-disk.mount"])
     assert lab.show(HOST, unit, "ActiveState") == "inactive"
@@ -448,8 +475,15 @@ def test_a_worker_does_not_run_without_the_disk_of_its_volume(site, kit, lab):
     lab.run(HOST, ["systemctl", "daemon-reload"])
 
 
-def test_what_is_missing_on_the_host_or_unknown_to_quadlet_changes_nothing(site, kit, lab):
+def test_what_does_not_fit_is_missing_on_the_host_or_unknown_to_quadlet_changes_nothing(
+    site, kit, lab
+):
     before = lab.invocation_ids(HOST, "celery*")
+    big = [*QUEUES, {"name": "big", "concurrency": 4, "memory_per_process_mb": 4000}]
+    played = kit.play(celery_queues=big, fails=True)
+    assert "celery_queues needs" in played.output
+    assert 'queue "big"' in played.output
+    assert lab.invocation_ids(HOST, "celery*") == before
     bad = {**MAIL, "volumes": ["/no/where:/x"], "devices": ["/dev/no-such"]}
     for words in ([], ["--check"]):
         played = kit.play(*words, celery_queues=[ADD, MULTIPLY, bad], fails=True)
@@ -494,9 +528,7 @@ def fingerprint(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_an_app_s_environment_and_secrets_reach_their_queues_and_nobody_else(
-    site, kit, lab, tmp_path
-):
+def test_an_app_s_environment_and_secrets_reach_their_queues_and_nobody_else(kit, lab, tmp_path):
     begun = lab.run(HOST, "date +%s").strip()
     # From a file: what is on its own command line Ansible shows.
     (tmp_path / "app.json").write_text(json.dumps(APP))
@@ -533,8 +565,8 @@ def test_an_app_s_environment_and_secrets_reach_their_queues_and_nobody_else(
     assert kit.play(**APP).changed == {HOST: 0}
 
 
-def test_another_secret_restarts_those_that_have_it(site, kit, lab):
-    kit.play(**APP)
+def test_another_secret_restarts_those_that_have_it(kit, lab):
+    kit.ensure(**APP)
     before = lab.invocation_ids(HOST, "celery-*.service")
     kit.play(**{**APP, "celery_worker_secrets": {"TOKEN": "another", "key.pem": "hush-hush"}})
     after = lab.invocation_ids(HOST, "celery-*.service")
@@ -548,17 +580,7 @@ def test_another_secret_restarts_those_that_have_it(site, kit, lab):
     assert seen(lab, "add_queue", "TOKEN") == "None"
 
 
-def test_a_plan_that_does_not_fit_changes_nothing(site, kit, lab):
-    before = lab.invocation_ids(HOST, "celery*")
-    big = [*QUEUES, {"name": "big", "concurrency": 4, "memory_per_process_mb": 4000}]
-    played = kit.play(celery_queues=big, fails=True)
-    assert "celery_queues needs" in played.output
-    assert 'queue "big"' in played.output
-    assert lab.invocation_ids(HOST, "celery*") == before
-    assert kit.services(HOST) == SERVICES
-
-
-def test_as_many_tasks_for_a_hundred_queues(site, kit):
+def test_as_many_tasks_for_a_hundred_queues(kit):
     def tasks(queues):
         output = kit.play("--check", celery_queues=queues).output
         return [line for line in output.splitlines() if line.startswith("TASK [")]
