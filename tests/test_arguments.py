@@ -18,7 +18,7 @@ def read(value: Any) -> Any:
     return value
 
 
-def problem(playbook: str, variables: dict[str, Any]) -> str:
+def problem(playbook: str, variables: dict[Any, Any]) -> str:
     return arguments.problem(playbook, variables, variables, read)
 
 
@@ -52,11 +52,17 @@ def test_a_slip_in_a_name_is_refused(playbook: str, name: str, meant: str) -> No
     assert said.endswith(". Nothing was changed.")
 
 
+def test_a_slip_beside_an_option_is_refused() -> None:
+    given_ = {"queues_action": "pause", "queue_from": "a"}
+    assert "write queues_from" in problem("queues", given_)
+
+
 @pytest.mark.parametrize(
     ("playbook", "variables", "said"),
     [
         ("dead", {"dead_action": "{{ x }}"}, "dead_action cannot be read: 'x' is undefined"),
         ("status", {"status_format": "xml"}, 'status_format is "xml".\n  Fix: write table or json'),
+        ("status", {"status_format": "JSON"}, 'status_format is "JSON"'),
         ("status", {"status_format": ["json"]}, "status_format is ['json']"),
         ("status", {"status_format": None}, "status_format is None"),
         # These would count as false.
@@ -86,10 +92,15 @@ def test_a_value_that_no_playbook_can_use_is_refused(
         ("status", {"status_format": "json"}),
         ("rotate-secrets", {"rotate_finish": True, "rotate_certificates": "No"}),
         ("site", {"queue": "a", "status_format": "xml"}),
+        # A file of the roles' variables, and a word of templates beside an option.
+        ("producer", {"celery_producer_certificate": "worker", "producer_to": "/a"}),
+        ("producer", {"celery_producer_broker_variables": ["A"]}),
+        ("run", {"run_command": "true", "version": "1.2", "run": "42"}),
+        ("run", {1: 2, "a": 3}),
         ("of-a-user", {"queue": "a"}),
     ],
 )
-def test_others_are_not_refused(playbook: str, variables: dict[str, Any]) -> None:
+def test_others_are_not_refused(playbook: str, variables: dict[Any, Any]) -> None:
     assert problem(playbook, variables) == ""
 
 

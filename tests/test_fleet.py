@@ -44,10 +44,10 @@ BACKLOG = {
 TABLE = """\
 wrong, the worst first:
 - web3, unreachable: No route to host
-  Fix: see whether it runs; if it is down, others run its tasks once it was silent for 90 s
+  Fix: see whether it runs; if not, others run its tasks once it was silent for 90 s
 - web5, no answer: MODULE FAILURE
   Fix: run site.yml with --limit web5, or look there why the module failed
-- tasks wait, and no host runs a worker for them: old 3
+- tasks wait, and no host that answered runs a worker for them: old 3
   Fix: run site.yml, or undrain.yml, on a host that serves them
 - workers, restarting: reports 1 on web2
   Fix: see why: ansible-playbook playbooks/logs.yml -e logs_queue=reports --limit web2
@@ -222,7 +222,7 @@ FOLLOWS = {**ONE, "behind_bytes": 0}
 COMES = {**TWO, "behind_bytes": 6923, "state": "wait_bgsave", "lag_seconds": 0}
 SILENT = {**TWO, "behind_bytes": 923, "lag_seconds": 7}
 LONELY = "nobody follows the primary 10.0.0.5:6379"
-AFTER = ": if it goes, so do tasks | see docs/failover.md"
+AFTER = ": if it fails, tasks are lost | see docs/failover.md"
 
 
 @pytest.mark.parametrize(
@@ -426,15 +426,41 @@ def test_a_queue_that_nobody_serves_is_wrong(
         (["stands by, another Beat holds the lock", "holds the lock, 1 entry, next a at 3"], None),
         (["holds the lock, 2 entries, 1 cannot be sent (a: why), next b at 3"], "cannot be sent"),
         ([], None),
+        (["stands by, another Beat holds the lock", None], None),
+        (["failed", None], "no Beat of the hosts that answered holds the lock (web0: failed)"),
     ],
 )
 def test_a_schedule_that_sends_nothing_is_wrong(
-    fleet: ModuleType, beats: list[str], text: str | None
+    fleet: ModuleType, beats: list[str | None], text: str | None
 ) -> None:
-    hosts = {f"web{n}": {"workers": [], "beat": one} for n, one in enumerate(beats)}
+    away = {"unreachable": True, "msg": "No route"}
+    hosts: dict[str, Any] = {
+        f"web{n}": away if one is None else {"workers": [], "beat": one}
+        for n, one in enumerate(beats)
+    }
     said = [one for one in wrong(fleet, hosts, NOTHING, DB) if one.startswith("schedule")]
     assert bool(said) == (text is not None)
     assert not text or text in said[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "command"),
+    [
+        (worker("mixed", queues=["gone", "mail"]), "logs.yml -e logs_queue=mail --limit web1"),
+        # logs.yml refuses an undeclared queue, and a shell must not run what a host reports.
+        (worker("removed"), "logs.yml --limit web1"),
+        (worker("x;$(id)"), "logs.yml --limit web1"),
+        (worker("{{ x }}"), "logs.yml --limit web1"),
+        (worker("a b"), 'logs.yml -e \'{"logs_queue": "a b"}\' --limit web1'),
+    ],
+)
+def test_a_command_to_look_at_a_worker_can_be_pasted(
+    fleet: ModuleType, row: dict[str, Any], command: str
+) -> None:
+    waiting = dict.fromkeys(["mail", "x;$(id)", "{{ x }}", "a b"], 0)
+    hosts = {"web1": {"workers": [{**row, "state": "failed"}]}}
+    (said,) = wrong(fleet, hosts, {**NOTHING, "waiting": waiting}, DB)
+    assert said.endswith(f" | see why: ansible-playbook playbooks/{command}")
 
 
 def test_the_worst_is_first(fleet: ModuleType) -> None:
@@ -450,7 +476,7 @@ def test_the_worst_is_first(fleet: ModuleType) -> None:
         "Redis on db uses",
         "web2, unreach",
         "mail: 7 tasks wait",
-        "tasks wait, and no host",
+        "tasks wait, and no host that answered",
         "undeclared",
         "workers, failed",
         "schedule",

@@ -232,7 +232,14 @@ def test_a_deploy_ends_with_each_paused_queue_and_how_to_resume_it(name, command
 
 def test_a_deploy_reports_pauses_that_cannot_be_read():
     (line,) = pauses.reminders({"paused": [], "paused_error": "ERR\x1b no"})
-    assert line == "Redis does not say which queues are paused: ERR? no"
+    assert line == "the paused queues cannot be read: ERR? no"
+
+
+def test_a_deploy_reports_no_more_pauses_than_somebody_reads():
+    paused = [{"name": f"q{number}"} for number in range(25)]
+    *lines, last = pauses.reminders({"paused": paused})
+    assert len(lines) == pauses.MOST_QUEUES
+    assert last == "and 5 more are paused: ansible-playbook playbooks/queues.yml lists them"
 
 
 @given(st.dictionaries(st.sampled_from(["paused", "paused_error"]), ANYTHING))

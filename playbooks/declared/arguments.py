@@ -46,6 +46,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "rotate_finish": TRUE + FALSE,
 }
 CLOSE = 0.85
+# Beginnings of the variables of roles, which a file of variables may hold.
+OURS = ("capacity_", "celery_", "deploy_", "image_", "podman_host_", "redis_")
 
 
 def problem(
@@ -76,19 +78,23 @@ def _slip(known: tuple[str, ...], given: Mapping[str, Any]) -> tuple[str, str] |
     """
     prefix = known[0].partition("_")[0]
     heads = {prefix, prefix.removesuffix("s"), f"{prefix}s"}
-    # An inventory may use others in its templates.
-    for name in sorted(given.keys() - {*known}):
+    has_option = any(name in given for name in known)
+    others = [name for name in given if isinstance(name, str) and name not in known]
+    for name in sorted(name for name in others if not name.startswith(OURS)):
         head, _, rest = name.partition("_")
+        is_ours = head in heads and rest
         likely = f"{prefix}_{rest if head in heads else name}"
-        if name in heads:
-            meant = f"one of {', '.join(known)}" if len(known) > 1 else known[0]
+        if not is_ours and has_option:
+            # Beside an option it is a word of the inventory's templates, such as "version".
+            near = difflib.get_close_matches(name, known, 1, CLOSE)
+        elif name in heads:
+            near = [f"one of {', '.join(known)}" if len(known) > 1 else known[0]]
         elif likely in known:
-            meant = likely
-        elif near := difflib.get_close_matches(likely if head in heads else name, known, 1, CLOSE):
-            meant = near[0]
+            near = [likely]
         else:
-            continue
-        return f"{word(name)} is an unknown variable", f"write {meant}"
+            near = difflib.get_close_matches(likely if is_ours else name, known, 1, CLOSE)
+        if near:
+            return f"{word(name)} is an unknown variable", f"write {near[0]}"
     return None
 
 
@@ -104,8 +110,9 @@ def _unreadable(
         why = " ".join(str(error).split())
         return f"{name} cannot be read: {shown(why)[1:-1]}", f"correct the template in {name}"
     choices = CHOICES.get(name)
-    text = str(value).lower() if isinstance(value, bool | int) else value
-    if choices and not (isinstance(text, str) and text.lower() in choices):
-        words = ("true", "false") if "true" in choices else choices
+    is_switch = choices == TRUE + FALSE
+    text = str(value).lower() if is_switch and isinstance(value, bool | int | str) else value
+    if choices and text not in choices:
+        words = ("true", "false") if is_switch else choices
         return f"{name} is {shown(value)}", f"write {' or '.join(words)}"
     return None

@@ -25,6 +25,9 @@ PATH_LENGTH = 300
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 #: What Ansible makes of the words of a value of -e after the first.
 REST = "_raw_params"
+# What can stand in a command for a shell as it is, and what JSON in quotes can hold: never a
+# template, for Ansible would fill it in.
+PLAIN, QUOTED = re.compile(r"[\w.:@/-]{1,60}"), re.compile(r"[\w.:@/ -]{1,60}")
 
 
 def shown(value: Any) -> str:
@@ -34,6 +37,21 @@ def shown(value: Any) -> str:
     else:
         text = ascii(value)
     return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."
+
+
+def option(name: str, value: Any) -> str:
+    """An option for a command that is pasted into a shell; empty for a value that none can hold.
+
+    >>> option("queues_from", "a"), option("queues_from", "$(x)")
+    (' -e queues_from=a', '')
+    >>> print(option("queues_from", "a b"))
+     -e '{"queues_from": "a b"}'
+    """
+    if isinstance(value, str) and PLAIN.fullmatch(value):
+        return f" -e {name}={value}"
+    if isinstance(value, str) and QUOTED.fullmatch(value):
+        return f" -e '{json.dumps({name: value}, ensure_ascii=False)}'"
+    return ""
 
 
 def word(text: str) -> str:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import datetime
 import getpass
-import json
 import os
-import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Beside this file; Ansible loads filters by their path.
+# Beside this file, and rules that are no plugins; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 import reported
+from texts import option
 
-WIDTH, MOST_WORKERS = 60, 20
-# Names that stand in a command for a shell as they are, and those that JSON in quotes can hold:
-# never a template, for Ansible would fill it in.
-PLAIN, QUOTED = re.compile(r"[\w.:@/-]{1,60}"), re.compile(r"[\w.:@/ -]{1,60}")
+WIDTH, MOST_WORKERS, MOST_QUEUES = 60, 20, 20
 MAX_AT = 253402300799  # the last second of the year 9999
 
 
@@ -69,25 +66,24 @@ def reminders(lives: Mapping[str, Any]) -> list[str]:
 ansible-playbook playbooks/queues.yml -e queues_action=resume -e queues_from=a
     """
     if isinstance(error := lives.get("paused_error"), str) and error:
-        return [f"Redis does not say which queues are paused: {reported.shown(error, 200)}"]
+        return [f"the paused queues cannot be read: {reported.shown(error, 200)}"]
     found = lives.get("paused")
-    return [
-        f"queue {reported.shown(one.get('name', '?'), WIDTH)} is paused "
-        f"{described({**one, 'reason': ''})}: its tasks wait. To resume it: "
-        f"ansible-playbook playbooks/queues.yml{_resuming(one.get('name'))}"
-        for one in (found if isinstance(found, list) else ())
-        if isinstance(one, Mapping)
-    ]
-
-
-def _resuming(name: Any) -> str:
-    """The options that resume a queue; nothing for a name that only the list can show."""
-    if isinstance(name, str) and PLAIN.fullmatch(name):
-        return f" -e queues_action=resume -e queues_from={name}"
-    if isinstance(name, str) and QUOTED.fullmatch(name):
-        value = json.dumps({"queues_from": name}, ensure_ascii=False)
-        return f" -e queues_action=resume -e '{value}'"
-    return " lists it"
+    rows = [one for one in (found if isinstance(found, list) else ()) if isinstance(one, Mapping)]
+    lines = []
+    for one in rows[:MOST_QUEUES]:
+        by_name = option("queues_from", one.get("name"))
+        resuming = f" -e queues_action=resume{by_name}" if by_name else " lists it"
+        lines.append(
+            f"queue {reported.shown(one.get('name', '?'), WIDTH)} is paused "
+            f"{described({**one, 'reason': ''})}: its tasks wait. To resume it: "
+            f"ansible-playbook playbooks/queues.yml{resuming}"
+        )
+    if len(rows) > MOST_QUEUES:
+        more = len(rows) - MOST_QUEUES
+        lines.append(
+            f"and {more} more are paused: ansible-playbook playbooks/queues.yml lists them"
+        )
+    return lines
 
 
 def text(raw: Mapping[str, Any], action: str, queue: str, check: bool) -> str:

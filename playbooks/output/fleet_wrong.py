@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+# Ansible loads what imports this by its path.
+sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
+from texts import option
 
 if TYPE_CHECKING:
     from celery_metal_types import Fleet, FleetReplication, FleetWorker, Wrong
@@ -16,7 +22,7 @@ MOST_NAMES = 3
 WORKING = ("active", "starting")
 # And of one that should, but cannot.
 BROKEN = ("failed", "restarting", "no broker")
-SCHEDULES = "holds the lock"
+SCHEDULES, STANDS_BY = "holds the lock", "stands by"
 UNDECLARED = "see 'Undeclared queues' in docs/operating.md"
 
 
@@ -77,17 +83,20 @@ def _memory(found: Fleet) -> Iterator[Wrong]:
 
 def _hosts(found: Fleet) -> Iterator[Wrong]:
     for host, answer in found["hosts"].items():
-        if answer["state"] == "unreachable":
-            yield {
-                "what": f"{host}, unreachable: {answer['why']}",
-                "fix": "see whether it runs; if it is down, others run its tasks once it was "
-                "silent for 90 s",
-            }
-        elif answer["state"] != "ok":
-            yield {
-                "what": f"{host}, {answer['state']}: {answer['why']}",
-                "fix": f"run site.yml with --limit {host}, or look there why the module failed",
-            }
+        if answer["state"] == "ok":
+            continue
+        if answer["state"] != "unreachable":
+            fix = f"run site.yml with --limit {host}, or look there why the module failed"
+        elif found["whole"]:
+            fix = "see whether it runs; if not, others run its tasks once it was silent for 90 s"
+        else:
+            fix = "see whether it runs"
+        yield {"what": f"{host}, {answer['state']}: {answer['why']}", "fix": fix}
+
+
+def _is_silent(found: Fleet) -> bool:
+    """Return whether workers may run on a host that gave no answer."""
+    return any(answer["state"] != "ok" for answer in found["hosts"].values())
 
 
 def _stuck(found: Fleet) -> Iterator[Wrong]:
@@ -95,6 +104,7 @@ def _stuck(found: Fleet) -> Iterator[Wrong]:
     if not found["whole"]:
         return
     paused = {one["queue"] for one in found["paused"]}
+    where = " on the hosts that answered" if _is_silent(found) else ""
     for queue, number in sorted(found["waiting"].items()):
         own = [one for one in found["workers"] if queue in one["queues"]]
         if not number or not own or queue in paused:
@@ -102,27 +112,27 @@ def _stuck(found: Fleet) -> Iterator[Wrong]:
         if not any(one["state"] in WORKING for one in own):
             states = some([f"{one['host']} {one['state']}" for one in own])
             yield {
-                "what": f"{queue}: {number} {_tasks(number)}, and none of its workers takes any: "
-                f"{states}",
-                "fix": _cure(own),
+                "what": f"{queue}: {number} {_tasks(number)}, and none of its workers{where} takes "
+                f"any: {states}",
+                "fix": _cure(found, own),
             }
 
 
-def _cure(workers: Sequence[FleetWorker]) -> str:
+def _cure(found: Fleet, workers: Sequence[FleetWorker]) -> str:
     states = {one["state"] for one in workers}
     if states & set(BROKEN):
-        return _look(next(one for one in workers if one["state"] in BROKEN))
+        return _look(found, next(one for one in workers if one["state"] in BROKEN))
     if states & {"drained", "draining"}:
         host = next(one["host"] for one in workers if one["state"] in ("drained", "draining"))
         return f"run undrain.yml with --limit {host}"
     return "start them: run site.yml"
 
 
-def _look(worker: FleetWorker) -> str:
-    return (
-        f"see why: ansible-playbook playbooks/logs.yml -e logs_queue={worker['queue']} "
-        f"--limit {worker['host']}"
-    )
+def _look(found: Fleet, worker: FleetWorker) -> str:
+    # Of declared queues alone, all of which Redis is asked for.
+    queue = next((one for one in worker["queues"] if one in found["waiting"]), None)
+    which = option("logs_queue", queue)
+    return f"see why: ansible-playbook playbooks/logs.yml{which} --limit {worker['host']}"
 
 
 def _nowhere(found: Fleet) -> Iterator[Wrong]:
@@ -131,8 +141,9 @@ def _nowhere(found: Fleet) -> Iterator[Wrong]:
     waiting = {queue: n for queue, n in found["waiting"].items() if n and queue not in shown}
     alone = {queue: n for queue, n in waiting.items() if queue not in found["consumers"]}
     if alone and found["whole"]:
+        which = "no host that answered" if _is_silent(found) else "no host"
         yield {
-            "what": f"tasks wait, and no host runs a worker for them: {counts(alone)}",
+            "what": f"tasks wait, and {which} runs a worker for them: {counts(alone)}",
             "fix": "run site.yml, or undrain.yml, on a host that serves them",
         }
     if found["unconsumed"]:
@@ -168,15 +179,20 @@ def _broken(found: Fleet) -> Iterator[Wrong]:
         if own:
             names = some([f"{one['queue']} {one['instance']} on {one['host']}" for one in own])
             words = "waiting for the broker" if state == "no broker" else state
-            yield {"what": f"workers, {words}: {names}", "fix": _look(own[0])}
+            yield {"what": f"workers, {words}: {names}", "fix": _look(found, own[0])}
 
 
 def _schedule(found: Fleet) -> Iterator[Wrong]:
-    beats = found["beat"]
-    if found["whole"] and beats and not any(one.startswith(SCHEDULES) for one in beats.values()):
+    beats, is_silent = found["beat"], _is_silent(found)
+    kept = (SCHEDULES, STANDS_BY) if is_silent else (SCHEDULES,)
+    if found["whole"] and beats and not any(one.startswith(kept) for one in beats.values()):
         each = some([f"{host}: {what}" for host, what in beats.items()])
+        if is_silent:
+            what = "no Beat of the hosts that answered holds the lock"
+        else:
+            what = "no Beat holds the lock, so nothing is scheduled"
         yield {
-            "what": f"schedule: no Beat holds the lock, so nothing is scheduled ({each})",
+            "what": f"schedule: {what} ({each})",
             "fix": "if it is still so after 30 s, see 'journalctl -u celery-beat' there",
         }
     for host, what in beats.items():
@@ -235,7 +251,7 @@ def _replicas(found: Fleet) -> Iterator[Wrong]:
         said = distances(replication)
         yield {
             "what": f"Redis: nobody follows the primary {replication['host']}"
-            f"{said and f', not even {said}'}: if it goes, so do tasks",
+            f"{said and f', not even {said}'}: if it fails, tasks are lost",
             "fix": "see docs/failover.md",
         }
     if replication["absent"]:

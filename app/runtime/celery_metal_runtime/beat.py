@@ -194,6 +194,7 @@ class Service(beat.Service):
                     self._pause(LOOK_SECONDS)
                 self.__dict__.pop("scheduler", None)
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             self.watch.finish()
             self.fence.release()
 
@@ -221,9 +222,9 @@ class Service(beat.Service):
         self.watch.notifier.send("STOPPING=1")
         if self._is_idle:
             raise SystemExit
-        # A Redis or a database that does not answer is not waited for.
+        # A Redis or a database that does not answer is not waited for, nor to be synced.
         signal.signal(signal.SIGALRM, self._give_up)
-        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS, STOP_SECONDS)
 
     def _give_up(self, _number: int, _: Any) -> NoReturn:
         raise SystemExit

@@ -426,7 +426,7 @@ def earlier(module: AnsibleModule) -> dict[str, Any]:
     made = {
         name: int(found[PREFIX + name].labels["at"])
         for name in module.params["earlier"]
-        # One that an earlier version of this module has made says not when.
+        # One that an earlier version of this module has made has no date.
         if PREFIX + name in found and found[PREFIX + name].labels.get("at", "").isdecimal()
     }
     ages: dict[tuple[str, str], list[int]] = {}
