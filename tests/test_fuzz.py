@@ -29,6 +29,8 @@ SEED = 20261124
 SAMPLE = 4
 # The time that Ansible takes for a task of one host grows with the number of hosts.
 HOSTS_OF_A_RUN = 60
+# Nothing is wrong with no variables: the groups of the run, once all specs are read.
+HOSTS = "{{ {} | declaration_problems(__fuzz_specs, 'none') ~ 'celery:redis' }}"
 SPECS = {
     path.parents[1].name: yaml.safe_load(path.read_text())["argument_specs"]["main"]["options"]
     for path in sorted(ROOT.glob("roles/*/meta/argument_specs.yml"))
@@ -265,6 +267,8 @@ def judge(directory: pathlib.Path) -> dict[str, Verdict]:
             pathlib.Path(sys.executable).with_name("ansible-playbook"),
             "-i",
             directory,
+            "--extra-vars",
+            json.dumps({"fuzz_hosts": HOSTS}),
             "tests/fuzz.yml",
         ],
         cwd=ROOT,
