@@ -478,6 +478,14 @@ def block(state, seconds, hold_lock=False):
     (ctypes.PyDLL if hold_lock else ctypes.CDLL)(None).sleep(seconds)
 
 
+@control_command(args=[("path", str)])
+def hold_up(state, path):
+    """Keep the consumer's loop from turning until the file that this makes is removed."""
+    Path(path).touch()
+    while Path(path).exists():
+        time.sleep(0.05)
+
+
 @control_command()
 def deafen(state):
     """Have the loop turn without asking Redis for tasks, as after a reconnect gone wrong."""

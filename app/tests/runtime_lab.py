@@ -254,10 +254,10 @@ class Worker:
         self.ready_seconds = time.monotonic() - self.begun
         return self
 
-    def expect(self, part: str) -> None:
+    def expect(self, part: str, since: float = 0.0) -> None:
         """Wait until systemd hears it; the assertion error shows the end of the log."""
         try:
-            self.systemd.wait_for(part)
+            self.systemd.wait_for(part, since=since)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log[-5000:]}") from None
 

@@ -14,6 +14,8 @@ EX_SOFTWARE = 70
 LONGEST_TICK = 1.0
 STATUS_SECONDS = 2.0
 EXTEND_SECONDS = 60
+# Of the watchdog's time: then a process ends in which not even the watching thread runs.
+LAST_RESORT = 0.9
 
 
 class Watched:
@@ -110,7 +112,7 @@ class Watch:
             self.beat_due = now + watchdog / 3 - self.watched.tick / 2
             self.notifier.send("WATCHDOG=1")
             # Where even this thread cannot run, as C code keeps the interpreter's lock.
-            faulthandler.dump_traceback_later(watchdog * 0.9, exit=True, file=STDERR)
+            faulthandler.dump_traceback_later(watchdog * LAST_RESORT, exit=True, file=STDERR)
         if now >= self.extend_due and self.watched.is_starting():
             # A start that waits for Redis is none that hangs.
             self.extend_due = now + EXTEND_SECONDS / 3
