@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_refusals import Site
 
 HOSTS = ["web1", "web2"]
+QUEUES = ["mail", "é 1"]
 RUN = {"run_command": "python manage.py migrate"}
 
 
@@ -27,6 +28,11 @@ RUN = {"run_command": "python manage.py migrate"}
         ({**RUN, "--fake": "1"}, 'ends before "--fake"', "run_command='python"),
         ({**RUN, "run_comand": "x"}, "run_comand is an unknown variable", "write run_command"),
         ({**RUN, "run_queue": "a\n"}, 'run_queue is "a "', "name of a queue"),
+        (
+            {**RUN, "run_queue": "mial"},
+            '"mial", which is not in celery_queues',
+            "one of mail, é 1; ",
+        ),
         ({**RUN, "run_on": "web3"}, 'run_on is "web3"', "first, all, or one of web1, web2"),
         ({**RUN, "run_version": "x y"}, 'run_version is "x y"', "rollback.yml lists them"),
         ({**RUN, "run_memory_mb": "0"}, 'run_memory_mb is "0"', "write 1 to"),
@@ -36,7 +42,7 @@ RUN = {"run_command": "python manage.py migrate"}
     ],
 )
 def test_nonsense_is_refused_with_a_remedy(variables, said, remedy):
-    problem, _, fix = commands.problems(variables, HOSTS).partition(".\n  Fix: ")
+    problem, _, fix = commands.problems(variables, HOSTS, QUEUES).partition(".\n  Fix: ")
     assert said in problem
     assert remedy in fix
     assert fix.endswith("Nothing was run.")
@@ -54,12 +60,29 @@ def test_nonsense_is_refused_with_a_remedy(variables, said, remedy):
     ],
 )
 def test_what_can_be_done_is_not_refused(more):
-    assert commands.problems({**RUN, "other": "{{ x }}", **more}, HOSTS) == ""
+    assert commands.problems({**RUN, "other": "{{ x }}", **more}, HOSTS, QUEUES) == ""
+
+
+@pytest.mark.parametrize(
+    ("declared", "found"),
+    [
+        ({}, []),
+        (
+            {"web1": [{"name": "a"}, {"name": 7}], "web2": [{"name": "a", "queues": ["x"]}]},
+            ["a", "7"],
+        ),
+        # Refused by others.
+        ({"web1": "a", "web2": ["a", {}, {"name": "b"}]}, ["b"]),
+    ],
+)
+def test_the_queues_are_those_of_all_hosts(declared, found):
+    hosts = {host: {"celery_queues": declared.get(host)} for host in HOSTS}
+    assert commands.queues_of(hosts, HOSTS) == found
 
 
 @given(st.dictionaries(st.sampled_from(commands.KNOWN), st.one_of(st.text(), st.integers())))
 def test_no_value_ends_the_check_or_reaches_the_terminal(variables):
-    said = commands.problems(variables, HOSTS)
+    said = commands.problems(variables, HOSTS, QUEUES)
     assert all(one.isprintable() or one == "\n" for one in said)
 
 
@@ -88,7 +111,13 @@ def test_nonsense_is_refused_before_a_host_is_contacted(tmp_path):
     run = site.run("-e", "run_command=python manage.py migrate", playbook="playbooks/run.yml")
     assert 'the command ends before "manage.py migrate"' in run.said
     assert "UNREACHABLE" not in run.said
-    run = site.run("-e", "run_command=python", playbook="playbooks/run.yml")
+    site.variables("celery_queues: [{name: emails, queues: [emails, mail]}]\n")
+    wanted = ("-e", "run_command=python", "-e")
+    run = site.run(*wanted, "run_queue=mail", playbook="playbooks/run.yml")
+    assert 'run_queue is "mail", which is not in celery_queues' in run.said
+    assert "write one of emails; " in run.said
+    assert "UNREACHABLE" not in run.said
+    run = site.run(*wanted, "run_queue=emails", playbook="playbooks/run.yml")
     assert "UNREACHABLE" in run.said
 
 

@@ -51,6 +51,22 @@ def test_without_tls_it_has_no_certificates_and_with_one_of_the_users_none_of_re
     assert kept.keys() == {"celery-redis-producer", "celery-redis-ca"}
 
 
+@pytest.mark.parametrize(
+    ("kept", "found"),
+    [
+        ("app", ""),
+        ("redis", "rediss://producer@10.0.0.5:6379/0"),
+        ("django-db", "django-db"),
+        ("secret:RESULTS", ""),
+    ],
+)
+def test_it_finds_results_where_workers_keep_them(kept: str, found: str) -> None:
+    hosts = fleet() | {"web1": {"celery_worker_result_backend": kept}}
+    assert producers.options(hosts, GROUPS, "shop1")["results"] == found
+    outside = producers.outside(hosts, GROUPS, {"producer_to": "/root/out"})
+    assert outside["results"] == found
+
+
 def test_on_the_host_of_redis_it_uses_the_socket() -> None:
     groups = {**GROUPS, "celery_producers": ["r1"]}
     found = producers.options(fleet(), groups, "r1")

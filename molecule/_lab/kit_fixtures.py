@@ -37,6 +37,7 @@ REDIS_SECONDS = 30
 # Playbooks that change nothing of what site.yml deploys.
 LEAVES = (
     "playbooks/doctor.yml",
+    "playbooks/producer.yml",
     "playbooks/queues.yml",
     "playbooks/run.yml",
     "playbooks/status.yml",

@@ -21,6 +21,7 @@ KNOWN = OPTIONS["run"]
 # Bytes of a command; the kernel takes 128 kB for one word. MB; seconds in ten years.
 CLOSE = 0.85
 MOST_BYTES, MOST_MB, MOST_SECONDS, LONGEST = 65536, 1 << 30, 315360000, 255
+MOST_NAMES = 12
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 EXAMPLE = "write -e \"run_command='python manage.py migrate'\""
 
@@ -48,15 +49,28 @@ def words(command: Any) -> list[str]:
     return found
 
 
-def problems(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
+def queues_of(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) -> list[str]:
+    """The names in the celery_queues of these hosts, each once.
+
+    :param hosts: Ansible's hostvars.
+    :param celery: the hosts that are to run workers.
+    """
+    lists = [hosts[host].get("celery_queues") for host in celery]
+    entries = [one for queues in lists if isinstance(queues, list) for one in queues]
+    named = (one["name"] for one in entries if isinstance(one, Mapping) and "name" in one)
+    return list(dict.fromkeys(map(str, named)))
+
+
+def problems(variables: Mapping[str, Any], hosts: Sequence[str], declared: Sequence[str]) -> str:
     """What is wrong with the variables of ``playbooks/run.yml``; empty when nothing is.
 
     :param variables: all of a host.
     :param hosts: those of the play.
+    :param declared: names in celery_queues.
     """
     # Others may be templates that need facts.
     given = {name: variables[name] for name in variables if name.startswith("run_")}
-    found = _cut(variables) or _problem(given, hosts)
+    found = _cut(variables) or _problem(given, hosts) or _queue_problem(given, declared)
     return f"{found[0]}.\n  Fix: {found[1]}. Nothing was run." if found else ""
 
 
@@ -102,6 +116,16 @@ def _problem(given: Mapping[str, Any], hosts: Sequence[str]) -> tuple[str, str] 
     return None
 
 
+def _queue_problem(given: Mapping[str, Any], declared: Sequence[str]) -> tuple[str, str] | None:
+    queue = given.get("run_queue")
+    if queue is None or queue in declared:
+        return None
+    names = [*declared[:MOST_NAMES], *(["..."] if len(declared) > MOST_NAMES else [])]
+    named = f"write one of {', '.join(map(reported.shown, names))}; " if names else ""
+    said = f'run_queue is "{reported.shown(queue)}", which is not in celery_queues'
+    return said, f"{named}what site.yml gets by -e this run needs, too"
+
+
 def _number(value: Any) -> int:
     """A whole number, as -e NAME=value gives it; 0 for anything else."""
     is_number = re.fullmatch(r"[0-9]{1,12}", str(value), re.ASCII)
@@ -131,5 +155,6 @@ class FilterModule:
         return {
             "command_words": words,
             "run_problems": problems,
+            "run_queues": queues_of,
             "run_targets": targets,
         }

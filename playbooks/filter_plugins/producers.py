@@ -336,8 +336,10 @@ def _opens(
     if has_tls:
         kinds += ["ca", *([] if has_certificate else ["certificate"])]
     labels = clients.made({**first, **({"podman_host_state": state} if state else {})})
+    url = _url(hosts, groups, state, is_local=is_local, has_tls=has_tls)
     return {
-        "url": _url(hosts, groups, state, is_local=is_local, has_tls=has_tls),
+        "url": url,
+        "results": _results(hosts[groups["celery"][0]], url),
         "secrets": {
             SECRETS[kind]: labels[SECRETS[kind]]["version"]
             for kind in kinds
@@ -345,6 +347,15 @@ def _opens(
             if "version" in labels.get(SECRETS[kind], {})
         },
     }
+
+
+def _results(worker: Mapping[str, Any], url: str) -> str:
+    """Where programs find the results of the workers; empty for where their app says.
+
+    A secret of the workers is not theirs.
+    """
+    kept = str(worker.get("celery_worker_result_backend", "app"))
+    return "" if kept.startswith("secret:") else {"app": "", "redis": url}.get(kept, kept)
 
 
 def _url(

@@ -1,5 +1,11 @@
 """Each user of Redis can do what Celery does for it, and nothing else; passwords change."""
 
+import os
+import pathlib
+import shlex
+import stat
+import subprocess
+import sys
 import time
 from collections import Counter
 from uuid import uuid4
@@ -11,6 +17,14 @@ from programs import BROKER, PATIENCE, ROTATE, USERS, WORKER, Load, Pusher, add
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 from web import Web
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+OUTSIDE = "playbooks/producer.yml"
+SEND = """
+import os; from celery import Celery
+app = Celery("shop", broker={url}, backend={url})
+print(app.send_task("metal_sample.tasks.add", (20, 22), queue="add_queue").get(timeout=30))
+"""
 
 
 @pytest.fixture
@@ -243,6 +257,35 @@ def test_passwords_change_under_load_and_no_task_is_lost(kit, lab, app_of, clien
     assert add(app_of("producer"), 1, 2).apply_async().get(timeout=PATIENCE) == 3
     with pytest.raises(AuthenticationError):
         client_of("producer", old["producer"]).ping()
+
+
+def test_a_machine_outside_sends_tasks_with_the_files_that_are_written_for_it(kit, tmp_path):
+    files = tmp_path / "shop"
+    # The machine is the one that the tests run on.
+    asked = {"producer_to": str(files), "producer_place": str(files)}
+    asked |= {"producer_broker_variables": "SHOP_BROKER", "celery_worker_result_backend": "redis"}
+    kit.play("--check", playbook=OUTSIDE, **asked)
+    assert not files.exists()
+    played = kit.play(playbook=OUTSIDE, **asked)
+    assert f'"{files}" has what opens Redis' in played.said
+    secret = kit.password(BROKER, "producer")
+    assert secret not in played.output
+    found = {one.name: stat.S_IMODE(one.stat().st_mode) for one in files.iterdir()}
+    assert found == dict.fromkeys(("ca.pem", "certificate.pem", "environment", "password"), 0o600)
+    lines = shlex.split((files / "environment").read_text(), comments=True)
+    environ = dict(line.split("=", 1) for line in lines) | {"PATH": os.environ["PATH"]}
+    assert secret not in environ["CELERY_METAL_BROKER"]
+    runtime = ["-m", "celery_metal_runtime", "run", sys.executable]
+    for words, url in ((runtime, "None"), ([], "os.environ['SHOP_BROKER']")):
+        done = subprocess.run(
+            [sys.executable, *words, "-c", SEND.format(url=url)],
+            env=environ | {"PYTHONPATH": str(ROOT / "app/runtime")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout, done.returncode) == ("42\n", 0), done.stderr
+    assert kit.play(playbook=OUTSIDE, **asked).changed == {BROKER: 0, WORKER: 0}
 
 
 def test_a_rotation_that_would_leave_hosts_out_is_refused(kit):

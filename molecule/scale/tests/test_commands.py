@@ -26,6 +26,7 @@ SITE = {
     "celery_worker_secrets": {"TOKEN": "hush-hush"},
     "celery_worker_secrets_exported": ["TOKEN"],
 }
+QUEUES = {"celery_queues": SITE["celery_queues"]}
 # As one word: Ansible shows lines of a command's output as they come.
 SHOW = (
     "import json, os; from metal_sample.celery import app; "
@@ -50,7 +51,7 @@ def commands_here(lab):
 def test_a_command_has_what_the_workers_of_its_queue_have(kit, lab):
     kit.ensure(**SITE)
     for queue, level in (("", ODD), ("mail", "low")):
-        variables = {"run_queue": queue} if queue else {}
+        variables = {**QUEUES, "run_queue": queue} if queue else {}
         output = command(kit, "python", "-c", SHOW, **variables).output
         found = json.loads(re.search(r"^FOUND (.*)$", output, re.M)[1])
         assert found[:3] == [999, level, "hush"]
@@ -117,8 +118,12 @@ def test_a_command_that_fails_fails_the_run_and_leaves_nothing(kit, lab):
     assert "the image has no such program" in command(kit, "gone", fails=True).said
     said = command(kit, "sleep", "60", fails=True, run_seconds=1).said
     assert "ended with status 124: it was ended after 1 s." in said
-    said = command(kit, "true", fails=True, run_queue="gone").said
-    assert "this host has no queue gone; it has add_queue, mail" in said
+    said = command(kit, "true", fails=True, run_queue="gone", **QUEUES).said
+    assert 'run_queue is "gone", which is not in celery_queues' in said
+    # Declared, and not deployed yet.
+    declared = {"celery_queues": [*SITE["celery_queues"], {"name": "next"}]}
+    said = command(kit, "true", fails=True, run_queue="next", **declared).said
+    assert "this host has no queue next; it has add_queue, mail" in said
     said = command(kit, "true", fails=True, run_version="gone").said
     assert "run_version is gone" in said
     assert "FOUND" not in kit.play(

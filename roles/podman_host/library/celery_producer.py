@@ -33,6 +33,9 @@ options:
   url:
     description: The address of Redis, with a user and without a password.
     default: ""
+  results:
+    description: Where results are kept, without a password; empty for where the app keeps them.
+    default: ""
   variables:
     description: Names of variables that hold the address with the password.
     type: list
@@ -140,8 +143,9 @@ def work(module: AnsibleModule, record: Path = STATE) -> dict[str, Any]:
     files = contents(
         wanted, params["inspected"], params["certificate"], known=versions, directory=directory
     )
+    place = Path(params["place"] or directory)
     files[ENVIRONMENT] = environment_text(
-        params["url"], files, Path(params["place"] or directory), params["variables"]
+        params["url"], files, place, params["variables"], params["results"]
     )
     changed = {
         name
@@ -234,6 +238,7 @@ def main() -> None:
             "group": {},
             "mode": {"default": "0640"},
             "url": {"default": ""},
+            "results": {"default": ""},
             "variables": {"type": "list", "elements": "str", "default": []},
             "secrets": {"type": "dict", "default": {}, "no_log": False},
             "inspected": {"default": "", "no_log": True},

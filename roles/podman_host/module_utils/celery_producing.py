@@ -139,15 +139,18 @@ def contents(
 
 
 def environment_text(
-    url: str, files: Mapping[str, str], place: Path, variables: Iterable[str]
+    url: str, files: Mapping[str, str], place: Path, variables: Iterable[str], results: str = ""
 ) -> str:
     """The environment file, as systemd, a shell and Podman read it.
 
     :param url: the address of Redis, without a password.
     :param place: the directory of the files, where the program runs.
     :param variables: names that get the address with the password.
+    :param results: where results are kept, as the runtime takes it; empty for where the app keeps
+        them.
     """
     values = {"CELERY_METAL_BROKER": url}
+    values |= {"CELERY_METAL_RESULT_BACKEND": results} if results else {}
     values |= {VARIABLES[name]: str(place / name) for name in VARIABLES if name in files}
     for name in variables:
         values[name] = address(url, files, place, is_celerys=bool(CELERYS.search(name)))

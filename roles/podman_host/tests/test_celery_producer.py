@@ -42,6 +42,7 @@ def producer(tmp_path):
             "group": None,
             "mode": "0640",
             "url": URL,
+            "results": "",
             "variables": [],
             "secrets": {name: f"v-{text}" for name, text in contents.items()},
             "inspected": inspected(**contents),
@@ -300,8 +301,12 @@ def test_for_another_machine_the_paths_are_its_own_and_nothing_is_recorded(produ
     assert "CELERY_METAL_PASSWORD_FILE=/etc/shop/redis/password\n" in text
     assert stat.S_IMODE(producer.directory.stat().st_mode) == 0o700
     assert stat.S_IMODE((producer.directory / "password").stat().st_mode) == 0o600
-    producer("new", place="/etc/shop/redis", mode="0600", reload=[appends(log, "a")])
+    assert "RESULT_BACKEND" not in text
+    more = {"results": URL, "reload": [appends(log, "a")]}
+    producer("new", place="/etc/shop/redis", mode="0600", **more)
     assert (producer.directory / "password").read_text() == "new"
+    text = (producer.directory / "environment").read_text()
+    assert f"CELERY_METAL_RESULT_BACKEND={URL}\n" in text
     assert not producer.record.exists()
     assert not log.exists()
 
