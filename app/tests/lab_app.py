@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from celery import Celery, bootsteps, chain, chord, group, signals
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 from celery.result import GroupResult, allow_join_result
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import control_command
@@ -490,6 +490,21 @@ def hold_up(state, path):
 def deafen(state):
     """Have the loop turn without asking Redis for tasks, as after a reconnect gone wrong."""
     state.consumer.connection.transport.cycle._channels.clear()
+
+
+@app.task(bind=True)
+def end_by(self, outcome):
+    """A task that ends in one of Celery's ways."""
+    if outcome == "fail":
+        raise ValueError(outcome)
+    if outcome == "retry" and not self.request.retries:
+        raise self.retry(countdown=0)
+    if outcome in ("ignore", "reject"):
+        raise {"ignore": Ignore(), "reject": Reject()}[outcome]
+    if outcome == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if outcome == "hang":
+        time.sleep(60)
 
 
 @app.task

@@ -120,6 +120,9 @@ def configure(app: "Celery", environ: MutableMapping[str, str] | None = None) ->
                 passwords.follow(place, _user(address), password)
     _choose_exchange(app)
     _set_service_defaults(app)
+    from celery_metal_runtime import sent  # not before gevent has patched
+
+    sent.install()
 
 
 def export_address(environ: MutableMapping[str, str]) -> None:

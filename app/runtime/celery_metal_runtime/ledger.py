@@ -39,6 +39,7 @@ from celery_metal_runtime.messages import (
     parse,
     printable,
 )
+from celery_metal_runtime.metrics import METRICS, Metrics
 from celery_metal_runtime.notify import line, say, unpatched
 from celery_metal_runtime.pauses import Pauses
 from celery_metal_runtime.questions import load_scripts
@@ -182,7 +183,7 @@ class Ledger:
         #: What Celery is about to take, and whether this worker ends by a failure of its own.
         self._delivered: str | None = None
         self.failed = False
-        self.twins, self.pauses = Twins(node), Pauses(self)
+        self.twins, self.pauses, self.metrics = Twins(node), Pauses(self), Metrics()
         #: How many messages were put aside or dropped, and what was said of those dropped.
         self.refused = 0
         #: Whether there may be dead letters of which nobody has been told; see `verdict`.
@@ -300,6 +301,11 @@ class Ledger:
                 "or an ETA' in docs/queues.md"
             )
 
+    def queue_of(self, tag: str) -> str:
+        """The queue of a task that is not settled; empty where that is not known."""
+        record = self._records.get(tag)
+        return record.queue if record else ""
+
     def settle(self, tag: str) -> None:
         """A task is acknowledged: done, or thrown away."""
         self._lost.discard(tag)
@@ -375,6 +381,7 @@ class Ledger:
         for queue in self._queues:
             self._give_back(client, self.node, queue, partial(_takes, causes))
         client.delete(self._begun_key(self.node))
+        client.hdel(self.key(METRICS), self.node)
         client.hdel(self.key(NODES), self.node)
 
     def _change(self, tag: str, change: Change) -> None:
@@ -656,6 +663,7 @@ class Beat:
         if ledger.closed or ledger.twins.is_doubtful:
             return
         ledger.catch_up(client)
+        ledger.metrics.publish(client, ledger.key(METRICS), ledger.node, ledger._queues)
         self._reconcile(client, now)
         # Whoever has buried them tells at once; if that worker has ended, others do.
         self.untold = self.untold + 1 if client.exists(*ledger.untold_keys()) else 0
@@ -726,6 +734,7 @@ class Beat:
         for node, (life, since) in self.lives.items():
             if now - since > LEASE_SECONDS:
                 self._take_over(client, node.decode(errors="replace"), life, now - since)
+                client.hdel(self.ledger.key(METRICS), node)
                 client.hdel(nodes, node)
 
     def _take_over(self, client: Any, node: str, life: bytes, silence: float) -> None:

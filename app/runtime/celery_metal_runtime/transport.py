@@ -18,7 +18,17 @@ from typing import Any, NamedTuple
 from kombu import common
 from kombu.transport import redis, virtual
 
-from celery_metal_runtime import ahead, backports, channels, full, guard, pauses, replies, wake
+from celery_metal_runtime import (
+    ahead,
+    backports,
+    channels,
+    full,
+    guard,
+    metrics,
+    pauses,
+    replies,
+    wake,
+)
 from celery_metal_runtime.broker import is_wrong_type
 from celery_metal_runtime.ledger import PUSH, TAKEN, Ledger, count_losses
 from celery_metal_runtime.messages import RefusedError, brief, parse
@@ -344,6 +354,7 @@ def install(node: str) -> Ledger:
     Claiming.revokes = Revokes(Claiming.ledger)
     guard.install(Claiming.ledger)
     count_losses(Claiming.ledger)
+    metrics.count(Claiming.ledger)
     pauses.install(Claiming.ledger.pauses)
     Claiming.waker = Claiming.ledger.waker = wake.install()
     channels.install(Claiming, wake.Waking)
