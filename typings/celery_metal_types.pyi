@@ -37,6 +37,7 @@ class Queue(TypedDict):
     prefetch: int
     time_limit_seconds: int
     max_tasks_per_child: int
+    latency_objective_seconds: int
     environment: Mapping[str, str]
     secrets: Literal["all"] | list[str]
     hosts: Literal["all"] | list[str]
@@ -279,11 +280,28 @@ class Lengths(TypedDict):
     dead: dict[str, int]
     held: list[Held]
 
+class Counted(TypedDict):
+    """What workers have counted of a queue's tasks within the last `seconds`.
+
+    wait: how many had waited up to each of bounds_ms, beyond the one before; last, longer ones.
+    outcomes: how many ended by each of Celery's ways.
+    """
+
+    bounds_ms: list[int]
+    wait: list[int]
+    outcomes: dict[str, int]
+    seconds: int
+
 @final
 class Backlog(Lengths):
-    """error: why Redis gave no answer, or nothing."""
+    """error: why Redis gave no answer, or nothing.
+
+    oldest: queue to the seconds for which its next task has waited, where that is known.
+    """
 
     error: str
+    counted: dict[str, Counted]
+    oldest: dict[str, int]
     run_id: str
     unconsumed: dict[str, int]
     paused: list[Pause]
@@ -352,6 +370,26 @@ class Wrong(TypedDict):
     what: str
     fix: str
 
+class FleetQueue(TypedDict):
+    """What a queue's workers have done within the last `seconds`; 0 where nothing is known.
+
+    objective: latency_objective_seconds; 0 for none. oldest: seconds of the next task; None where
+    that is not known. half, most: seconds that 50 and 95 of 100 tasks had waited at most, None
+    where none has begun; as far as the histogram tells. late_percent: how many had waited for
+    longer than the objective.
+    """
+
+    queue: str
+    objective: int
+    waiting: int
+    oldest: int | None
+    seconds: int
+    started: int
+    half: float | None
+    most: float | None
+    late_percent: int | None
+    outcomes: dict[str, int]
+
 class Fleet(TypedDict):
     """wrong: the worst first. destinations: host to the one on record there.
 
@@ -364,6 +402,7 @@ class Fleet(TypedDict):
     whole: bool
     hosts: dict[str, FleetHost]
     workers: list[FleetWorker]
+    queues: list[FleetQueue]
     beat: dict[str, str]
     redis_host: str
     redis_error: str

@@ -8,12 +8,14 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 # Beside this file, and in the runtime; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "output"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "app/runtime"))
+import fleet_queues
 import fleet_wrong
 import pauses
 import reported
@@ -85,9 +87,15 @@ REPLICA: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("address", "state"), (str,)),
     **dict.fromkeys(("behind_bytes", "lag_seconds"), (int,)),
 }
+COUNTED: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("bounds_ms", "wait"), (list,)),
+    "outcomes": (dict,),
+    "seconds": (int,),
+}
 BACKLOG: dict[str, tuple[type, ...]] = {
     "error": (str,),
     **dict.fromkeys(("waiting", "consumers", "unconsumed", "dead", "memory"), (dict,)),
+    **dict.fromkeys(("counted", "oldest"), (dict,)),
     "is_complete": (bool, type(None)),
     **dict.fromkeys(("held", "paused"), (list,)),
     "replication": (dict, type(None)),
@@ -100,6 +108,7 @@ def fleet(
     redis: FleetRedis,
     whole: bool,
     destination: str | None = None,
+    objectives: Mapping[str, int] = MappingProxyType({}),
 ) -> Fleet:
     """All that is known, in one structure.
 
@@ -108,8 +117,10 @@ def fleet(
     :param redis: what the inventory says of Redis.
     :param whole: whether these are all hosts; else a worker without a row is none that is missing.
     :param destination: ``deploy_destination`` of the inventory; None where it is not set.
+    :param objectives: queue to its ``latency_objective_seconds``, where it has one.
     :returns: ``wrong``, what is wrong and its remedy, the worst first; ``hosts``, each with its
-        ``state`` ("ok" when it answered) and ``why``; ``workers``, a row each; ``beat``, host to
+        ``state`` ("ok" when it answered) and ``why``; ``workers``, a row each; ``queues``, for how
+        long their tasks wait and how they end; ``beat``, host to
         what its Beat says; and what Redis holds.
     """
     hosts = {host: _answer(said) for host, said in hosts.items()}
@@ -138,6 +149,7 @@ def fleet(
         "whole": whole,
         "hosts": {host: _host(said) for host, said in hosts.items()},
         "workers": workers,
+        "queues": fleet_queues.rows(asked, objectives),
         "beat": {host: said["beat"] for host, said in answered.items() if said.get("beat")},
         "redis_host": redis["host"],
         "redis_error": asked["error"],
@@ -165,6 +177,8 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
         "is_complete": None,
         "dead": {},
         "held": [],
+        "counted": {},
+        "oldest": {},
         "paused": [],
         "memory": {},
         "run_id": "",
@@ -177,12 +191,13 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
     raw: Mapping[str, Any] = backlog
     said: Any = {**nothing, **{key: _plain(raw[key]) for key in BACKLOG if key in raw}}
     fits = _is(said, BACKLOG)
-    counts = ("waiting", "unconsumed", "dead")
+    counts = ("waiting", "unconsumed", "dead", "oldest")
     numbers = [number for key in counts for number in said[key].values()] if fits else []
     fits = fits and all(isinstance(one, dict) and _is(one, HELD) for one in said["held"])
     fits = fits and all(isinstance(one, dict) and _is(one, PAUSE) for one in said["paused"])
     fits = fits and (not said["memory"] or _is(said["memory"], MEMORY))
     fits = fits and (not said["replication"] or _is_replication(said["replication"]))
+    fits = fits and all(map(_is_counted, said["counted"].values()))
     nodes = said["consumers"].values() if fits else []
     fits = fits and all(
         isinstance(some, list) and all(isinstance(one, str) for one in some) for some in nodes
@@ -191,6 +206,15 @@ def _known(backlog: Backlog | NoAnswer) -> Backlog:
         return {**nothing, "error": "its report is invalid"}
     found: Backlog = said
     return found
+
+
+def _is_counted(said: Any) -> bool:
+    if not (isinstance(said, dict) and _is(said, COUNTED)):
+        return False
+    bounds, wait = said["bounds_ms"], said["wait"]
+    numbers = [*bounds, *wait, *said["outcomes"].values(), said["seconds"]]
+    fits = all(type(one) is int and one >= 0 for one in numbers)
+    return fits and bounds == sorted(set(bounds)) and len(wait) == len(bounds) + 1
 
 
 def _is_replication(said: Any) -> bool:
@@ -304,7 +328,8 @@ def table(found: Fleet) -> str:
         rows += own or [{"host": host, "state": state}]
     top = [f"destination {found['destination']}", ""] if found["destination"] else []
     top += fleet_wrong.lines(found["wrong"])
-    return "\n".join([*top, *_aligned([COLUMNS, *rows]), *_notes(found)])
+    queues = fleet_queues.lines(found["queues"])
+    return "\n".join([*top, *_aligned([COLUMNS, *rows]), *queues, *_notes(found)])
 
 
 def _cells(worker: FleetWorker) -> dict[str, str]:
@@ -372,14 +397,19 @@ def fleet_text(
     form: str = "table",
     whole: bool = True,
     destination: str | None = None,
+    objectives: Mapping[str, int] = MappingProxyType({}),
 ) -> str:
     """The fleet as a table, or as JSON."""
     if form not in FORMATS:
         raise AnsibleFilterError(f"status_format is {form!r}: write one of {', '.join(FORMATS)}")
-    found = fleet(hosts, backlog, redis, whole, destination)
+    found = fleet(hosts, backlog, redis, whole, destination, objectives)
     return json.dumps(found, indent=2) if form == "json" else table(found)
 
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"fleet_queue_names": queue_names, "fleet_text": fleet_text}
+        return {
+            "fleet_objectives": fleet_queues.objectives,
+            "fleet_queue_names": queue_names,
+            "fleet_text": fleet_text,
+        }

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Replicas tell of themselves each second; min-replicas-max-lag of what is deployed.
 SILENT_SECONDS = 3
+# Of the tasks of a queue so many may wait for longer than its objective.
+LATE_PERCENT = 5
 # Workers that a line names.
 MOST_NAMES = 3
 # States of a worker that takes tasks, or will without anybody's help.
@@ -33,8 +35,12 @@ def wrong(found: Fleet) -> list[Wrong]:
         found: all that hosts and Redis have answered. Where these are not all hosts, what others
             may do is not taken for missing.
     """
-    kinds = (_redis, _primary, _memory, _hosts, _stuck, _nowhere, _broken, _schedule, _lost, _dead)
-    return [one for kind in (*kinds, _replicas, _others, _moved, _reports) for one in kind(found)]
+    kinds = (_redis, _primary, _memory, _hosts, _stuck, _nowhere, _broken, _schedule, _late)
+    return [
+        one
+        for kind in (*kinds, _lost, _dead, _replicas, _others, _moved, _reports)
+        for one in kind(found)
+    ]
 
 
 def lines(problems: Sequence[Wrong]) -> list[str]:
@@ -200,6 +206,27 @@ def _schedule(found: Fleet) -> Iterator[Wrong]:
             yield {
                 "what": f"schedule on {host}: {what}",
                 "fix": "see 'journalctl -u celery-beat' there",
+            }
+
+
+def _late(found: Fleet) -> Iterator[Wrong]:
+    """Queues whose tasks wait for longer than their objective."""
+    paused = {one["queue"] for one in found["paused"]}
+    for one in found["queues"]:
+        wanted, said = one["objective"], []
+        if not wanted or one["queue"] in paused:
+            continue
+        if one["waiting"] and (one["oldest"] or 0) > wanted:
+            said.append(f"the next task has waited for {one['oldest']} s")
+        if (one["late_percent"] or 0) > LATE_PERCENT:
+            said.append(
+                f"{one['late_percent']} % of those that began in the last {one['seconds']} s had "
+                "waited for longer"
+            )
+        if said:
+            yield {
+                "what": f"{one['queue']} misses its objective of {wanted} s: {', and '.join(said)}",
+                "fix": "see 'A queue misses its objective' in docs/operating.md",
             }
 
 

@@ -174,7 +174,8 @@ class Metrics:
             if not queue.startswith(CANARY):
                 self._queues.setdefault(queue, Queue())
         said = {name: queue.said(now) for name, queue in self._queues.items()}
-        text = json.dumps({"queues": said, "missed": self.missed}, separators=(",", ":"))
+        whole = {"bounds": BOUNDS, "queues": said, "missed": self.missed}
+        text = json.dumps(whole, separators=(",", ":"))
         try:
             client.hset(key, node, text)
         except ResponseError as error:

@@ -91,6 +91,18 @@ is_complete:
   type: bool
   returned: always
 dead: {description: Queue to tasks that were put aside, where any, type: dict, returned: always}
+counted:
+  description: >-
+    For each queue what its workers have counted within the last C(seconds): C(outcomes) of tasks,
+    and the histogram C(wait) of how long those that have begun had waited, with its C(bounds_ms)
+  type: dict
+  returned: always
+oldest:
+  description: >-
+    With I(all_lists) or I(external), queue to the seconds for which its next task has waited, where
+    its sender says when it was sent
+  type: dict
+  returned: always
 holders:
   description: What C(celery_host) returns as this; null where the Redis is no one of this host
   type: dict
@@ -112,6 +124,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_holders import recorded
 from ansible.module_utils.celery_lists import Stray, stray
 from ansible.module_utils.celery_metal import HostError
+from ansible.module_utils.celery_metrics import counted, oldest
 from ansible.module_utils.celery_pauses import pauses_of
 from ansible.module_utils.celery_redis import (
     PRIORITIES,
@@ -131,17 +144,22 @@ if TYPE_CHECKING:
     from celery_metal_types import Backlog, Endpoint, Held, Lengths, RedisUse, Replication
 
 
+def under(prefixes: Sequence[str]) -> list[str]:
+    """No prefix, and these."""
+    return list(dict.fromkeys(["", *prefixes]))
+
+
 def backlog(client: Client, queues: list[str], prefixes: Sequence[str] = ()) -> Lengths:
     """The lengths of all lists of the queues, and of those queues that workers tell of.
 
     :param prefixes: what apps may set as ``global_keyprefix``; a queue counts under each.
     :raises RedisError: when Redis does not answer.
     """
-    under = list(dict.fromkeys(["", *prefixes]))
-    lives = lives_of(client, under)
+    ways_in = under(prefixes)
+    lives = lives_of(client, ways_in)
     known = list(dict.fromkeys([*queues, *(queue for held in lives.values() for queue in held)]))
     pairs = [(*life, queue) for life, held in sorted(lives.items()) for queue in held]
-    ways = [(prefix, queue) for queue in known for prefix in under]
+    ways = [(prefix, queue) for queue in known for prefix in ways_in]
     keys = [prefix + queue + suffix for prefix, queue in ways for suffix in PRIORITIES]
     keys += [f"{prefix}celery-metal.dead:{queue}" for prefix, queue in ways]
     keys += [f"{prefix}celery-metal.held:{node}:{queue}" for prefix, node, queue in pairs]
@@ -199,15 +217,18 @@ def with_strays(lengths: Lengths, found: Stray, prefixes: Sequence[str]) -> Leng
 
     Dead letters and claims under a prefix were counted for their queue.
     """
-    under = ["", *prefixes]
-    seen = {(one["node"], prefix + one["queue"]) for one in lengths["held"] for prefix in under}
-    counted = {prefix + queue for queue in lengths["waiting"] for prefix in under}
+    seen = {
+        (one["node"], prefix + one["queue"])
+        for one in lengths["held"]
+        for prefix in under(prefixes)
+    }
+    known = {prefix + queue for queue in lengths["waiting"] for prefix in under(prefixes)}
     held: list[Held] = [
         {"node": node, "queue": queue, "tasks": tasks, "beats": False}
         for (node, queue), tasks in sorted(found.held.items())
         if (node, queue) not in seen
     ]
-    dead = {queue: tasks for queue, tasks in found.dead.items() if queue not in counted}
+    dead = {queue: tasks for queue, tasks in found.dead.items() if queue not in known}
     return {
         **lengths,
         "dead": {**lengths["dead"], **dead},
@@ -273,6 +294,8 @@ def main() -> None:
         "consumers": {},
         "dead": {},
         "held": [],
+        "counted": {},
+        "oldest": {},
         "unconsumed": {},
         "paused": [],
         "is_complete": None,
@@ -291,12 +314,13 @@ def main() -> None:
         client.ask(("SELECT", str(database)))
         prefixes = module.params["prefixes"]
         lengths = backlog(client, module.params["queues"], prefixes)
-        found = {**found, **lengths}
+        found = {**found, **lengths, "counted": counted(client, under(prefixes))}
         if module.params["all_lists"] and not external:
             with contextlib.closing(client_of("admin")) as admin:
                 admin.ask(("SELECT", str(database)))
                 others = strays(admin, lengths["waiting"], prefixes, module.params["apps"])
                 found["paused"] = pauses_of(admin, [*lengths["waiting"]], prefixes)
+                found["oldest"] = oldest(admin, lengths["waiting"], under(prefixes))
             found = {**found, **with_strays(lengths, others, prefixes)}
             found["unconsumed"], found["is_complete"] = others.waiting, others.is_complete
         # Somebody else's may not tell.
@@ -307,6 +331,9 @@ def main() -> None:
             found["run_id"] = run_id_of(client)
             if external and external.get("sentinels"):
                 found["replication"] = replication_of(client)
+        with contextlib.suppress(*([RedisError] if external else [])):
+            if external:
+                found["oldest"] = oldest(client, lengths["waiting"], under(prefixes))
     except OSError as problem:
         found["error"] = f"{SOCKET + ': ' if not external else ''}{problem.strerror or problem}"
     except (RedisError, HostError) as problem:

@@ -1,0 +1,139 @@
+"""What each queue's tasks waited for and ended by, against its objective, for ``status.yml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery_metal_types import Backlog, Counted, FleetQueue
+
+# Shares of the tasks that a row names.
+HALF, MOST = 0.5, 0.95
+COLUMNS = {
+    "queue": "queue",
+    "waiting": "waiting",
+    "oldest": "oldest",
+    "half": "50 %",
+    "most": "95 %",
+    "objective": "objective",
+    "succeeded": "done/min",
+    "failed": "failed/min",
+    "retried": "retried/min",
+}
+TITLE = "per queue, in seconds and tasks a minute, of the last {}:"
+
+
+def objectives(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) -> dict[str, int]:
+    """Queue to ``latency_objective_seconds``, of those that have one; the shortest of all hosts.
+
+    :param hosts: Ansible's hostvars.
+    :param celery: the hosts that are to run workers.
+    """
+    found: dict[str, int] = {}
+    lists = [hosts[host].get("celery_queues") for host in celery]
+    for entry in (one for queues in lists if isinstance(queues, list) for one in queues):
+        wanted = entry.get("latency_objective_seconds", 0) if isinstance(entry, Mapping) else 0
+        if type(wanted) is not int or wanted <= 0 or "name" not in entry:
+            continue
+        for name in map(str, entry.get("queues") or [entry["name"]]):
+            found[name] = min(wanted, found.get(name, wanted))
+    return found
+
+
+def rows(backlog: Backlog, wanted: Mapping[str, int]) -> list[FleetQueue]:
+    """A row for each queue that is declared or has a worker.
+
+    :param backlog: validated.
+    :param wanted: as of ``objectives``.
+    """
+    return [_row(name, backlog, wanted.get(name, 0)) for name in backlog["waiting"]]
+
+
+def _row(name: str, backlog: Backlog, objective: int) -> FleetQueue:
+    nothing: Counted = {"bounds_ms": [], "wait": [0], "outcomes": {}, "seconds": 0}
+    one = backlog["counted"].get(name, nothing)
+    started = sum(one["wait"])
+    late = above(one, objective) if objective and started else None
+    return {
+        "queue": name,
+        "objective": objective,
+        "waiting": backlog["waiting"][name],
+        "oldest": backlog["oldest"].get(name),
+        "seconds": one["seconds"],
+        "started": started,
+        "half": quantile(one, HALF),
+        "most": quantile(one, MOST),
+        "late_percent": None if late is None else round(100 * late),
+        "outcomes": one["outcomes"],
+    }
+
+
+def quantile(one: Counted, share: float) -> float | None:
+    """Seconds that this share of the tasks had waited at most; None where none has begun.
+
+    Within a bucket durations count as evenly spread, as by Prometheus's ``histogram_quantile``; of
+    the last bucket, which has no end, its beginning is returned.
+
+    >>> quantile({"bounds_ms": [1000, 2000], "wait": [0, 4, 0], "outcomes": {}, "seconds": 9}, 0.5)
+    1.5
+    """
+    wanted, before = share * sum(one["wait"]), 0.0
+    if not wanted:
+        return None
+    edges = [0, *one["bounds_ms"]]
+    for index, number in enumerate(one["wait"]):
+        if before + number >= wanted and index < len(one["bounds_ms"]):
+            part = (wanted - before) / number
+            return round((edges[index] + part * (edges[index + 1] - edges[index])) / 1000, 2)
+        before += number
+    return edges[-1] / 1000
+
+
+def above(one: Counted, seconds: float) -> float:
+    """Which share of the tasks that have begun had waited for longer; see ``quantile``.
+
+    >>> above({"bounds_ms": [1000, 2000], "wait": [0, 4, 1], "outcomes": {}, "seconds": 9}, 1.5)
+    0.6
+    """
+    wanted, edges, late = 1000 * seconds, [0, *one["bounds_ms"]], 0.0
+    for index, number in enumerate(one["wait"]):
+        low = edges[index]
+        high = edges[index + 1] if index < len(one["bounds_ms"]) else None
+        if low >= wanted or high is None:
+            late += number
+        elif high > wanted:
+            late += number * (high - wanted) / (high - low)
+    return late / (sum(one["wait"]) or 1)
+
+
+def lines(found: Sequence[FleetQueue]) -> list[str]:
+    """A table for a terminal, of queues of which anything is known; empty without any."""
+    shown = [one for one in found if one["seconds"] or one["oldest"] is not None]
+    if not shown:
+        return []
+    seconds = max(one["seconds"] for one in shown)
+    cells = [COLUMNS, *map(_cells, shown)]
+    widths = {key: max(len(row[key]) for row in cells) for key in COLUMNS}
+    table = [
+        "  ".join(
+            row[key].ljust(width) if key == "queue" else row[key].rjust(width)
+            for key, width in widths.items()
+        ).rstrip()
+        for row in cells
+    ]
+    return ["", TITLE.format(f"{seconds} s"), *table]
+
+
+def _cells(one: FleetQueue) -> dict[str, str]:
+    values: dict[str, Any] = {**one, "objective": one["objective"] or None}
+    for outcome in ("succeeded", "failed", "retried"):
+        number = one["outcomes"].get(outcome, 0)
+        values[outcome] = round(60 * number / one["seconds"], 1) if one["seconds"] else None
+    return {key: _text(values[key]) for key in COLUMNS}
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
