@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runtime_lab import Producer, constants, wait_until
 
-POOLS = ["prefork", "threads", "gevent", "solo"]
+POOLS = [pytest.param("prefork", marks=pytest.mark.versions), "threads", "gevent", "solo"]
 SHORT = {"ledger.BEAT_SECONDS": 0.2, "metrics.PUBLISH_SECONDS": 0.2}
 OFTEN = constants(SHORT)
 

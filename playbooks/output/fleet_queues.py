@@ -34,10 +34,12 @@ def objectives(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) ->
     lists = [hosts[host].get("celery_queues") for host in celery]
     for entry in (one for queues in lists if isinstance(queues, list) for one in queues):
         wanted = entry.get("latency_objective_seconds", 0) if isinstance(entry, Mapping) else 0
-        if type(wanted) is not int or wanted <= 0 or "name" not in entry:
+        # Ansible has integers of its own.
+        is_number = isinstance(wanted, int) and not isinstance(wanted, bool)
+        if not is_number or wanted <= 0 or "name" not in entry:
             continue
         for name in map(str, entry.get("queues") or [entry["name"]]):
-            found[name] = min(wanted, found.get(name, wanted))
+            found[name] = min(int(wanted), found.get(name, int(wanted)))
     return found
 
 

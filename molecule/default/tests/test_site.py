@@ -36,6 +36,39 @@ def test_tasks_flow_through_every_queue(kit):
         assert set(report["workers"]) == {f"{queue}-1@{HOST}"}
 
 
+def test_the_status_shows_for_how_long_tasks_wait(kit, lab):
+    sent = kit.smoke(HOST, "celery-add_queue-1", "add_queue")["add_queue"]["sent"]
+
+    def counted():
+        text = kit.redis(HOST, "hget", "celery-metal.metrics", f"add_queue-1@{HOST}")
+        return json.loads(text)["queues"]["add_queue"]["recent"]["outcomes"].get("succeeded", 0)
+
+    lab.wait_for(lambda: counted() >= sent, 60, "the worker has counted its tasks", host=HOST)
+    lab.run(HOST, "systemctl stop celery-one_by_one@1")
+    try:
+        send = "from metal_sample.tasks import add; add.apply_async((1, 2), queue='one_by_one')"
+        lab.run(
+            HOST, ["podman", "exec", "celery-add_queue-1", "celery-metal-run", "python", "-c", send]
+        )
+        objectives = [{"name": name, "latency_objective_seconds": 1} for name in QUEUES]
+        words = ("-e", json.dumps({"celery_queues": objectives}))
+        late = "one_by_one misses its objective of 1 s: the next task has waited for "
+        lab.wait_for(
+            lambda: [one for one in kit.status(*words)["wrong"] if one["what"].startswith(late)],
+            60,
+            "the objective is missed",
+            host=HOST,
+        )
+    finally:
+        lab.run(HOST, "systemctl start celery-one_by_one@1")
+    rows = {one["queue"]: one for one in kit.status(*words)["queues"]}
+    assert rows.keys() == set(QUEUES)
+    row = rows["add_queue"]
+    assert (row["objective"], row["outcomes"]) == (1, {"succeeded": row["started"]})
+    assert row["started"] >= sent
+    assert 0 < row["half"] <= row["most"]
+
+
 def test_pools_are_as_large_as_planned(kit):
     plan = {row["name"]: row for row in kit.plan(HOST)["queues"]}
     assert set(plan) == set(QUEUES)

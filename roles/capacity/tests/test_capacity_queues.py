@@ -51,6 +51,7 @@ def test_defaults_are_filled_in_and_order_is_kept():
         "prefetch": 1,
         "time_limit_seconds": 0,
         "max_tasks_per_child": 0,
+        "latency_objective_seconds": 0,
         "environment": {},
         "secrets": "all",
         "hosts": "all",
