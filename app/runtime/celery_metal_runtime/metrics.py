@@ -12,9 +12,10 @@ Of a message that does not say when it was sent it is only known that it has beg
 import json
 from bisect import bisect_left
 from collections import Counter, deque
+from collections.abc import Mapping
 from datetime import datetime
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated
@@ -24,7 +25,6 @@ from celery.worker.request import Request
 from redis.exceptions import ResponseError
 
 from celery_metal_runtime.channels import CANARY
-from celery_metal_runtime.messages import LONGEST_NAME, printable
 from celery_metal_runtime.notify import line, say
 from celery_metal_runtime.sent import waited
 
@@ -55,14 +55,9 @@ ENDS = {
 }
 
 
-class Entry(NamedTuple):
-    """One task that has begun, without an outcome, or one that has ended."""
-
-    queue: str
-    name: str
-    outcome: str
-    #: Of its wait, or of its run; None where it is not known.
-    seconds: float | None
+#: One task that has begun, without an outcome, or has ended by it: queue, name, outcome, and the
+#: seconds of its wait, or of its run; None where they are not known.
+Entry = tuple[str, str, str, float | None]
 
 
 class Histogram:
@@ -79,52 +74,66 @@ class Histogram:
         return {"counts": list(self.counts), "seconds": round(self.seconds, 3)}
 
 
+class Task:
+    """What is known of the tasks of one name."""
+
+    def __init__(self) -> None:
+        self.outcomes, self.run = dict.fromkeys(OUTCOMES, 0), Histogram()
+
+    def said(self) -> dict[str, Any]:
+        return {"outcomes": _known(self.outcomes), "run": self.run.said()}
+
+
 class Queue:
     """What is known of the tasks of one queue."""
 
     def __init__(self) -> None:
         self.wait, self.unknown = Histogram(), 0
-        self.outcomes: Counter[str] = Counter()
-        self.tasks: dict[str, tuple[Counter[str], Histogram]] = {}
+        self.tasks: dict[str, Task] = {}
         #: Of what was a while ago: when, the counts of waits, and outcomes.
         self.earlier: deque[tuple[float, list[int], Counter[str]]] = deque()
 
-    def add(self, entry: Entry) -> None:
-        if not entry.outcome:
-            if entry.seconds is None:
-                self.unknown += 1
-            else:
-                self.wait.add(entry.seconds)
-            return
-        self.outcomes[entry.outcome] += 1
-        name = entry.name if entry.name in self.tasks else self._name(entry.name)
-        outcomes, run = self.tasks.setdefault(name, (Counter(), Histogram()))
-        outcomes[entry.outcome] += 1
-        if entry.seconds is not None:
-            run.add(entry.seconds)
+    def add(self, name: str, outcome: str, seconds: float | None) -> None:
+        """Count one entry."""
+        if outcome:
+            task = self.tasks.get(name) or self._task(name)
+            task.outcomes[outcome] += 1
+            if seconds is not None:
+                task.run.add(seconds)
+        elif seconds is None:
+            self.unknown += 1
+        else:
+            self.wait.add(seconds)
 
-    def _name(self, name: str) -> str:
-        return printable(name)[:LONGEST_NAME] if len(self.tasks) < MOST_NAMES else OTHERS
+    def _task(self, name: str) -> Task:
+        # No worker runs a task whose name it does not know.
+        found = name if len(self.tasks) < MOST_NAMES else OTHERS
+        return self.tasks.setdefault(found, Task())
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for task in self.tasks.values():
+            found.update(task.outcomes)
+        return found
 
     def said(self, now: float) -> dict[str, Any]:
         """All of it, and what has changed within RECENT_SECONDS; `now`: of the monotonic clock."""
         while len(self.earlier) > 1 and self.earlier[1][0] <= now - RECENT_SECONDS:
             self.earlier.popleft()
         zero = (now, [0] * len(self.wait.counts), Counter[str]())
-        since, counts, outcomes = self.earlier[0] if self.earlier else zero
-        self.earlier.append((now, list(self.wait.counts), Counter(self.outcomes)))
+        since, counts, before = self.earlier[0] if self.earlier else zero
+        outcomes = self.outcomes
+        self.earlier.append((now, list(self.wait.counts), outcomes))
         return {
             "wait": self.wait.said(),
             "unknown": self.unknown,
-            "outcomes": dict(self.outcomes),
-            "tasks": {
-                name: {"outcomes": dict(outcomes), "run": run.said()}
-                for name, (outcomes, run) in self.tasks.items()
-            },
+            "outcomes": _known(outcomes),
+            "tasks": {name: task.said() for name, task in self.tasks.items()},
             "recent": {
                 "seconds": round(now - since, 1),
                 "wait": [new - old for new, old in zip(self.wait.counts, counts, strict=True)],
-                "outcomes": dict(self.outcomes - outcomes),
+                "outcomes": dict(outcomes - before),
             },
         }
 
@@ -132,8 +141,8 @@ class Queue:
 class Metrics:
     """The counts of one worker process.
 
-    `begun` and `ended` are called by the consumer's loop or by the threads of the pool, the rest by
-    one thread; no lock is taken.
+    `note` is called by the consumer's loop or by the threads of the pool, `publish` by one other
+    thread; no lock is taken.
     """
 
     def __init__(self) -> None:
@@ -144,19 +153,12 @@ class Metrics:
         #: Entries that were not counted, as the thread that counts did not run.
         self.missed = 0
 
-    def begun(self, queue: str, name: str, seconds: float | None) -> None:
-        """A task begins that has waited so long; None where that is not known."""
-        self._note(Entry(queue, name, "", seconds))
-
-    def ended(self, queue: str, name: str, outcome: str, seconds: float | None = None) -> None:
-        """A task has ended by one of OUTCOMES, after a run of so many seconds."""
-        self._note(Entry(queue, name, outcome, seconds))
-
-    def _note(self, entry: Entry) -> None:
-        if not entry.queue or entry.queue.startswith(CANARY):
+    def note(self, queue: str, name: str, outcome: str, seconds: float | None) -> None:
+        """Enter one task: what Entry has."""
+        if not queue or queue.startswith(CANARY):
             return
         if len(self._entries) < MOST_ENTRIES:
-            self._entries.append(entry)
+            self._entries.append((queue, name, outcome, seconds))
         else:
             self.missed += 1
 
@@ -186,8 +188,13 @@ class Metrics:
     def _count(self) -> None:
         # Not for ever: others add to it meanwhile.
         for _ in range(len(self._entries)):
-            entry = self._entries.popleft()
-            self._queues.setdefault(entry.queue, Queue()).add(entry)
+            queue, name, outcome, seconds = self._entries.popleft()
+            found = self._queues.get(queue) or self._queues.setdefault(queue, Queue())
+            found.add(name, outcome, seconds)
+
+
+def _known(outcomes: Mapping[str, int]) -> dict[str, int]:
+    return {outcome: number for outcome, number in outcomes.items() if number}
 
 
 def count(ledger: "Ledger") -> None:
@@ -205,13 +212,13 @@ def count(ledger: "Ledger") -> None:
         # Written down, for an early acknowledgement settles it before its end.
         queue, _ = self.__dict__[BEGUN] = ledger.queue_of(self._message.delivery_tag), monotonic()
         eta = self._eta and seconds_of(self._eta)
-        metrics.begun(queue, self.name, waited(self._request_dict, eta, time()))
+        metrics.note(queue, self.name, "", waited(self._request_dict, eta, time()))
         return on_accepted(self, *args, **kwargs)
 
     def ended(request: Request, outcome: str) -> None:
         queue, since = begun(request)
         seconds = None if since is None else monotonic() - since
-        metrics.ended(queue, request.name, outcome, seconds)
+        metrics.note(queue, request.name, outcome, seconds)
 
     def created(*args: Any, **kwargs: Any) -> Any:
         # Each task has a class of its own, with an end of a run of its own.
