@@ -51,6 +51,9 @@ RELOADER = "celery-network.service"
 RELOADS = (f"{UNITS}/{RELOADER}", f"{UNITS}/nftables.service.d/celery-network.conf")
 WITHOUT_RULES = ("host", "none")
 
+# Where Python finds the runtime and the app, as the images of the role "image" have it.
+PYTHONPATH = "/opt/celery-metal:/app:/app/src"
+
 # What opens Redis, to its name in the container, where the runtime looks for it.
 BROKER_TARGETS = {
     "celery-redis-worker": "celery-redis-password",
@@ -180,10 +183,24 @@ def of_the_app(share: PlannedQueue | PlannedBeat, context: dict[str, Any]) -> di
     kind, _, named = context["result_backend"].partition(":")
     of_results = [named] if kind == "secret" else []
     return {
-        "environment": {**context["environment"], **share["environment"]},
+        "environment": with_pythonpath({**context["environment"], **share["environment"]}),
         "secrets": {name: secrets[name] for name in sorted({*names, *of_results})},
         "secrets_exported": [name for name in sorted(names) if name in exported],
     }
+
+
+def with_pythonpath(environment: Mapping[str, str]) -> dict[str, str]:
+    """The app's environment, in which its ``PYTHONPATH`` does not hide the runtime and the app.
+
+    A unit's variable replaces that of the image, and no worker starts without the runtime.
+
+    >>> with_pythonpath({"PYTHONPATH": "/app/lib", "TZ": "UTC"})
+    {'PYTHONPATH': '/opt/celery-metal:/app:/app/src:/app/lib', 'TZ': 'UTC'}
+    """
+    if "PYTHONPATH" not in environment:
+        return dict(environment)
+    own = environment["PYTHONPATH"]
+    return {**environment, "PYTHONPATH": f"{PYTHONPATH}:{own}" if own else PYTHONPATH}
 
 
 def endpoints(url: str) -> tuple[list[str], list[int]]:

@@ -1,6 +1,7 @@
 """The unit files of a host's queues, rendered from a plan of the planner's."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -325,6 +326,18 @@ def test_the_app_s_environment_reaches_the_worker_as_it_is():
     assert (found["LEVEL"], found["TEXT"]) == ("1", APP["environment"]["TEXT"])
     own = environment(container({"name": "a", "environment": {"LEVEL": "2"}}, **APP))
     assert (own["LEVEL"], own["TEXT"]) == ("2", APP["environment"]["TEXT"])
+
+
+def test_a_pythonpath_of_the_app_comes_after_that_of_the_image():
+    # Alone it would hide the runtime: "No module named celery_metal_runtime".
+    files = Path(TEMPLATES).parents[1] / "image" / "files"
+    texts = [(files / name / "Containerfile").read_text() for name in ("app", "base")]
+    found = [re.findall(r"^ENV .*?PYTHONPATH=([^$\s]+)", text, re.MULTILINE) for text in texts]
+    of_images = ":".join(one for [one] in found)
+    for own, added in {"/data/lib": ":/data/lib", "": ""}.items():
+        sections = container({"name": "a", "environment": {"PYTHONPATH": own}}, **APP)
+        assert environment(sections)["PYTHONPATH"] == f"{of_images}{added}"
+    assert "PYTHONPATH" not in environment(container({"name": "a"}, **APP))
 
 
 def test_secrets_are_files_of_the_queues_that_want_them():

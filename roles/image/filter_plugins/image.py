@@ -44,6 +44,13 @@ REFERENCE = re.compile(r"[A-Za-z0-9._:/@\[\]-]+")
 MARKED = r"^ *((?:ERROR|error|celery-metal): .*\S|\S+: fatal error: .*\S)"
 # pip's name for the step that failed, without the reason.
 EMPTY = re.compile(r"error: (?:metadata-generation-failed|subprocess-exited-with-error)")
+# The last archive before the first step of pip that failed: the package that it was building.
+FROM_SOURCE = re.compile(
+    r"^ *(?:Downloading|Using cached) (\S+?)\.(?:tar\.gz|tgz|zip) "
+    r"(?:(?!^ *(?:Downloading|Using cached) ).)*?^ *error: subprocess-exited-with-error",
+    re.MULTILINE | re.DOTALL,
+)
+OTHER_PYTHON = "set image_app_debian_release for the Python of another release"
 # Of a value in a message.
 LONGEST = 80
 
@@ -350,7 +357,7 @@ def image_build_failure(
         remedy = (
             f"if {wheel[1]} is in the package index, it has no wheel for the image's Python: write "
             "what building it needs into image_app_build_packages, such as [gcc, libc6-dev, "
-            "python3-dev], or require a version that has one"
+            f"python3-dev], require a version that has one, or {OTHER_PYTHON}"
         )
     elif "ERROR: the app requires Python" in reason:
         remedy = (
@@ -360,6 +367,12 @@ def image_build_failure(
         )
     elif re.search(r"fatal error: |No such file or directory: '", reason):
         remedy = "add the Debian package that has the missing file to image_app_build_packages"
+    elif not reason and (source := FROM_SOURCE.search("\n".join(_said(result)))):
+        reason = f"pip could not build {source[1]} from its source: the reason is above"
+        remedy = (
+            "require a version that has a wheel for the image's Python, add what building it needs "
+            f"to image_app_build_packages, or {OTHER_PYTHON}"
+        )
     else:
         remedy = (
             "if a package could not be fetched, check the mirror or the package index; otherwise "

@@ -482,7 +482,8 @@ def test_a_package_without_a_wheel_names_the_variable_for_it():
         "  Workers run on with the image they have, on all hosts.",
         "  Fix: if psycopg-c==3.3.4 is in the package index, it has no wheel for the image's "
         "Python: write what building it needs into image_app_build_packages, such as [gcc, "
-        "libc6-dev, python3-dev], or require a version that has one. Then run again.",
+        "libc6-dev, python3-dev], require a version that has one, or set image_app_debian_release "
+        "for the Python of another release. Then run again.",
     ]
     # Where sources are built already, it is not in the index.
     assert "check the mirror or the package index" in failure(text, ["gcc"])[2]
@@ -506,6 +507,40 @@ def test_what_a_build_lacks_is_shown_without_the_names_of_its_steps(line):
         "  Fix: add the Debian package that has the missing file to image_app_build_packages. "
         "Then run again."
     )
+
+
+def test_a_source_that_cannot_be_built_is_named_with_the_variables_for_it():
+    text = """
+        Collecting numpy<2.3 (from shop)
+          Downloading numpy-2.2.6-cp313-cp313-manylinux_2_17_x86_64.whl (16.5 MB)
+        Collecting msgpack<1.1 (from shop)
+          Downloading msgpack-1.0.8.tar.gz (167 kB)
+          Preparing metadata (pyproject.toml): finished with status 'done'
+        Collecting pandas<2.2 (from shop)
+          Downloading pandas-2.1.4.tar.gz (4.3 MB)
+          Installing build dependencies: finished with status 'error'
+          error: subprocess-exited-with-error
+          ╰─> [59 lines of output]
+              Collecting numpy<2
+                Downloading numpy-1.26.4.tar.gz (15.8 MB)
+                error: subprocess-exited-with-error
+                    ../meson.build:1:0: ERROR: Unknown compiler(s): [['c++'], ['g++']]
+              error: metadata-generation-failed
+        Error: building at STEP "RUN pip"
+    """
+    told = failure(text, ["gcc"])
+    assert told[0] == (
+        "web1 could not build the images: pip could not build pandas-2.1.4 from its source: the "
+        "reason is above"
+    )
+    assert told[2] == (
+        "  Fix: require a version that has a wheel for the image's Python, add what building it "
+        "needs to image_app_build_packages, or set image_app_debian_release for the Python of "
+        "another release. Then run again."
+    )
+    # Of those that were built before, none failed.
+    told = failure(text.partition("Collecting pandas")[0], ["gcc"])
+    assert told[0] == "web1 could not build the images: the reason is above"
 
 
 def test_a_python_that_the_app_does_not_admit_names_the_variables_for_it():
