@@ -116,6 +116,7 @@ egress:
       has no file of them
   type: str
   returned: always
+egress_written: {description: Mark in that file, or empty, type: str, returned: always}
 podman_rules:
   description:
     - Whether the kernel has had all rules since Podman wrote its own; null where no unit of the
@@ -450,6 +451,15 @@ def rules_mark(table: str) -> str:
     return ""
 
 
+def written_mark(path: Path) -> str:
+    """The mark in a file of rules; empty where there is none."""
+    try:
+        found = re.search(r'^\s*comment "(\S+)"$', path.read_text(errors="replace"), re.M)
+    except FileNotFoundError:
+        return ""
+    return found[1] if found else ""
+
+
 def has_podman_rules() -> bool | None:
     """Whether Podman's rules have stayed since its containers got them; None where nobody knows.
 
@@ -497,6 +507,7 @@ def network(params: Mapping[str, Any]) -> dict[str, Any]:
         "holders": recorded(),
         "firewall": rules_mark("celery_metal") if kept else "",
         "egress": rules_mark("celery_egress") if EGRESS.exists() else None,
+        "egress_written": written_mark(EGRESS),
         "podman_rules": has_podman_rules(),
         "names": {name: addresses_of(name) for name in params["names"]},
         "members": members,
