@@ -243,7 +243,7 @@ def broken_upgrade(kit: Any, lab: Any, folder: Path) -> None:
 # The beginning of a task's name, and how many seconds later the playbook and its connections end.
 CUTS = (
     ("Gather the facts", 0.2),
-    ("Write celery.target", 0.3),
+    ("Bring the files of the host", 0.3),
     ("Write the configuration and the units of Redis", 0.3),
     ("Check and write the units", 0.2),
     ("Check and write the units", 0.5),

@@ -252,15 +252,15 @@ def egress_rules(egress: list[str], subnet: str, broker_url: str, broker_port: i
     return {**found, "mark": hashlib.sha1(text, usedforsecurity=False).hexdigest()}
 
 
-def egress_lacks(plan: Plan, network: str, loaded: str | None, *rules: Any) -> bool:
+def egress_lacks(plan: Plan, network: str, loaded: str | None, written: str) -> bool:
     """Whether the kernel of a host has other rules than its file, as after ``nft flush ruleset``.
 
     :param network: the variable ``celery_worker_network``.
     :param loaded: mark of the kernel's rules; None where the host had no file of them.
-    :param rules: of ``egress_rules``.
+    :param written: mark of the file. One that this run writes is loaded in any case.
     """
     is_used = network == "bridge" and (plan["queues"] or plan["beat"])
-    return bool(is_used and loaded is not None and loaded != egress_rules(*rules)["mark"])
+    return bool(is_used and loaded is not None and loaded != written)
 
 
 def running(units: Units) -> list[str]:

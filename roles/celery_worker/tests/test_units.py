@@ -682,9 +682,9 @@ def test_a_change_of_the_rules_restarts_no_worker():
 def test_rules_that_the_kernel_does_not_have_are_loaded(network, is_planned, loaded, lacks):
     plan = {"queues": ["a"] if is_planned else [], "beat": None}
     wanted = (["any"], "10.87.0.0/24", CONTEXT["broker_url"], 6379)
-    assert celery_worker.egress_lacks(plan, network, loaded, *wanted) == lacks
     mark = celery_worker.egress_rules(*wanted)["mark"]
-    assert not celery_worker.egress_lacks(plan, network, mark, *wanted)
+    assert celery_worker.egress_lacks(plan, network, loaded, mark) == lacks
+    assert not celery_worker.egress_lacks(plan, network, mark, mark)
     # As the file has it: it is what the kernel returns.
     assert f'\tcomment "{mark}"\n' in rules()
     assert mark != celery_worker.egress_rules(["10.0.0.7"], *wanted[1:])["mark"]

@@ -286,6 +286,26 @@ def _check_sources(images: Mapping[str, str], sources: Mapping[str, str]) -> Non
             )
 
 
+def image_lacked(
+    references: Mapping[str, str], wanted: Sequence[str], present: Collection[str], version: str
+) -> list[str]:
+    """Return the images that a host needs and lacks.
+
+    >>> image_lacked({"app": "a:2", "app_base": "b:1"}, ["app"], ["a:1"], "")
+    ['app', 'app_base']
+
+    :param references: image to reference.
+    :param wanted: the images that the host needs.
+    :param present: the references of those that it has.
+    :param version: of the app, one that hosts have kept; empty for the new one.
+    """
+    lacked = [name for name in wanted if references.get(name) not in present]
+    # Its base comes along.
+    if "app" in lacked and not version and references.get(BASE) not in present:
+        lacked.append(BASE)
+    return lacked
+
+
 def image_references_or_problem(*args: Any) -> dict[str, str]:
     """What image_references gives, or ``problem`` with the reason why not.
 
@@ -427,6 +447,7 @@ class FilterModule:
         return {
             "image_context": image_context,
             "image_failure": image_failure,
+            "image_lacked": image_lacked,
             "image_build_failure": image_build_failure,
             "image_references_or_problem": image_references_or_problem,
             "image_shell_environment": shell_environment,

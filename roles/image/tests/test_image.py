@@ -568,3 +568,20 @@ def test_a_release_that_is_no_codename_is_refused(release):
     recipes = {"app_base": {"release": release}}
     with pytest.raises(image.ImageError, match=r"image_app_debian_release is .*: write a codename"):
         image.image_references({}, every("build"), recipes)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "present", "version", "lacked"),
+    [
+        (["app", "redis"], ["a:2", "b:1", "r:1"], "", []),
+        (["app", "redis"], ["a:1"], "", ["app", "redis", "app_base"]),
+        (["app"], ["b:1"], "", ["app"]),
+        # One that hosts have kept is not put on a base again.
+        (["app"], [], "a:2", ["app"]),
+        (["redis"], [], "", ["redis"]),
+        ([], [], "", []),
+    ],
+)
+def test_which_images_a_host_lacks(wanted, present, version, lacked):
+    references = {"app": "a:2", "app_base": "b:1", "redis": "r:1"}
+    assert image.image_lacked(references, wanted, present, version) == lacked

@@ -49,6 +49,23 @@ def rendered(context: Mapping[str, Any], templates: str, paths: Iterable[str]) -
     return {str(path): environment.get_template(f"{path[1:]}.j2").render(names) for path in paths}
 
 
+def differing(
+    found: Mapping[str, str], files: Mapping[str, str], links: Mapping[str, str]
+) -> list[str]:
+    """Return the paths at which a host has something else than it should have, sorted.
+
+    >>> differing({"/a": sha1("x"), "/b": "-> /a", "/c": sha1("")}, {"/a": "x"}, {"/b": "/a"})
+    ['/c']
+
+    :param found: path to the SHA-1 of a file, or to ``-> target`` of a link.
+    :param files: path to content.
+    :param links: path to target.
+    """
+    wanted = {path: sha1(text) for path, text in files.items()}
+    wanted |= {path: f"-> {target}" for path, target in links.items()}
+    return sorted(one for one in {**found, **wanted} if found.get(one) != wanted.get(one))
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"podman_host_rendered": rendered}
+        return {"podman_host_differing": differing, "podman_host_rendered": rendered}

@@ -37,6 +37,11 @@ options:
     type: list
     elements: str
     default: []
+  files:
+    description: Paths, or patterns of them, of files and links of which the content is compared.
+    type: list
+    elements: str
+    default: []
   names:
     description: Names of Redis of which the addresses shall be returned, as this host knows them.
     type: list
@@ -75,6 +80,10 @@ images_damaged:
 images_unproven:
   description: Those in I(images) that no run has written to the disk yet, as C(celery_images) does
   type: list
+  returned: always
+files:
+  description: "Path to the SHA-1 of a file, or to C(-> target) of a link, of those that are there"
+  type: dict
   returned: always
 secrets: {description: Podman secret to its labels, type: dict, returned: always}
 user_range:
@@ -116,6 +125,7 @@ egress:
       has no file of them
   type: str
   returned: always
+egress_written: {description: Mark in that file, or empty, type: str, returned: always}
 podman_rules:
   description:
     - Whether the kernel has had all rules since Podman wrote its own; null where no unit of the
@@ -177,6 +187,8 @@ admitted_hosts:
   returned: always
 """
 
+import glob
+import hashlib
 import ipaddress
 import json
 import os
@@ -252,6 +264,18 @@ def missing_packages(wanted: list[str]) -> list[str]:
     listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted).stdout
     installed = {line.split()[0] for line in listed.splitlines() if line.endswith(" installed")}
     return sorted(set(wanted) - installed)
+
+
+def contents(patterns: Sequence[str]) -> dict[str, str]:
+    """Path to the SHA-1 of a file, or to ``-> target`` of a link."""
+    found = {}
+    for path in map(Path, (one for pattern in patterns for one in glob.glob(pattern))):
+        if path.is_symlink():
+            found[str(path)] = f"-> {path.readlink()}"
+        elif path.is_file():
+            digest = hashlib.sha1(path.read_bytes(), usedforsecurity=False)
+            found[str(path)] = digest.hexdigest()
+    return found
 
 
 def packages_known(missing: list[str]) -> bool:
@@ -450,6 +474,15 @@ def rules_mark(table: str) -> str:
     return ""
 
 
+def written_mark(path: Path) -> str:
+    """The mark in a file of rules; empty where there is none."""
+    try:
+        found = re.search(r'^\s*comment "(\S+)"$', path.read_text(errors="replace"), re.M)
+    except FileNotFoundError:
+        return ""
+    return found[1] if found else ""
+
+
 def has_podman_rules() -> bool | None:
     """Whether Podman's rules have stayed since its containers got them; None where nobody knows.
 
@@ -497,6 +530,7 @@ def network(params: Mapping[str, Any]) -> dict[str, Any]:
         "holders": recorded(),
         "firewall": rules_mark("celery_metal") if kept else "",
         "egress": rules_mark("celery_egress") if EGRESS.exists() else None,
+        "egress_written": written_mark(EGRESS),
         "podman_rules": has_podman_rules(),
         "names": {name: addresses_of(name) for name in params["names"]},
         "members": members,
@@ -549,6 +583,7 @@ def look(packages: list[str], references: list[str]) -> dict[str, Any]:
 def work(params: Mapping[str, Any]) -> dict[str, Any]:
     """All of it."""
     found = {**look(params["packages"], params["images"]), **network(params)}
+    found["files"] = contents(params["files"])
     found["told"] += damage_told(found["images_damaged"])
     return found
 
@@ -571,6 +606,7 @@ def main() -> None:
         argument_spec={
             "packages": {"type": "list", "elements": "str", "default": []},
             "images": {"type": "list", "elements": "str", "default": []},
+            "files": {"type": "list", "elements": "str", "default": []},
             "toward": {"type": "str", "default": ""},
             "clients": {"type": "dict", "default": {}},
             "absent": {"type": "dict", "default": {}},

@@ -192,6 +192,7 @@ def test_without_rules_of_the_kit_all_are_admitted(monkeypatch, tmp_path):
     params = {"toward": "", "clients": {}, "absent": {}, "names": []}
     found = celery_host.network(params)
     assert (found["admitted"], found["firewall"], found["egress"]) == (None, "", None)
+    assert found["egress_written"] == ""
     assert not any(found[name] for name in ("source", "clients", "told", "members"))
     assert (found["admitted_hosts"], found["holders"]) == (None, None)
 
@@ -301,12 +302,13 @@ def test_which_queues_the_deployed_workers_consume(monkeypatch, tmp_path):
 
 def test_which_rules_of_the_workers_network_the_kernel_has(monkeypatch, tmp_path):
     path = tmp_path / "egress.nft"
-    path.touch()
+    path.write_text('table inet celery_egress {\n\t# Shows which.\n\tcomment "abd"\n}\n')
     monkeypatch.setattr(celery_host, "EGRESS", path)
     tables = {"celery_egress": {"nftables": [{"table": {"comment": "abc"}}]}}
     monkeypatch.setattr(celery_host, "told", lambda *argv: json.dumps(tables.get(argv[-1], {})))
     params = {"toward": "", "clients": {}, "absent": {}, "names": []}
-    assert celery_host.network(params)["egress"] == "abc"
+    found = celery_host.network(params)
+    assert (found["egress"], found["egress_written"]) == ("abc", "abd")
     # As "nft flush ruleset" leaves it.
     monkeypatch.setattr(celery_host, "told", lambda *_: "")
     assert celery_host.network(params)["egress"] == ""
@@ -374,3 +376,14 @@ def test_whether_all_rules_went_since_podman_wrote_its_own(
 
     monkeypatch.setattr(celery_host, "run", run)
     assert celery_host.has_podman_rules() == expected
+
+
+def test_files_are_compared_by_their_content_and_links_by_their_target(tmp_path):
+    (tmp_path / "a.crt").write_bytes(b"abc")
+    (tmp_path / "directory.crt").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    patterns = [f"{tmp_path}/*.crt", f"{tmp_path}/link", f"{tmp_path}/absent"]
+    assert celery_host.contents(patterns) == {
+        f"{tmp_path}/a.crt": "a9993e364706816aba3e25717850c26c9cd0d89d",
+        f"{tmp_path}/link": "-> nowhere",
+    }

@@ -2,7 +2,7 @@
 
 import pytest
 from jinja2 import TemplateNotFound, UndefinedError
-from rendered import rendered
+from rendered import differing, rendered, sha1
 
 LINES = "{% if on %}\nOn={{ name }}\n{% endif %}\n"
 
@@ -31,3 +31,18 @@ def test_what_a_template_lacks_is_an_error(templates):
         rendered({"on": True}, templates, ["/etc/one"])
     with pytest.raises(TemplateNotFound, match="etc/two"):
         rendered({}, templates, ["/etc/two"])
+
+
+@pytest.mark.parametrize(
+    ("found", "files", "links", "paths"),
+    [
+        ({"/a": sha1("é"), "/l": "-> /a"}, {"/a": "é"}, {"/l": "/a"}, []),
+        ({"/a": sha1("old")}, {"/a": "new"}, {}, ["/a"]),
+        ({}, {"/a": ""}, {"/l": "/a"}, ["/a", "/l"]),
+        ({"/ca/gone.crt": sha1("x")}, {}, {}, ["/ca/gone.crt"]),
+        ({"/l": "-> /b"}, {}, {"/l": "/a"}, ["/l"]),
+        ({"/l": sha1("-> /a")}, {}, {"/l": "/a"}, ["/l"]),
+    ],
+)
+def test_what_a_host_has_is_compared_with_what_it_should_have(found, files, links, paths):
+    assert differing(found, files, links) == paths
