@@ -16,7 +16,7 @@ HOSTS = {"web1": {"workers": [worker("mail"), worker("reports")]}}
 COUNTED = {
     "bounds_ms": [1000, 10000],
     "wait": [90, 8, 2],
-    "outcomes": {"succeeded": 50, "failed": 10},
+    "per_hour": {"succeeded": 600, "failed": 90},
     "seconds": 300,
 }
 WAITS = {
@@ -39,7 +39,7 @@ def test_a_row_tells_how_long_tasks_wait_and_how_they_end(fleet: ModuleType) -> 
     begin = next(n for n, line in enumerate(text) if line.startswith("per queue"))
     assert text[begin] == "per queue, in seconds and tasks a minute, of the last 300 s:"
     assert [line.split() for line in text[begin + 2 :]] == [
-        ["mail", "7", "45", "0.56", "6.62", "30", "10", "2", "0"]
+        ["mail", "7", "45", "0.56", "6.62", "30", "10", "1.5", "0"]
     ]
     said = json.loads(fleet.fleet_text(HOSTS, WAITS, DB, "json", objectives={"mail": 30}))
     assert [one["queue"] for one in said["queues"]] == ["mail", "reports"]
@@ -52,8 +52,8 @@ def test_a_row_tells_how_long_tasks_wait_and_how_they_end(fleet: ModuleType) -> 
         "started": 100,
         "half": 0.56,
         "most": 6.62,
-        "late_percent": 2,
-        "outcomes": {"succeeded": 50, "failed": 10},
+        "late_percent": 0.0,
+        "per_hour": {"succeeded": 600, "failed": 90},
     }
 
 
@@ -69,6 +69,8 @@ def test_a_missed_objective_is_wrong(fleet: ModuleType) -> None:
     ]
     pause = {"queue": "mail", "name": "mail", "by": "me", "at": 1, "reason": ""}
     assert wrong(fleet, {**WAITS, "paused": [pause]}, mail=1) == []
+    # All but two of a hundred may have begun in time.
+    assert wrong(fleet, WAITS, mail=9)[0].endswith("has waited for 45 s")
     # One that none waits in any more.
     assert wrong(fleet, {**WAITS, "waiting": {"mail": 0}}, mail=30) == []
 
@@ -102,7 +104,7 @@ def test_a_quantile_is_where_so_many_are_not_above_it(wait: list[int], share: fl
         assert not any(wait)
     elif found < 10:
         # To a hundredth of a second, of which there are 100 in the narrowest bucket.
-        assert fleet_queues.above(one, found) == pytest.approx(1 - share, abs=0.011)
+        assert fleet_queues.above(one, found) <= 1 - share + 0.011
     else:
         assert fleet_queues.above(one, 10) >= 1 - share - 0.011
 
@@ -115,7 +117,7 @@ def test_a_quantile_is_where_so_many_are_not_above_it(wait: list[int], share: fl
         {"counted": {"mail": {**COUNTED, "wait": [ESCAPE]}}},
         {"counted": {"mail": {**COUNTED, "wait": [1]}}},
         {"counted": {"mail": {**COUNTED, "bounds_ms": [5, 5]}}},
-        {"counted": {"mail": {**COUNTED, "outcomes": {"succeeded": -1}}}},
+        {"counted": {"mail": {**COUNTED, "per_hour": {"succeeded": -1}}}},
         {"counted": [ESCAPE]},
         {"oldest": {"mail": ESCAPE}},
         {"oldest": ESCAPE},

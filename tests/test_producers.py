@@ -56,7 +56,7 @@ def test_without_tls_it_has_no_certificates_and_with_one_of_the_users_none_of_re
     [
         ("app", ""),
         ("redis", "rediss://producer@10.0.0.5:6379/0"),
-        ("django-db", "django-db"),
+        ("django-db", ""),
         ("secret:RESULTS", ""),
     ],
 )

@@ -284,12 +284,12 @@ class Counted(TypedDict):
     """What workers have counted of a queue's tasks within the last `seconds`.
 
     wait: how many had waited up to each of bounds_ms, beyond the one before; last, longer ones.
-    outcomes: how many ended by each of Celery's ways.
+    per_hour: how many ended by each of Celery's ways.
     """
 
     bounds_ms: list[int]
     wait: list[int]
-    outcomes: dict[str, int]
+    per_hour: dict[str, int]
     seconds: int
 
 @final
@@ -376,7 +376,7 @@ class FleetQueue(TypedDict):
     objective: latency_objective_seconds; 0 for none. oldest: seconds of the next task; None where
     that is not known. half, most: seconds that 50 and 95 of 100 tasks had waited at most, None
     where none has begun; as far as the histogram tells. late_percent: how many had waited for
-    longer than the objective.
+    longer than the objective, at least.
     """
 
     queue: str
@@ -387,8 +387,8 @@ class FleetQueue(TypedDict):
     started: int
     half: float | None
     most: float | None
-    late_percent: int | None
-    outcomes: dict[str, int]
+    late_percent: float | None
+    per_hour: dict[str, int]
 
 class Fleet(TypedDict):
     """wrong: the worst first. destinations: host to the one on record there.

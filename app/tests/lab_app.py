@@ -494,7 +494,7 @@ def deafen(state):
 
 @app.task(bind=True)
 def end_by(self, outcome):
-    """A task that ends in one of Celery's ways."""
+    """A task that ends in one of Celery's ways; or not by itself."""
     if outcome == "fail":
         raise ValueError(outcome)
     if outcome == "retry" and not self.request.retries:

@@ -123,7 +123,7 @@ def _queue_problem(given: Mapping[str, Any], declared: Sequence[str]) -> tuple[s
     names = [*declared[:MOST_NAMES], *(["..."] if len(declared) > MOST_NAMES else [])]
     named = f"write one of {', '.join(map(reported.shown, names))}; " if names else ""
     said = f'run_queue is "{reported.shown(queue)}", which is not in celery_queues'
-    return said, f"{named}what site.yml gets by -e this run needs, too"
+    return said, f"{named}pass the same -e variables as to site.yml"
 
 
 def _number(value: Any) -> int:

@@ -89,7 +89,7 @@ REPLICA: dict[str, tuple[type, ...]] = {
 }
 COUNTED: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("bounds_ms", "wait"), (list,)),
-    "outcomes": (dict,),
+    "per_hour": (dict,),
     "seconds": (int,),
 }
 BACKLOG: dict[str, tuple[type, ...]] = {
@@ -212,7 +212,7 @@ def _is_counted(said: Any) -> bool:
     if not (isinstance(said, dict) and _is(said, COUNTED)):
         return False
     bounds, wait = said["bounds_ms"], said["wait"]
-    numbers = [*bounds, *wait, *said["outcomes"].values(), said["seconds"]]
+    numbers = [*bounds, *wait, *said["per_hour"].values(), said["seconds"]]
     fits = all(type(one) is int and one >= 0 for one in numbers)
     return fits and bounds == sorted(set(bounds)) and len(wait) == len(bounds) + 1
 

@@ -350,12 +350,11 @@ def _opens(
 
 
 def _results(worker: Mapping[str, Any], url: str) -> str:
-    """Where programs find the results of the workers; empty for where their app says.
+    """Where programs find the results of the workers; empty for where their app keeps them.
 
-    A secret of the workers is not theirs.
+    Another backend needs what a program may not have, such as a library or a password.
     """
-    kept = str(worker.get("celery_worker_result_backend", "app"))
-    return "" if kept.startswith("secret:") else {"app": "", "redis": url}.get(kept, kept)
+    return url if worker.get("celery_worker_result_backend", "app") == "redis" else ""
 
 
 def _url(

@@ -53,7 +53,7 @@ def rows(backlog: Backlog, wanted: Mapping[str, int]) -> list[FleetQueue]:
 
 
 def _row(name: str, backlog: Backlog, objective: int) -> FleetQueue:
-    nothing: Counted = {"bounds_ms": [], "wait": [0], "outcomes": {}, "seconds": 0}
+    nothing: Counted = {"bounds_ms": [], "wait": [0], "per_hour": {}, "seconds": 0}
     one = backlog["counted"].get(name, nothing)
     started = sum(one["wait"])
     late = above(one, objective) if objective and started else None
@@ -66,8 +66,8 @@ def _row(name: str, backlog: Backlog, objective: int) -> FleetQueue:
         "started": started,
         "half": quantile(one, HALF),
         "most": quantile(one, MOST),
-        "late_percent": None if late is None else round(100 * late),
-        "outcomes": one["outcomes"],
+        "late_percent": None if late is None else round(100 * late, 1),
+        "per_hour": one["per_hour"],
     }
 
 
@@ -77,7 +77,7 @@ def quantile(one: Counted, share: float) -> float | None:
     Within a bucket durations count as evenly spread, as by Prometheus's ``histogram_quantile``; of
     the last bucket, which has no end, its beginning is returned.
 
-    >>> quantile({"bounds_ms": [1000, 2000], "wait": [0, 4, 0], "outcomes": {}, "seconds": 9}, 0.5)
+    >>> quantile({"bounds_ms": [1000, 2000], "wait": [0, 4, 0], "per_hour": {}, "seconds": 9}, 0.5)
     1.5
     """
     wanted, before = share * sum(one["wait"]), 0.0
@@ -93,19 +93,17 @@ def quantile(one: Counted, share: float) -> float | None:
 
 
 def above(one: Counted, seconds: float) -> float:
-    """Which share of the tasks that have begun had waited for longer; see ``quantile``.
+    """Which share of the tasks that have begun had waited for longer, at least.
 
-    >>> above({"bounds_ms": [1000, 2000], "wait": [0, 4, 1], "outcomes": {}, "seconds": 9}, 1.5)
-    0.6
+    Of a bucket in which some may have waited for less, none counts.
+
+    >>> above({"bounds_ms": [1000, 2000], "wait": [3, 4, 1], "per_hour": {}, "seconds": 9}, 1.5)
+    0.125
     """
-    wanted, edges, late = 1000 * seconds, [0, *one["bounds_ms"]], 0.0
-    for index, number in enumerate(one["wait"]):
-        low = edges[index]
-        high = edges[index + 1] if index < len(one["bounds_ms"]) else None
-        if low >= wanted or high is None:
-            late += number
-        elif high > wanted:
-            late += number * (high - wanted) / (high - low)
+    lows = [0, *one["bounds_ms"]]
+    late = sum(
+        number for low, number in zip(lows, one["wait"], strict=True) if low >= 1000 * seconds
+    )
     return late / (sum(one["wait"]) or 1)
 
 
@@ -130,8 +128,8 @@ def lines(found: Sequence[FleetQueue]) -> list[str]:
 def _cells(one: FleetQueue) -> dict[str, str]:
     values: dict[str, Any] = {**one, "objective": one["objective"] or None}
     for outcome in ("succeeded", "failed", "retried"):
-        number = one["outcomes"].get(outcome, 0)
-        values[outcome] = round(60 * number / one["seconds"], 1) if one["seconds"] else None
+        number = one["per_hour"].get(outcome, 0)
+        values[outcome] = round(number / 60, 1) if one["seconds"] else None
     return {key: _text(values[key]) for key in COLUMNS}
 
 

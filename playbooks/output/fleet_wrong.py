@@ -213,19 +213,20 @@ def _late(found: Fleet) -> Iterator[Wrong]:
     """Queues whose tasks wait for longer than their objective."""
     paused = {one["queue"] for one in found["paused"]}
     for one in found["queues"]:
-        wanted, said = one["objective"], []
+        wanted, reasons = one["objective"], []
         if not wanted or one["queue"] in paused:
             continue
         if one["waiting"] and (one["oldest"] or 0) > wanted:
-            said.append(f"the next task has waited for {one['oldest']} s")
+            reasons.append(f"the next task has waited for {one['oldest']} s")
         if (one["late_percent"] or 0) > LATE_PERCENT:
-            said.append(
-                f"{one['late_percent']} % of those that began in the last {one['seconds']} s had "
+            reasons.append(
+                f"{one['late_percent']:g} % of those that began in the last {one['seconds']} s had "
                 "waited for longer"
             )
-        if said:
+        if reasons:
+            missed = f"{one['queue']} misses its objective of {wanted} s"
             yield {
-                "what": f"{one['queue']} misses its objective of {wanted} s: {', and '.join(said)}",
+                "what": f"{missed}: {', and '.join(reasons)}",
                 "fix": "see 'A queue misses its objective' in docs/operating.md",
             }
 

@@ -43,6 +43,7 @@ from celery_metal_runtime.metrics import METRICS, Metrics
 from celery_metal_runtime.notify import line, say, unpatched
 from celery_metal_runtime.pauses import Pauses
 from celery_metal_runtime.questions import load_scripts
+from celery_metal_runtime.sent import SENT
 from celery_metal_runtime.twins import Twins
 from celery_metal_runtime.wake import Waker
 
@@ -363,7 +364,8 @@ class Ledger:
         crashed = tag in self._lost
         self._lost.discard(tag)
         if record := self._records.get(tag):
-            self._change(tag, self._back(push, record.queue, record.item, crashed=crashed))
+            change = self._back(push, record.queue, record.item, crashed=crashed, waits_anew=True)
+            self._change(tag, change)
 
     def close(self) -> None:
         """Give back all that is held; errors are those of Redis.
@@ -381,8 +383,8 @@ class Ledger:
         for queue in self._queues:
             self._give_back(client, self.node, queue, partial(_takes, causes))
         client.delete(self._begun_key(self.node))
-        client.hdel(self.key(METRICS), self.node)
         client.hdel(self.key(NODES), self.node)
+        self.metrics.forget(client, self.key(METRICS), self.node)
 
     def _change(self, tag: str, change: Change) -> None:
         if tag not in self._records:
@@ -524,8 +526,19 @@ class Ledger:
                 moved += self._move(client, held, item, change) if reply < 0 else reply
         return moved
 
-    def _back(self, push: str, queue: str, item: bytes, *, crashed: bool = False) -> Change:
-        """The way back to the queue; after too many crashes, the way out."""
+    def _back(
+        self,
+        push: str,
+        queue: str,
+        item: bytes,
+        *,
+        crashed: bool = False,
+        waits_anew: bool = False,
+    ) -> Change:
+        """The way back to the queue; after too many crashes, the way out.
+
+        `waits_anew`: it has run, so that it has not waited since it was sent.
+        """
         try:
             if item not in self._parsed:
                 parse(item)
@@ -534,6 +547,8 @@ class Ledger:
             info = properties.get("delivery_info") or {}
             headers["redelivered"] = info["redelivered"] = True
             task["headers"], properties["delivery_info"] = headers, info
+            if crashed or waits_anew:
+                headers.pop(SENT, None)
             if crashed:
                 headers[CRASHES] = crashes = crashes_of(headers.get(CRASHES)) + 1
                 if crashes > MOST_CRASHES:
@@ -663,7 +678,7 @@ class Beat:
         if ledger.closed or ledger.twins.is_doubtful:
             return
         ledger.catch_up(client)
-        ledger.metrics.publish(client, ledger.key(METRICS), ledger.node, ledger._queues)
+        ledger.metrics.publish(client, ledger.key(METRICS), ledger.node, list(ledger._queues))
         self._reconcile(client, now)
         # Whoever has buried them tells at once; if that worker has ended, others do.
         self.untold = self.untold + 1 if client.exists(*ledger.untold_keys()) else 0
@@ -734,8 +749,8 @@ class Beat:
         for node, (life, since) in self.lives.items():
             if now - since > LEASE_SECONDS:
                 self._take_over(client, node.decode(errors="replace"), life, now - since)
-                client.hdel(self.ledger.key(METRICS), node)
                 client.hdel(nodes, node)
+                self.ledger.metrics.forget(client, self.ledger.key(METRICS), node)
 
     def _take_over(self, client: Any, node: str, life: bytes, silence: float) -> None:
         """Give back what a silent worker holds."""

@@ -1,19 +1,19 @@
-"""How long tasks wait and run, and how they end: counted in the worker, kept in Redis.
+"""How long tasks wait, and how they end: counted in the worker, kept in Redis.
 
-What Celery's main process learns of each task anyway becomes one entry of a queue in memory; the
-thread of the worker's heartbeat counts them. Each worker writes its counts to the hash
-`celery-metal.metrics` every PUBLISH_SECONDS, under its node name, and removes them at its end.
-There are no events, no port, and nothing of a task's arguments.
+What Celery's main process learns of each task anyway becomes an entry in memory; the thread of the
+worker's heartbeat counts them. Each worker writes what it has counted lately to the hash
+`celery-metal.metrics` every PUBLISH_SECONDS, under its node name, and removes it at its end. There
+are no events, no port, and nothing of a task but how it ended.
 
 How long a task has waited is the time from its sending, or from its ETA, to its start; see `sent`.
-Of a message that does not say when it was sent it is only known that it has begun.
+Of a message that does not tell when it was sent only the outcome is known.
 """
 
 import json
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterable
+from contextlib import suppress
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from billiard.exceptions import Terminated
 from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
 from celery.worker import strategy
 from celery.worker.request import Request
+from kombu.utils.compat import detect_environment
 from redis.exceptions import ResponseError
 
 from celery_metal_runtime.channels import CANARY
@@ -34,18 +35,20 @@ if TYPE_CHECKING:
     from celery_metal_runtime.ledger import Ledger
 
 METRICS = "celery-metal.metrics"
-#: Of a request: its queue, and when it has begun.
-BEGUN = "celery_metal_begun"
-#: Upper bounds of a histogram in seconds; its last count is of what took longer.
-BOUNDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+#: Of a request: its queue, once it has begun.
+BEGUN = "celery_metal_queue"
+#: Upper bounds of the histogram in seconds; its last count is of what took longer.
+BOUNDS = (
+    *(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600),
+    *(7200, 21600, 43200, 86400),
+)
 PUBLISH_SECONDS = 15.0
 #: What is recent, in seconds.
 RECENT_SECONDS = 300.0
-#: Task names that are counted each by itself, and entries that wait to be counted.
-MOST_NAMES, MOST_ENTRIES = 50, 50_000
-#: Of all tasks beyond MOST_NAMES.
-OTHERS = "(others)"
-OUTCOMES = ("succeeded", "failed", "retried", "rejected", "ignored", "lost", "revoked")
+#: Entries that wait to be counted.
+MOST_ENTRIES = 50_000
+#: How a task ends, and by which of Celery's exceptions.
+SUCCEEDED, FAILED, REVOKED = "succeeded", "failed", "revoked"
 ENDS = {
     Retry: "retried",
     Reject: "rejected",
@@ -55,117 +58,63 @@ ENDS = {
 }
 
 
-#: One task that has begun, without an outcome, or has ended by it: queue, name, outcome, and the
-#: seconds of its wait, or of its run; None where they are not known.
-Entry = tuple[str, str, str, float | None]
-
-
-class Histogram:
-    """Counts of durations, as Prometheus has them but for the sums that are not cumulative."""
-
-    def __init__(self) -> None:
-        self.counts, self.seconds = [0] * (len(BOUNDS) + 1), 0.0
-
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
-        self.seconds += seconds
-
-    def said(self) -> dict[str, Any]:
-        return {"counts": list(self.counts), "seconds": round(self.seconds, 3)}
-
-
-class Task:
-    """What is known of the tasks of one name."""
-
-    def __init__(self) -> None:
-        self.outcomes, self.run = dict.fromkeys(OUTCOMES, 0), Histogram()
-
-    def said(self) -> dict[str, Any]:
-        return {"outcomes": _known(self.outcomes), "run": self.run.said()}
-
-
 class Queue:
-    """What is known of the tasks of one queue."""
+    """The tasks of one queue since `begun`, in seconds of the monotonic clock."""
 
-    def __init__(self) -> None:
-        self.wait, self.unknown = Histogram(), 0
-        self.tasks: dict[str, Task] = {}
+    def __init__(self, begun: float) -> None:
+        self.wait, self.outcomes = [0] * (len(BOUNDS) + 1), Counter[str]()
         #: Of what was a while ago: when, the counts of waits, and outcomes.
-        self.earlier: deque[tuple[float, list[int], Counter[str]]] = deque()
+        self.earlier = deque([(begun, list(self.wait), Counter[str]())])
 
-    def add(self, name: str, outcome: str, seconds: float | None) -> None:
-        """Count one entry."""
+    def add(self, outcome: str, seconds: float | None) -> None:
+        """Count a task that has ended, or, without an outcome, one that has begun."""
         if outcome:
-            task = self.tasks.get(name) or self._task(name)
-            task.outcomes[outcome] += 1
-            if seconds is not None:
-                task.run.add(seconds)
-        elif seconds is None:
-            self.unknown += 1
-        else:
-            self.wait.add(seconds)
+            self.outcomes[outcome] += 1
+        elif seconds is not None:
+            self.wait[bisect_left(BOUNDS, seconds)] += 1
 
-    def _task(self, name: str) -> Task:
-        # No worker runs a task whose name it does not know.
-        found = name if len(self.tasks) < MOST_NAMES else OTHERS
-        return self.tasks.setdefault(found, Task())
-
-    @property
-    def outcomes(self) -> Counter[str]:
-        found: Counter[str] = Counter()
-        for task in self.tasks.values():
-            found.update(task.outcomes)
-        return found
-
-    def said(self, now: float) -> dict[str, Any]:
-        """All of it, and what has changed within RECENT_SECONDS; `now`: of the monotonic clock."""
+    def recent(self, now: float) -> dict[str, Any]:
+        """What has changed within RECENT_SECONDS; to be called from time to time."""
         while len(self.earlier) > 1 and self.earlier[1][0] <= now - RECENT_SECONDS:
             self.earlier.popleft()
-        zero = (now, [0] * len(self.wait.counts), Counter[str]())
-        since, counts, before = self.earlier[0] if self.earlier else zero
-        outcomes = self.outcomes
-        self.earlier.append((now, list(self.wait.counts), outcomes))
+        since, wait, outcomes = self.earlier[0]
+        self.earlier.append((now, list(self.wait), Counter(self.outcomes)))
         return {
-            "wait": self.wait.said(),
-            "unknown": self.unknown,
-            "outcomes": _known(outcomes),
-            "tasks": {name: task.said() for name, task in self.tasks.items()},
-            "recent": {
-                "seconds": round(now - since, 1),
-                "wait": [new - old for new, old in zip(self.wait.counts, counts, strict=True)],
-                "outcomes": dict(outcomes - before),
-            },
+            "seconds": round(now - since, 1),
+            "wait": [new - old for new, old in zip(self.wait, wait, strict=True)],
+            "outcomes": dict(self.outcomes - outcomes),
         }
 
 
 class Metrics:
-    """The counts of one worker process.
+    """What one worker process has counted.
 
     `note` is called by the consumer's loop or by the threads of the pool, `publish` by one other
     thread; no lock is taken.
     """
 
     def __init__(self) -> None:
-        self._entries: deque[Entry] = deque()
+        #: A queue, the outcome of a task, or nothing for one that has begun, and its wait.
+        self._entries: deque[tuple[str, str, float | None]] = deque()
         self._queues: dict[str, Queue] = {}
-        self._due = 0.0
+        self._begun, self._due = monotonic(), 0.0
         self._failure = ""
         #: Entries that were not counted, as the thread that counts did not run.
         self.missed = 0
 
-    def note(self, queue: str, name: str, outcome: str, seconds: float | None) -> None:
-        """Enter one task: what Entry has."""
+    def note(self, queue: str, outcome: str, seconds: float | None = None) -> None:
+        """Enter a task that has begun after a wait of so many seconds, or ended by an outcome."""
         if not queue or queue.startswith(CANARY):
             return
         if len(self._entries) < MOST_ENTRIES:
-            self._entries.append((queue, name, outcome, seconds))
+            self._entries.append((queue, outcome, seconds))
         else:
             self.missed += 1
 
-    def publish(self, client: "Redis", key: str, node: str, queues: set[str]) -> None:
-        """Count what has come, and write all to the field `node` of the hash `key` when it is due.
+    def publish(self, client: "Redis", key: str, node: str, queues: Iterable[str]) -> None:
+        """Count what has come, and write it to the field `node` of the hash `key` when it is due.
 
-        Errors are those of Redis, but for its refusals, which are said once.
+        Errors are those of Redis, but for its refusals, which are logged once.
         """
         now = monotonic()
         self._count()
@@ -174,51 +123,58 @@ class Metrics:
         self._due = now + PUBLISH_SECONDS
         for queue in queues:
             if not queue.startswith(CANARY):
-                self._queues.setdefault(queue, Queue())
-        said = {name: queue.said(now) for name, queue in self._queues.items()}
-        whole = {"bounds": BOUNDS, "queues": said, "missed": self.missed}
-        text = json.dumps(whole, separators=(",", ":"))
+                self._queue(queue)
+        recent = {name: queue.recent(now) for name, queue in self._queues.items()}
         try:
-            client.hset(key, node, text)
+            at = client.time()[0]
+        except ResponseError:  # an external Redis whose user lacks +time
+            at = None
+        whole = {"at": at, "bounds": BOUNDS, "queues": recent}
+        try:
+            client.hset(key, node, json.dumps(whole, separators=(",", ":")))
+            self._failure = ""
         except ResponseError as error:
             if line(error) != self._failure:
                 self._failure = line(error)
-                say(f"the counts of this worker's tasks are not kept in Redis: {self._failure}")
+                say(
+                    f"what this worker counts of its tasks is not kept in Redis: {self._failure}. "
+                    "Tasks run as ever; playbooks/status.yml lacks these counts. Fix: delete the "
+                    f"key {key} if it is no hash, or give the user of workers the rights in "
+                    "docs/external.md"
+                )
+
+    @staticmethod
+    def forget(client: "Redis", key: str, node: str | bytes) -> None:
+        """Remove what `node` has written; errors are those of Redis, but for its refusals."""
+        with suppress(ResponseError):
+            client.hdel(key, node)
 
     def _count(self) -> None:
         # Not for ever: others add to it meanwhile.
         for _ in range(len(self._entries)):
-            queue, name, outcome, seconds = self._entries.popleft()
-            found = self._queues.get(queue) or self._queues.setdefault(queue, Queue())
-            found.add(name, outcome, seconds)
+            queue, outcome, seconds = self._entries.popleft()
+            self._queue(queue).add(outcome, seconds)
 
-
-def _known(outcomes: Mapping[str, int]) -> dict[str, int]:
-    return {outcome: number for outcome, number in outcomes.items() if number}
+    def _queue(self, name: str) -> Queue:
+        return self._queues.get(name) or self._queues.setdefault(name, Queue(self._begun))
 
 
 def count(ledger: "Ledger") -> None:
     """Have Celery's requests enter what becomes of them into the metrics of a ledger."""
     metrics, create = ledger.metrics, strategy.create_request_cls
-    on_accepted = Request.on_accepted
+    on_accepted, on_timeout = Request.on_accepted, Request.on_timeout
     on_failure, announce_revoked = Request.on_failure, Request._announce_revoked
-
-    def begun(request: Request) -> tuple[str, float | None]:
-        """Its queue, and when it has begun, if it has."""
-        tag = request._message.delivery_tag
-        return request.__dict__.get(BEGUN) or (ledger.queue_of(tag), None)
+    is_green = detect_environment() != "default"
 
     def accepted(self: Request, *args: Any, **kwargs: Any) -> Any:
         # Written down, for an early acknowledgement settles it before its end.
-        queue, _ = self.__dict__[BEGUN] = ledger.queue_of(self._message.delivery_tag), monotonic()
-        eta = self._eta and seconds_of(self._eta)
-        metrics.note(queue, self.name, "", waited(self._request_dict, eta, time()))
+        queue = self.__dict__[BEGUN] = ledger.queue_of(self._message.delivery_tag)
+        metrics.note(queue, "", waited(self._request_dict, time()))
         return on_accepted(self, *args, **kwargs)
 
     def ended(request: Request, outcome: str) -> None:
-        queue, since = begun(request)
-        seconds = None if since is None else monotonic() - since
-        metrics.note(queue, request.name, outcome, seconds)
+        queue = request.__dict__.get(BEGUN) or ledger.queue_of(request._message.delivery_tag)
+        metrics.note(queue, outcome)
 
     def created(*args: Any, **kwargs: Any) -> Any:
         # Each task has a class of its own, with an end of a run of its own.
@@ -226,8 +182,11 @@ def count(ledger: "Ledger") -> None:
         on_success = found.on_success
 
         def returned(self: Request, result: Any, **kwargs: Any) -> Any:
-            is_failed, value, _ = result
-            ended(self, outcome_of(value.exception) if is_failed else "succeeded")
+            is_failed, value, seconds = result
+            if is_failed:
+                ended(self, outcome_of(value.exception))
+            elif seconds is not None:  # a greenlet that was killed has none
+                ended(self, SUCCEEDED)
             return on_success(self, result, **kwargs)
 
         found.on_success = returned
@@ -235,34 +194,33 @@ def count(ledger: "Ledger") -> None:
 
     def failed(self: Request, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         # From the end of a run, which is counted above; or of a process, or a time limit.
-        if not (kwargs.get("return_ok") or isinstance(exc_info.exception, Terminated)):
+        is_ours = self._already_revoked or getattr(self, "_already_cancelled", False)
+        is_killed = isinstance(unwrapped(exc_info.exception), Terminated)
+        if not (kwargs.get("return_ok") or is_ours or is_killed):
             ended(self, outcome_of(exc_info.exception))
         return on_failure(self, exc_info, *args, **kwargs)
 
+    def timed_out(self: Request, soft: bool, timeout: float) -> Any:
+        if is_green and not soft:  # with processes the end of one follows
+            ended(self, FAILED)
+        return on_timeout(self, soft, timeout)
+
     def revoked(self: Request, *args: Any, **kwargs: Any) -> Any:
-        ended(self, "revoked")
+        ended(self, REVOKED)
         return announce_revoked(self, *args, **kwargs)
 
     strategy.create_request_cls, Request.on_accepted = created, accepted
-    Request.on_failure, Request._announce_revoked = failed, revoked
+    Request.on_failure, Request.on_timeout = failed, timed_out
+    Request._announce_revoked = revoked
 
 
-def seconds_of(moment: datetime) -> float | None:
-    """The same in seconds since 1970; None where that cannot be said."""
-    try:
-        return moment.timestamp()
-    except (OverflowError, ValueError, OSError):
-        return None
+def unwrapped(error: BaseException) -> BaseException:
+    """What a process of the pool has raised, without what carries its traceback."""
+    found: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
+    return found
 
 
 def outcome_of(error: BaseException) -> str:
-    """What a task has ended by, of OUTCOMES, whose run raised `error`."""
-    error = getattr(error, "exc", error) if isinstance(error, ExceptionWithTraceback) else error
-    kinds = {
-        Retry: "retried",
-        Reject: "rejected",
-        Ignore: "ignored",
-        WorkerLostError: "lost",
-        SystemExit: "lost",
-    }
-    return next((word for kind, word in kinds.items() if isinstance(error, kind)), "failed")
+    """What a task has ended by whose run raised `error`."""
+    error = unwrapped(error)
+    return next((word for kind, word in ENDS.items() if isinstance(error, kind)), FAILED)

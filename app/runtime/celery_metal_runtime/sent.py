@@ -5,6 +5,8 @@ compared then; nothing but figures for people depends on it.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
 from time import time
 from typing import Any
 
@@ -16,25 +18,32 @@ LATEST = 253_402_300_799
 
 
 def stamp(headers: Any = None, **_: Any) -> None:
-    """Note in a message when it is sent; a receiver of `before_task_publish`."""
+    """Note in a message from when on its task waits; a receiver of `before_task_publish`."""
     if isinstance(headers, dict):
-        headers[SENT] = round(time(), 3)
+        headers[SENT] = round(max(time(), _begin(headers.get("eta"))), 3)
+
+
+def _begin(eta: object) -> float:
+    """The seconds since 1970 of an ETA, in Celery's form; 0 without one."""
+    if isinstance(eta, str):
+        with suppress(ValueError, OverflowError, OSError):
+            return datetime.fromisoformat(eta).timestamp()
+    return 0.0
 
 
 def install() -> None:
-    """Have each message of this process say when it was sent."""
+    """Have each message of this process tell when it was sent."""
     signals.before_task_publish.connect(stamp, weak=False)
 
 
-def waited(headers: Mapping[str, Any], eta: float | None, now: float) -> float | None:
-    """How long a task has waited until `now`, in seconds; None where its sender does not say.
+def waited(headers: Mapping[str, Any], now: float) -> float | None:
+    """How long a task has waited until `now`, in seconds; None where its message does not tell.
 
     Args:
-        headers: of its message, by anybody.
-        eta: when it was to begin, in seconds since 1970; None for at once.
+        headers: of its message, whatever sent it.
         now: in seconds since 1970.
     """
     sent = headers.get(SENT)
     if not isinstance(sent, (int, float)) or isinstance(sent, bool) or not 0 < sent < LATEST:
         return None
-    return max(now - max(float(sent), eta or 0.0), 0.0)
+    return max(now - sent, 0.0)

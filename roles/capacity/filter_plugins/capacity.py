@@ -86,7 +86,7 @@ QUEUE_RULES: dict[str, Rule] = {
     "prefetch": Rule("int", 1, 1, 1000),
     "time_limit_seconds": Rule("auto_int", 0, 0, 604800),
     "max_tasks_per_child": Rule("int", 0, 0, 1000000),
-    "latency_objective_seconds": Rule("int", 0, 0, 31536000),
+    "latency_objective_seconds": Rule("int", 0, 0, 86400),
     "environment": Rule("mapping", {}),
     "secrets": Rule("names", "all"),
     "hosts": Rule("names", "all"),

@@ -93,8 +93,9 @@ is_complete:
 dead: {description: Queue to tasks that were put aside, where any, type: dict, returned: always}
 counted:
   description: >-
-    For each queue what its workers have counted within the last C(seconds): C(outcomes) of tasks,
-    and the histogram C(wait) of how long those that have begun had waited, with its C(bounds_ms)
+    For each queue what its workers have counted within the last C(seconds): how many tasks ended
+    C(per_hour) by each outcome, and the histogram C(wait) of how long those that have begun had
+    waited, with its C(bounds_ms)
   type: dict
   returned: always
 oldest:
@@ -314,7 +315,8 @@ def main() -> None:
         client.ask(("SELECT", str(database)))
         prefixes = module.params["prefixes"]
         lengths = backlog(client, module.params["queues"], prefixes)
-        found = {**found, **lengths, "counted": counted(client, under(prefixes))}
+        figures = counted(client, lengths["waiting"], under(prefixes))
+        found = {**found, **lengths, "counted": figures}
         if module.params["all_lists"] and not external:
             with contextlib.closing(client_of("admin")) as admin:
                 admin.ask(("SELECT", str(database)))

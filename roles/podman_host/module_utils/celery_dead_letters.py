@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from celery_metal_types import DeadLetter
 
 RUNTIME, DEAD, UNTOLD = "celery-metal.", "celery-metal.dead:", "celery-metal.untold:"
-# Headers of the runtime, as in ledger.py and verdict.py. What is sent back has none of them.
+# Headers of the runtime: of ledger.py, verdict.py, sent.py. What is sent back has none of them.
 REASON, NOTE = "celery_metal_reason", "celery_metal_dead"
-OWN = (REASON, NOTE, "celery_metal_crashes", "celery_metal_tries")
+OWN = (REASON, NOTE, "celery_metal_crashes", "celery_metal_tries", "celery_metal_sent")
 # What workers take, as in messages.py.
 LARGEST, MOST_VALUES, DEEPEST, LONGEST_NAME = 16 << 20, 1_000_000, 200, 1024
 # A text without an end matches, too: else each quote in it would be the begin of another search.

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.celery_redis import PRIORITIES
@@ -19,66 +18,80 @@ if TYPE_CHECKING:
 
 METRICS = "celery-metal.metrics"
 OUTCOMES = ("succeeded", "failed", "retried", "rejected", "ignored", "lost", "revoked")
-# Bytes of what a worker writes; and how many queues and bounds are read.
-LONGEST, MOST_QUEUES, MOST_BOUNDS = 1 << 20, 1000, 50
+# Workers write each 15 s. What is older in seconds is of one that is gone, or cannot write.
+FRESH = 60
+# Bytes of what a worker writes; and how many bounds and workers are read.
+LONGEST, MOST_BOUNDS, MOST_NODES = 1 << 20, 50, 10_000
 MOST, MOST_SECONDS = 1 << 53, 10**9
 # Lists in one request, and bytes at the end of a message, where its headers are.
 AT_ONCE, TAIL = 100, 8192
-# When the message that is taken next was sent; nothing for one with an ETA, or that does not say.
+# When the message that is taken next was sent, or its ETA; nothing for one that does not tell.
 SENT = """
 local found = {}
 for i, key in ipairs(KEYS) do
   local last = redis.pcall('LRANGE', key, -1, -1)
   local text = string.sub(not last.err and last[1] or '', -tonumber(ARGV[1]))
-  local sent = string.match(text, '"celery_metal_sent": ?(%d+%.?%d*)')
-  found[i] = not string.find(text, '"eta": ?"') and sent or ''
+  found[i] = string.match(text, '"celery_metal_sent": ?(%d+%.?%d*)') or ''
 end
 return found
 """
 NUMBER = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
 
 
-def counted(client: Client, prefixes: Sequence[str]) -> dict[str, Counted]:
-    """What the workers of each queue have counted within the last minutes, all together.
+def counted(client: Client, queues: Collection[str], prefixes: Sequence[str]) -> dict[str, Counted]:
+    """What the workers of each of these queues have counted lately, all together.
 
+    :param queues: without a prefix.
     :param prefixes: what apps may set as ``global_keyprefix``, with the empty one.
     :raises RedisError: when Redis does not answer.
     """
-    said = client.try_all(*(("HGETALL", prefix + METRICS) for prefix in prefixes))
-    found: dict[str, Counted] = {}
+    keys = [prefix + METRICS for prefix in prefixes]
+    time, *said = client.try_all(("TIME",), *(("HGETALL", key) for key in keys))
+    now = int(time[0]) if isinstance(time, list) else None
+    # Of different versions of the runtime bounds may differ: those of most tasks are shown.
+    found: dict[str, dict[tuple[int, ...], Counted]] = {}
     for answer in said:
-        for text in answer[1::2] if isinstance(answer, list) else ():
-            for queue, one in _of_worker(text):
-                found[queue] = _sum(found[queue], one) if queue in found else one
-    return found
+        for text in answer[1 : 2 * MOST_NODES : 2] if isinstance(answer, list) else ():
+            for queue, one in _of_worker(text, now):
+                if queue in queues:
+                    alike, bounds = found.setdefault(queue, {}), tuple(one["bounds_ms"])
+                    alike[bounds] = _sum(alike[bounds], one) if bounds in alike else one
+    return {
+        queue: max(alike.values(), key=lambda one: (sum(one["wait"]), len(one["bounds_ms"])))
+        for queue, alike in found.items()
+    }
 
 
-def _of_worker(text: Any) -> Iterable[tuple[str, Counted]]:
+def _of_worker(text: Any, now: int | None) -> Iterator[tuple[str, Counted]]:
     try:
         said = json.loads(text) if isinstance(text, str) and len(text) <= LONGEST else {}
+        if now is not None and said["at"] is not None and not now - FRESH <= said["at"]:
+            return
         bounds = [round(1000 * _number(one, MOST_SECONDS)) for one in said["bounds"][:MOST_BOUNDS]]
-        queues = list(said["queues"].items())[:MOST_QUEUES]
+        queues = list(said["queues"].items())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return
     if bounds != sorted(set(bounds)):
         return
     for queue, one in queues:
         try:
-            recent = one["recent"]
-            wait = [round(_number(each, MOST)) for each in recent["wait"]]
-            ended = recent["outcomes"]
-            outcomes = {name: round(_number(ended.get(name, 0), MOST)) for name in OUTCOMES}
-            seconds = round(_number(recent["seconds"], MOST_SECONDS))
+            wait = [round(_number(each, MOST)) for each in one["wait"]]
+            ended = {name: _number(one["outcomes"].get(name, 0), MOST) for name in OUTCOMES}
+            seconds = _number(one["seconds"], MOST_SECONDS)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
-        if len(wait) == len(bounds) + 1:
+        if len(wait) == len(bounds) + 1 and seconds:
             yield (
                 queue,
                 {
                     "bounds_ms": bounds,
                     "wait": wait,
-                    "outcomes": {name: number for name, number in outcomes.items() if number},
-                    "seconds": seconds,
+                    "per_hour": {
+                        name: round(3600 * number / seconds)
+                        for name, number in ended.items()
+                        if number
+                    },
+                    "seconds": max(round(seconds), 1),
                 },
             )
 
@@ -91,19 +104,22 @@ def _number(value: Any, most: float) -> float:
 
 
 def _sum(one: Counted, other: Counted) -> Counted:
-    # Of two versions of the runtime: those of the first one.
-    if one["bounds_ms"] != other["bounds_ms"]:
-        return one
+    rates = (one["per_hour"], other["per_hour"])
     return {
         "bounds_ms": one["bounds_ms"],
         "wait": [a + b for a, b in zip(one["wait"], other["wait"], strict=True)],
-        "outcomes": dict(Counter(one["outcomes"]) + Counter(other["outcomes"])),
+        "per_hour": {
+            name: sum(each.get(name, 0) for each in rates)
+            for name in dict.fromkeys(name for each in rates for name in each)
+        },
         "seconds": max(one["seconds"], other["seconds"]),
     }
 
 
-def oldest(client: Client, queues: Iterable[str], prefixes: Sequence[str]) -> dict[str, int]:
-    """For how many seconds the next task of each queue has waited, where its sender says so.
+def oldest(client: Client, queues: Collection[str], prefixes: Sequence[str]) -> dict[str, int]:
+    """For how many seconds the next task of each queue has waited, where its message tells.
+
+    Of several priorities or prefixes, that which has waited longest.
 
     :param queues: without a prefix.
     :param prefixes: as for ``counted``.
@@ -111,9 +127,9 @@ def oldest(client: Client, queues: Iterable[str], prefixes: Sequence[str]) -> di
     """
     ((now, _),) = client.ask(("TIME",))
     ways = [
-        (queue, f"{one}{queue}{step}")
+        (queue, f"{prefix}{queue}{step}")
         for queue in queues
-        for one in prefixes
+        for prefix in prefixes
         for step in PRIORITIES
     ]
     found: dict[str, int] = {}

@@ -20,7 +20,8 @@ class Redis:
             for words in commands
         ]
 
-    try_all = ask
+    def try_all(self, *commands):
+        return self.ask(*commands)
 
 
 def test_all_lists_in_two_trips():
@@ -178,8 +179,10 @@ class Elected(Redis):
 
     def ask(self, *commands):
         word, *rest = commands[0]
-        if word in ("TIME", "EVAL"):
-            return [["100", "0"] if word == "TIME" else ["40.5"] + [""] * (int(rest[1]) - 1)]
+        if word == "TIME":
+            return [["100", "0"], *super().ask(*commands[1:])]
+        if word == "EVAL":
+            return [["40.5"] + [""] * (int(rest[1]) - 1)]
         if word != "INFO":
             return super().ask(*commands)
         if isinstance(self.info, Exception):

@@ -407,11 +407,11 @@ def test_text_without_an_end_takes_no_time(text):
 
 def test_headers_and_limits_are_those_of_the_runtime(monkeypatch):
     monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[3] / "app/runtime")
-    dead, messages, verdict = (
+    dead, messages, verdict, sent = (
         importlib.import_module(f"celery_metal_runtime.{name}")
-        for name in ("dead", "messages", "verdict")
+        for name in ("dead", "messages", "verdict", "sent")
     )
-    own = (dead.REASON, dead.DEAD, dead.CRASHES, verdict.TRIES)
+    own = (dead.REASON, dead.DEAD, dead.CRASHES, verdict.TRIES, sent.SENT)
     assert own == celery_dead_letters.OWN
     for name in ("LARGEST", "MOST_VALUES", "DEEPEST", "LONGEST_NAME"):
         assert getattr(celery_dead_letters, name) == getattr(messages, name)
