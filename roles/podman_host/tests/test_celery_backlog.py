@@ -4,6 +4,7 @@ import json
 
 import celery_backlog
 import pytest
+from ansible.module_utils.celery_metrics import SENT
 from ansible.module_utils.celery_redis import RedisError
 
 
@@ -181,7 +182,7 @@ class Elected(Redis):
         word, *rest = commands[0]
         if word == "TIME":
             return [["100", "0"], *super().ask(*commands[1:])]
-        if word == "EVAL":
+        if rest[:1] == [SENT]:
             return [["40.5"] + [""] * (int(rest[1]) - 1)]
         if word != "INFO":
             return super().ask(*commands)

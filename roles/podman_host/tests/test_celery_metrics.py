@@ -105,8 +105,8 @@ def message(sent=None):
 def test_the_age_of_a_queue_is_that_of_its_next_task(client):
     now = time.time()
     client.ask(
-        ("LPUSH", "mail", message(round(now) - 90)),
-        ("LPUSH", "mail", message(round(now) - 60), message(now - 5)),
+        ("LPUSH", "mail", message(int(now) - 90)),
+        ("LPUSH", "mail", message(int(now) - 60), message(now - 5)),
         ("RPOP", "mail"),
         ("LPUSH", "mail\x06\x163", message(now - 30.5)),
         ("LPUSH", "shop:jobs", message(now + 3600)),
