@@ -13,6 +13,7 @@ from typing import Any
 # Beside this file, and rules that are no plugins; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
+import queue_entries
 import reported
 from arguments import OPTIONS
 from texts import FALSE, REST, TRUE
@@ -55,10 +56,7 @@ def queues_of(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) -> 
     :param hosts: Ansible's hostvars.
     :param celery: the hosts that are to run workers.
     """
-    lists = [hosts[host].get("celery_queues") for host in celery]
-    entries = [one for queues in lists if isinstance(queues, list) for one in queues]
-    named = (one["name"] for one in entries if isinstance(one, Mapping) and "name" in one)
-    return list(dict.fromkeys(map(str, named)))
+    return list(dict.fromkeys(str(one["name"]) for one in queue_entries.entries(hosts, celery)))
 
 
 def problems(variables: Mapping[str, Any], hosts: Sequence[str], declared: Sequence[str]) -> str:

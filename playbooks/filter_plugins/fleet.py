@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 # Beside this file, and in the runtime; Ansible loads filters by their path.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "output"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "app/runtime"))
 import fleet_queues
 import fleet_wrong
 import pauses
+import queue_entries
 import reported
 from celery_metal_runtime.names import node_name
 
@@ -328,8 +330,8 @@ def table(found: Fleet) -> str:
         rows += own or [{"host": host, "state": state}]
     top = [f"destination {found['destination']}", ""] if found["destination"] else []
     top += fleet_wrong.lines(found["wrong"])
-    queues = fleet_queues.lines(found["queues"])
-    return "\n".join([*top, *_aligned([COLUMNS, *rows]), *queues, *_notes(found)])
+    rows_of_queues = fleet_queues.lines(found["queues"])
+    return "\n".join([*top, *_aligned([COLUMNS, *rows]), *rows_of_queues, *_notes(found)])
 
 
 def _cells(worker: FleetWorker) -> dict[str, str]:
@@ -379,15 +381,12 @@ def queue_names(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) -
     :param hosts: Ansible's hostvars.
     :param celery: the hosts that are to run workers.
     """
-    lists = [hosts[host].get("celery_queues") for host in celery]
-    names = [
+    names = (
         name
-        for queues in lists
-        for queue in (queues if isinstance(queues, list) else ())
-        if isinstance(queue, Mapping) and "name" in queue
-        for name in (queue.get("queues") or [queue["name"]])
-    ]
-    return list(dict.fromkeys(map(str, names)))
+        for entry in queue_entries.entries(hosts, celery)
+        for name in queue_entries.consumed(entry)
+    )
+    return list(dict.fromkeys(names))
 
 
 def fleet_text(

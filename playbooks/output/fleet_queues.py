@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# Ansible loads what imports this by its path.
+sys.path.insert(0, str(Path(__file__).parents[1] / "declared"))
+import queue_entries
 
 if TYPE_CHECKING:
     from celery_metal_types import Backlog, Counted, FleetQueue
@@ -31,15 +37,12 @@ def objectives(hosts: Mapping[str, Mapping[str, Any]], celery: Sequence[str]) ->
     :param celery: the hosts that are to run workers.
     """
     found: dict[str, int] = {}
-    lists = [hosts[host].get("celery_queues") for host in celery]
-    for entry in (one for queues in lists if isinstance(queues, list) for one in queues):
-        wanted = entry.get("latency_objective_seconds", 0) if isinstance(entry, Mapping) else 0
+    for entry in queue_entries.entries(hosts, celery):
+        wanted = entry.get("latency_objective_seconds", 0)
         # Ansible has integers of its own.
-        is_number = isinstance(wanted, int) and not isinstance(wanted, bool)
-        if not is_number or wanted <= 0 or "name" not in entry:
-            continue
-        for name in map(str, entry.get("queues") or [entry["name"]]):
-            found[name] = min(int(wanted), found.get(name, int(wanted)))
+        if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0:
+            for name in queue_entries.consumed(entry):
+                found[name] = min(int(wanted), found.get(name, int(wanted)))
     return found
 
 

@@ -45,7 +45,7 @@ BOUNDS = (
 PUBLISH_SECONDS = 15.0
 #: What is recent, in seconds.
 RECENT_SECONDS = 300.0
-#: Entries that wait to be counted.
+#: Entries that wait to be counted; beyond, while the heartbeat stands still, the oldest is dropped.
 MOST_ENTRIES = 50_000
 #: How a task ends, and by which of Celery's exceptions.
 SUCCEEDED, FAILED, REVOKED = "succeeded", "failed", "revoked"
@@ -95,21 +95,15 @@ class Metrics:
 
     def __init__(self) -> None:
         #: A queue, the outcome of a task, or nothing for one that has begun, and its wait.
-        self._entries: deque[tuple[str, str, float | None]] = deque()
+        self._entries: deque[tuple[str, str, float | None]] = deque(maxlen=MOST_ENTRIES)
         self._queues: dict[str, Queue] = {}
         self._begun, self._due = monotonic(), 0.0
         self._failure = ""
-        #: Entries that were not counted, as the thread that counts did not run.
-        self.missed = 0
 
     def note(self, queue: str, outcome: str, seconds: float | None = None) -> None:
         """Enter a task that has begun after a wait of so many seconds, or ended by an outcome."""
-        if not queue or queue.startswith(CANARY):
-            return
-        if len(self._entries) < MOST_ENTRIES:
+        if queue and not queue.startswith(CANARY):
             self._entries.append((queue, outcome, seconds))
-        else:
-            self.missed += 1
 
     def publish(self, client: "Redis", key: str, node: str, queues: Iterable[str]) -> None:
         """Count what has come, and write it to the field `node` of the hash `key` when it is due.

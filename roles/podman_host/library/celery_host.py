@@ -187,8 +187,6 @@ admitted_hosts:
   returned: always
 """
 
-import glob
-import hashlib
 import ipaddress
 import json
 import os
@@ -203,6 +201,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.celery_destinations import recorded_destination
 from ansible.module_utils.celery_holders import recorded
+from ansible.module_utils.celery_kept import digests
 from ansible.module_utils.celery_metal import HostError, conclude, output, run
 from ansible.module_utils.container_files import Folder, RefusedError
 from ansible.module_utils.podman_images import Found, by_cause
@@ -264,18 +263,6 @@ def missing_packages(wanted: list[str]) -> list[str]:
     listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted).stdout
     installed = {line.split()[0] for line in listed.splitlines() if line.endswith(" installed")}
     return sorted(set(wanted) - installed)
-
-
-def contents(patterns: Sequence[str]) -> dict[str, str]:
-    """Path to the SHA-1 of a file, or to ``-> target`` of a link."""
-    found = {}
-    for path in map(Path, (one for pattern in patterns for one in glob.glob(pattern))):
-        if path.is_symlink():
-            found[str(path)] = f"-> {path.readlink()}"
-        elif path.is_file():
-            digest = hashlib.sha1(path.read_bytes(), usedforsecurity=False)
-            found[str(path)] = digest.hexdigest()
-    return found
 
 
 def packages_known(missing: list[str]) -> bool:
@@ -583,7 +570,7 @@ def look(packages: list[str], references: list[str]) -> dict[str, Any]:
 def work(params: Mapping[str, Any]) -> dict[str, Any]:
     """All of it."""
     found = {**look(params["packages"], params["images"]), **network(params)}
-    found["files"] = contents(params["files"])
+    found["files"] = digests(params["files"])
     found["told"] += damage_told(found["images_damaged"])
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,17 @@ def snapshot(patterns: Iterable[str]) -> dict[str, dict[str, str]]:
     paths = sorted({path for pattern in patterns for path in glob.glob(pattern)})
     links = {path: os.readlink(path) for path in paths if os.path.islink(path)}
     return {"links": links, "files": {p: Path(p).read_text() for p in paths if p not in links}}
+
+
+def digests(patterns: Iterable[str]) -> dict[str, str]:
+    """The SHA-1 of all files, and ``-> target`` of all links, that match the patterns."""
+    paths = {path for pattern in patterns for path in glob.glob(pattern)}
+    found = {path: f"-> {os.readlink(path)}" for path in paths if os.path.islink(path)}
+    for path in paths - found.keys():
+        if os.path.isfile(path):
+            content = Path(path).read_bytes()
+            found[path] = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+    return found
 
 
 def restore(wanted: dict[str, dict[str, str]], patterns: Iterable[str]) -> None:

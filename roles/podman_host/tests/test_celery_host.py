@@ -376,14 +376,3 @@ def test_whether_all_rules_went_since_podman_wrote_its_own(
 
     monkeypatch.setattr(celery_host, "run", run)
     assert celery_host.has_podman_rules() == expected
-
-
-def test_files_are_compared_by_their_content_and_links_by_their_target(tmp_path):
-    (tmp_path / "a.crt").write_bytes(b"abc")
-    (tmp_path / "directory.crt").mkdir()
-    (tmp_path / "link").symlink_to("nowhere")
-    patterns = [f"{tmp_path}/*.crt", f"{tmp_path}/link", f"{tmp_path}/absent"]
-    assert celery_host.contents(patterns) == {
-        f"{tmp_path}/a.crt": "a9993e364706816aba3e25717850c26c9cd0d89d",
-        f"{tmp_path}/link": "-> nowhere",
-    }
